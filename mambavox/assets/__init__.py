@@ -1,0 +1,26 @@
+"""Models that ship inside the package, all trained by recipes of this project."""
+
+from pathlib import Path
+
+from mambavox.errors import ConfigError
+
+_FOLDER = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """Names of the embedded models."""
+    return sorted(p.name for p in _FOLDER.iterdir() if (p / "config.json").is_file())
+
+
+def path(name: str) -> str:
+    """Folder of an embedded model, for ``from_pretrained``.
+
+    Args:
+        name: for example ``"nano-ast"``; ``names()`` lists them.
+
+    Raises:
+        ConfigError: no embedded model has that name.
+    """
+    if name not in names():
+        raise ConfigError(f"no embedded model is called {name!r}; there are: {', '.join(names()) or 'none'}")
+    return str(_FOLDER / name)
