@@ -1,0 +1,35 @@
+"""Typed state that a block carries from one piece of a stream to the next."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MambaState:
+    """What one Mamba block remembers of the frames it has seen.
+
+    Attributes:
+        conv: ``(batch, d_inner, d_conv - 1)`` the last inputs of the convolution, oldest first.
+        ssm: ``(batch, d_inner, d_state)`` the scan's state, float32.
+    """
+
+    conv: Tensor
+    ssm: Tensor
+
+    def reorder(self, rows: Tensor) -> "MambaState":
+        """State of the rows chosen, in that order (beam search, streams that start and stop).
+
+        Args:
+            rows: ``(new_batch,)`` indices of rows.
+        """
+        return MambaState(self.conv.index_select(0, rows), self.ssm.index_select(0, rows))
+
+    def detach(self) -> "MambaState":
+        """The same state, cut from the graph (truncated back-propagation)."""
+        return MambaState(self.conv.detach(), self.ssm.detach())
+
+    def to(self, device: torch.device | str) -> "MambaState":
+        """The same state on another device."""
+        return MambaState(self.conv.to(device), self.ssm.to(device))
