@@ -49,10 +49,7 @@ def selective_scan_reference(
     if dt_softplus:
         dt = F.softplus(dt)
 
-    if initial_state is None:
-        state = x.new_zeros(batch, d_inner, A.shape[1])
-    else:
-        state = initial_state.to(compute_dtype)
+    state = x.new_zeros(batch, d_inner, A.shape[1]) if initial_state is None else initial_state.to(compute_dtype)
     valid = None if lengths is None else length_mask(lengths, time)
 
     frames = []

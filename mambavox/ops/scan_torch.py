@@ -64,10 +64,7 @@ def selective_scan_torch(
     if padding is not None:
         dt = dt.masked_fill(padding, 0.0)
 
-    if initial_state is None:
-        state = x.new_zeros(batch, d_inner, A.shape[1])
-    else:
-        state = initial_state.to(compute_dtype)
+    state = x.new_zeros(batch, d_inner, A.shape[1]) if initial_state is None else initial_state.to(compute_dtype)
     y: Tensor
     if x.numel():
         y, state = _ChunkedScan.apply(dt, dt * x, A, B, C, state)
