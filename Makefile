@@ -1,0 +1,34 @@
+# Everything runs in .venv; the first target that needs it makes it.
+PYTHON ?= python3
+# A stated torch keeps a CPU machine from the newest build's CUDA packages; override for a GPU: make setup TORCH=torch
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+
+.PHONY: setup quickstart test check bench clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+quickstart: setup
+	$(BIN)/mambavox quickstart --output runs/quickstart --overwrite
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python benchmarks/scan.py
+
+clean:
+	rm -rf .venv build dist *.egg-info
