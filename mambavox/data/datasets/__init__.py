@@ -1,1 +1,1 @@
-"""TODO"""
+"""Readers of well-known corpora, one small file each."""
