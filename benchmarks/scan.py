@@ -101,8 +101,8 @@ def main() -> None:
     candidates = scans()
     check(candidates)
     lines = [
-        f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch {torch.__version__}, float32, "
-        f"median of {arguments.repeats} interleaved repetitions",
+        f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch {torch.__version__}, "
+        f"float32, median of {arguments.repeats} interleaved repetitions",
         "",
         "| shape | pass | " + " | ".join(candidates) + " |",
         "|---|---|" + "--:|" * len(candidates),
