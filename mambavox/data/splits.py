@@ -1,0 +1,295 @@
+"""Divide examples into train, valid and test parts: by a column, by folds, or at random."""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from mambavox.data.columns import listed
+from mambavox.data.example import Example
+from mambavox.errors import DataError
+
+Part: TypeAlias = Literal["train", "valid", "test"]
+
+_WORDS: dict[str, Part] = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "validation": "valid",
+    "val": "valid",
+    "dev": "valid",
+    "test": "test",
+    "testing": "test",
+    "heldout": "test",
+}
+
+NO_COLUMN = "none"
+"""As ``split_column``: divide at random, whatever columns there are."""
+
+
+def part_named(word: object) -> Part | None:
+    """The part that a word of a split column, or a folder's name, stands for; ``None`` where it is no such word."""
+    return _WORDS.get(str(word).strip().lower())
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Examples divided into parts that share no recording.
+
+    Attributes:
+        train: to fit on.
+        valid: to choose on.
+        test: to report on; may be empty.
+        notes: sentences for the user: how the parts came about, and what could not be done.
+    """
+
+    train: list[Example]
+    valid: list[Example]
+    test: list[Example]
+    notes: list[str] = field(default_factory=list)
+
+
+def make_splits(
+    examples: Sequence[Example],
+    *,
+    split_column: str | None = None,
+    fold_column: str | None = None,
+    test_fold: int | str | None = None,
+    valid_fold: int | str | None = None,
+    group_column: str | None = None,
+    valid_fraction: float = 0.1,
+    test_fraction: float | None = None,
+    seed: int = 0,
+) -> Splits:
+    """Divide examples into train, valid and test parts.
+
+    The first of these that applies decides:
+
+    1. ``split_column``, or a column ``split`` that names at least two parts (train, training; valid, validation,
+       val, dev; test, testing, heldout). A valid part that it lacks is drawn from train; a test part only when
+       ``test_fraction`` asks for one.
+    2. ``fold_column``, or a column ``fold``: ``test_fold`` is the test part, ``valid_fold`` the valid part, the
+       other folds train.
+    3. A draw, stratified by label: each class gives each part its fraction, rounded, but at least one recording,
+       and keeps at least one for train. A class too small for that stays in train first, and a note says so.
+
+    With ``group_column`` whatever is drawn, is drawn by whole groups (speakers, say), which makes the fractions
+    approximate; parts given by a column or by folds must not share a group either.
+
+    Args:
+        examples: with labels, or all without.
+        split_column: column that names the part; ``"none"`` ignores the columns ``split`` and ``fold``.
+        fold_column: column that numbers the fold.
+        test_fold: fold of the test part; default the last.
+        valid_fold: fold of the valid part; default the one before the test fold, cyclically.
+        group_column: column whose values must not straddle parts.
+        valid_fraction: share of the examples to draw from that becomes the valid part; 0 draws none.
+        test_fraction: the same for test; default 0.1 for a draw and 0 beside a split column.
+        seed: of the draw; the same examples and seed give the same parts.
+
+    Returns:
+        The parts, each in the order of ``examples``.
+
+    Raises:
+        DataError: a column is missing or holds unknown words, a fold does not exist, a part that was asked for
+            would be empty, a recording or group is in two parts, or valid or test has a label that train lacks.
+    """
+    for name, fraction in (("valid_fraction", valid_fraction), ("test_fraction", test_fraction or 0.0)):
+        if not 0 <= fraction < 1:
+            raise DataError(f"{name} is {fraction}; expected at least 0 and less than 1")
+    if split_column == NO_COLUMN and fold_column is not None:
+        raise DataError(f"split_column='none' ignores folds, but fold_column is {fold_column!r}; give one of them")
+    draw = _Draw(group_column, seed)
+    if split_column != NO_COLUMN and fold_column is None and _use_split_column(examples, split_column):
+        column = split_column or "split"
+        parts = _by_column(examples, column)
+        draw.notes.append(f"parts as column {column!r} says")
+        test_fraction = test_fraction or 0.0
+    elif split_column != NO_COLUMN and (fold_column is not None or _has(examples, "fold")):
+        parts, note = _by_fold(examples, fold_column or "fold", test_fold, valid_fold)
+        draw.notes.append(note)
+        test_fraction = 0.0
+    else:
+        if test_fold is not None or valid_fold is not None:
+            raise DataError("test_fold and valid_fold need a column of folds; name it with --fold-column")
+        parts = {"train": list(examples), "valid": [], "test": []}
+        test_fraction = 0.1 if test_fraction is None else test_fraction
+
+    pool = max(len(parts["train"]), 1)  # the fractions are shares of what there is to draw from
+    if not parts["test"] and test_fraction:
+        parts["train"], parts["test"] = draw.take(parts["train"], test_fraction, "test")
+    if not parts["valid"] and valid_fraction:
+        rest = max(len(parts["train"]), 1)
+        parts["train"], parts["valid"] = draw.take(parts["train"], min(valid_fraction * pool / rest, 0.5), "valid")
+    _check(parts, group_column)
+    if not parts["test"]:
+        draw.notes.append("no test part: the source has none, and none was asked for (--test-fraction)")
+    return Splits(parts["train"], parts["valid"], parts["test"], draw.notes)
+
+
+def _has(examples: Sequence[Example], column: str) -> bool:
+    return any(example.fields.get(column) is not None for example in examples)
+
+
+def _column(examples: Sequence[Example], column: str, flag: str) -> list[str]:
+    """A column's values as text; every example must have one."""
+    if not _has(examples, column):
+        present = list(dict.fromkeys(key for example in examples for key in example.fields))
+        raise DataError(f"no column {column!r} among {listed(present) or 'no columns'}; name the right one with {flag}")
+    missing = [example.name for example in examples if example.fields.get(column) in (None, "")]
+    if missing:
+        raise DataError(f"column {column!r} ({flag}) is empty for {listed(missing)}")
+    return [str(example.fields[column]) for example in examples]
+
+
+def _use_split_column(examples: Sequence[Example], split_column: str | None) -> bool:
+    """Whether the split column decides; the default one only where it does divide."""
+    if split_column is not None:
+        return True
+    if not _has(examples, "split"):
+        return False
+    values = {example.fields.get("split") for example in examples}
+    if all(part_named(value) for value in values):
+        return len({part_named(value) for value in values}) > 1
+    return not _has(examples, "fold")
+
+
+def _by_column(examples: Sequence[Example], column: str) -> dict[Part, list[Example]]:
+    parts: dict[Part, list[Example]] = {"train": [], "valid": [], "test": []}
+    values = _column(examples, column, "--split-column")
+    words = {value: part_named(value) for value in sorted(set(values))}
+    unknown = [value for value, part in words.items() if part is None]
+    if unknown:
+        raise DataError(
+            f"column {column!r} holds {listed(unknown)}; expected {', '.join(_WORDS)}. Rename them, name another "
+            "column with --split-column or --fold-column, or draw the parts at random with --split-column none"
+        )
+    for example, value in zip(examples, values, strict=True):
+        if (part := words[value]) is not None:
+            parts[part].append(example)
+    if not parts["train"]:
+        raise DataError(f"column {column!r} holds {listed(sorted(set(values)))}, but no train part")
+    return parts
+
+
+def _by_fold(
+    examples: Sequence[Example], column: str, test_fold: int | str | None, valid_fold: int | str | None
+) -> tuple[dict[Part, list[Example]], str]:
+    values = _column(examples, column, "--fold-column")
+    folds = sorted(set(values), key=_natural)
+    if len(folds) < 2:
+        raise DataError(f"column {column!r} has one fold ({folds[0]}); expected at least 2")
+    test = folds[-1] if test_fold is None else str(test_fold)
+    valid = None if valid_fold is None else str(valid_fold)
+    for name, fold in (("test_fold", test), ("valid_fold", valid)):
+        if fold is not None and fold not in folds:
+            raise DataError(f"{name} is {fold}; column {column!r} has the folds {listed(folds)}")
+    if valid is None and len(folds) > 2:
+        valid = folds[folds.index(test) - 1]
+    if valid == test:
+        raise DataError(f"test_fold and valid_fold are both {test}; choose two of {listed(folds)}")
+    parts: dict[Part, list[Example]] = {"train": [], "valid": [], "test": []}
+    for example, value in zip(examples, values, strict=True):
+        parts["test" if value == test else "valid" if value == valid else "train"].append(example)
+    if not parts["train"]:
+        raise DataError(f"folds {test} and {valid} of column {column!r} leave none to train on")
+    return parts, f"column {column!r}: test is fold {test}, valid is " + (
+        f"fold {valid}" if valid else "drawn from train"
+    )
+
+
+def _natural(text: str) -> list[Any]:
+    """Sort key under which fold 2 comes before fold 10."""
+    return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in re.split(r"(\d+)", text)]
+
+
+class _Draw:
+    """Seeded stratified draws, and notes on what they could not do."""
+
+    def __init__(self, group_column: str | None, seed: int) -> None:
+        self.group_column = group_column
+        self.seed = seed
+        self.generator = np.random.default_rng(seed)
+        self.notes: list[str] = []
+
+    def take(self, examples: list[Example], fraction: float, part: Part) -> tuple[list[Example], list[Example]]:
+        """Examples that stay and examples taken, each in the order given."""
+        chosen = (
+            self._rows(examples, fraction, part)
+            if self.group_column is None
+            else self._group_rows(examples, self.group_column, fraction, part)
+        )
+        if not chosen:
+            raise DataError(
+                f"{len(examples)} recordings are too few to draw a {part} part without emptying train; "
+                f"add recordings, or ask for none with --{part}-fraction 0"
+            )
+        self.notes.append(f"{part}: {len(chosen)} of {len(examples)} training recordings, drawn with seed {self.seed}")
+        kept = [example for row, example in enumerate(examples) if row not in chosen]
+        return kept, [examples[row] for row in sorted(chosen)]
+
+    def _rows(self, examples: list[Example], fraction: float, part: Part) -> set[int]:
+        rows_of: dict[str | None, list[int]] = defaultdict(list)
+        for row, example in enumerate(examples):
+            rows_of[example.label].append(row)
+        chosen: set[int] = set()
+        small = []
+        for label, rows in rows_of.items():
+            count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
+            if not count:
+                small.append(label)
+            chosen.update(self.generator.permutation(rows)[:count].tolist())
+        if small:
+            self.notes.append(f"{part} lacks {listed(small)}: one recording each, which train keeps")
+        return chosen
+
+    def _group_rows(self, examples: list[Example], column: str, fraction: float, part: Part) -> set[int]:
+        groups = _column(examples, column, "--group-column")
+        num_groups = len(set(groups))
+        if num_groups < 2:
+            raise DataError(f"column {column!r} has one group ({groups[0]}); {part} needs one of its own")
+        labels = np.array([str(example.label) for example in examples])
+        folds = StratifiedGroupKFold(
+            n_splits=min(max(round(1 / fraction), 2), num_groups), shuffle=True, random_state=self.seed
+        )
+        candidates = []
+        for train, held in folds.split(np.zeros(len(labels)), labels, groups):
+            if len(held) and set(labels[held]) <= set(labels[train]):
+                candidates.append(held)
+        if not candidates:
+            raise DataError(
+                f"no group of column {column!r} can be held out for {part}: each has a label of its own "
+                "that train would lack; name another column with --group-column, or give a split column"
+            )
+        best = min(candidates, key=lambda held: abs(len(held) - fraction * len(labels)))
+        return {int(row) for row in best}
+
+
+def _check(parts: dict[Part, list[Example]], group_column: str | None) -> None:
+    def shared(what: str, key: Any) -> None:
+        part_of: dict[Any, Part] = {}
+        for part, examples in parts.items():
+            for example in examples:
+                other = part_of.setdefault(key(example), part)
+                if other != part:
+                    raise DataError(
+                        f"{what} {key(example)!s} is in {other} and in {part}; take it out of one, or draw the parts "
+                        "with --split-column none"
+                    )
+
+    if not parts["train"]:
+        raise DataError("no recordings are left to train on; make the valid and test fractions smaller")
+    shared("the recording", lambda example: example.audio if isinstance(example.audio, Path) else id(example))
+    if group_column is not None:
+        _column([example for examples in parts.values() for example in examples], group_column, "--group-column")
+        shared(f"{group_column} =", lambda example: example.fields[group_column])
+    known = {example.label for example in parts["train"]}
+    for part in ("valid", "test"):
+        extra = sorted({str(example.label) for example in parts[part]} - {str(label) for label in known})
+        if extra:
+            raise DataError(f"{part} has labels that train lacks: {listed(extra)}")
