@@ -1,0 +1,305 @@
+"""Where the hosts keep their sublayers: the only place that knows AST, Whisper, wav2vec2, HuBERT and WavLM.
+
+Everything is found by structure, not by size or class: a list called ``layers`` whose elements have the parts of one
+of the known forms. A host may sit anywhere inside a larger module.
+"""
+
+import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from mambavox.errors import HostError
+
+HOSTS = "AST, Whisper, wav2vec2, HuBERT, WavLM"
+HEAD_MODULES = ("projector", "classifier", "lm_head")
+"""What the hosts' classification and CTC models call the modules after the backbone."""
+
+
+@dataclass(frozen=True)
+class LayerForm:
+    """Names of the parts of one family's transformer layer, in its pre-norm variant.
+
+    Attributes:
+        attention: the self-attention module.
+        attention_norm: the norm that feeds it.
+        ffn_input: the module whose input is the feed-forward sublayer's input.
+        ffn_output: the module whose output is its output; the same one where the sublayer is a module of its own.
+        ffn_norm: the norm that feeds it.
+        stack_norm: the norm beside the list of layers.
+    """
+
+    attention: str
+    attention_norm: str
+    ffn_input: str
+    ffn_output: str
+    ffn_norm: str
+    stack_norm: str
+
+    def fits(self, holder: nn.Module, layer: nn.Module) -> bool:
+        """Whether a layer, and the module that holds the list of layers, have all the parts."""
+        parts = (self.attention, self.attention_norm, self.ffn_input, self.ffn_output, self.ffn_norm)
+        return hasattr(holder, self.stack_norm) and all(hasattr(layer, part) for part in parts)
+
+
+FORMS = (
+    # AST
+    LayerForm("attention", "layernorm_before", "mlp", "mlp", "layernorm_after", "layernorm"),
+    # Whisper: the feed-forward sublayer lies loose in the layer
+    LayerForm("self_attn", "self_attn_layer_norm", "fc1", "fc2", "final_layer_norm", "layer_norm"),
+    # wav2vec2, HuBERT, WavLM
+    LayerForm("attention", "layer_norm", "feed_forward", "feed_forward", "final_layer_norm", "layer_norm"),
+)
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """One sublayer of a host.
+
+    Attributes:
+        stack: the stack it belongs to.
+        layer: index of its layer.
+        role: what it is.
+        target: name of the module whose output is the sublayer's output.
+        input_of: name of the module whose input is the sublayer's input.
+        norm: name of the norm whose output the sublayer reads.
+        width: size of its input and output.
+    """
+
+    stack: "Stack"
+    layer: int
+    role: Literal["ffn", "attention"]
+    target: str
+    input_of: str
+    norm: str
+
+    @property
+    def width(self) -> int:
+        """Size of its input and output."""
+        return self.stack.width
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One stack of transformer layers of a host.
+
+    Attributes:
+        holder: name of the module that holds the list ``layers``.
+        kind: a decoder has attention to an encoder.
+        form: the layers' form.
+        num_layers: how many layers.
+        width: size of the hidden states.
+        post_norm: whether norms follow the sublayers (``LN(x + F(x))``) instead of feeding them.
+    """
+
+    holder: str
+    kind: Literal["encoder", "decoder"]
+    form: LayerForm
+    num_layers: int
+    width: int
+    post_norm: bool
+
+    @property
+    def final_norm(self) -> str:
+        """Name of the norm through which the stack's output passes.
+
+        In a post-norm host that is the last layer's own last norm; the one beside the layers feeds the first layer.
+        """
+        return self._part(self.num_layers - 1, self.form.ffn_norm) if self.post_norm else self._stack_norm
+
+    @property
+    def _stack_norm(self) -> str:
+        return _join(self.holder, self.form.stack_norm)
+
+    def _part(self, layer: int, part: str) -> str:
+        return _join(self.holder, "layers", str(layer), part)
+
+    def _norm(self, layer: int, role: str) -> str:
+        """Name of the norm whose output a sublayer reads, whether norms stand before or after sublayers."""
+        if role == "ffn":
+            return self._part(layer, self.form.attention_norm if self.post_norm else self.form.ffn_norm)
+        if not self.post_norm:
+            return self._part(layer, self.form.attention_norm)
+        return self._part(layer - 1, self.form.ffn_norm) if layer else self._stack_norm
+
+    def sublayers(self) -> list[Sublayer]:
+        """All sublayers in the order in which they run."""
+        form, found = self.form, []
+        for layer in range(self.num_layers):
+            attention = self._part(layer, form.attention)
+            ffn_input, ffn_output = self._part(layer, form.ffn_input), self._part(layer, form.ffn_output)
+            found.append(Sublayer(self, layer, "attention", attention, attention, self._norm(layer, "attention")))
+            found.append(Sublayer(self, layer, "ffn", ffn_output, ffn_input, self._norm(layer, "ffn")))
+        return found
+
+    def projections(self, names: Iterable[str]) -> str:
+        """Regular expression for modules inside this stack's self-attention."""
+        return self._inside(self.form.attention, names)
+
+    def ffn_parts(self, names: Iterable[str]) -> str:
+        """Regular expression for modules inside this stack's feed-forward sublayers."""
+        return self._inside(self.form.ffn_output, names)
+
+    def _inside(self, part: str, names: Iterable[str]) -> str:
+        # Ends of names only, so that the same adapter loads into the base model and into a model with a head.
+        holder = f"{self.kind}\\." if self.holder.endswith(self.kind) else ""
+        return rf"(.*\.)?{holder}layers\.\d+\.{part}\.({'|'.join(names)})"
+
+
+def _join(*parts: str) -> str:
+    return ".".join(part for part in parts if part)
+
+
+def find_stacks(model: nn.Module) -> list[Stack]:
+    """The stacks of transformer layers in a model.
+
+    Args:
+        model: a host, or any module that contains one; adapters may already be attached.
+
+    Returns:
+        At least one stack, in the order of the model's modules.
+
+    Raises:
+        HostError: there is none.
+    """
+    found = []
+    for name, layers in model.named_modules():
+        holder_name, _, last = name.rpartition(".")
+        if last != "layers" or not isinstance(layers, nn.ModuleList) or not len(layers):
+            continue
+        holder = model.get_submodule(holder_name)
+        form = next((form for form in FORMS if form.fits(holder, layers[0])), None)
+        if form is None:
+            continue
+        config = getattr(holder, "config", None)
+        found.append(
+            Stack(
+                holder=holder_name,
+                kind="decoder" if hasattr(layers[0], "encoder_attn") else "encoder",
+                form=form,
+                num_layers=len(layers),
+                width=getattr(holder, form.stack_norm).weight.shape[0],
+                # Only the wav2vec2 family has both variants, told apart by its configuration.
+                post_norm=not getattr(config, "do_stable_layer_norm", True),
+            )
+        )
+    if not found:
+        raise HostError(
+            f"{type(model).__name__} is not a known host; expected a transformers model of {HOSTS} "
+            "(any size, with or without a head), or a module that contains one"
+        )
+    return found
+
+
+def describe_stacks(stacks: Iterable[Stack]) -> str:
+    """What a host has, for error messages."""
+    return "; ".join(
+        f"{stack.kind} {stack.holder or 'model'!r}: layers 0..{stack.num_layers - 1}, "
+        f"ffn {stack.sublayers()[1].target!r}.., attention {stack.sublayers()[0].target!r}.."
+        for stack in stacks
+    )
+
+
+def matches(names: Iterable[str] | str | None, key: str) -> bool:
+    """PEFT's rule: a string is a regular expression for the whole name, a list holds names or their endings."""
+    if names is None:
+        return False
+    if isinstance(names, str):
+        return re.fullmatch(names, key) is not None
+    return any(key == name or key.endswith(f".{name}") for name in names)
+
+
+def head_modules(model: nn.Module) -> list[str]:
+    """Names of the modules after the backbone that a task trains whole.
+
+    Output embeddings that are tied to input embeddings (Whisper's) are no head. Neither is ``layer_weights`` of
+    the wav2vec2 family's weighted layer sum: it is a bare parameter, which PEFT cannot save, and stays as loaded.
+    """
+    children = dict(model.named_children())
+    backbone = [p for name, child in children.items() if name not in HEAD_MODULES for p in child.parameters()]
+    tied = {id(p) for p in backbone}
+    return [
+        name
+        for name in HEAD_MODULES
+        if name in children and not any(id(p) in tied for p in children[name].parameters())
+    ]
+
+
+def lora_targets(model: nn.Module) -> str:
+    """Regular expression for the modules that LoRA adapts in a host.
+
+    The query and value projections of the encoder's self-attention. WavLM's attention reads the raw weights of its
+    projections and never calls them, so that LoRA there has no effect; it gets LoRA in both feed-forward layers.
+
+    Raises:
+        HostError: the model is no known host.
+    """
+    stacks = find_stacks(model)
+    stack = next((stack for stack in stacks if stack.kind == "encoder"), stacks[0])
+    attention = model.get_submodule(stack.sublayers()[0].target)
+    if hasattr(attention, "torch_multi_head_self_attention"):
+        return stack.ffn_parts(("intermediate_dense", "output_dense"))
+    return stack.projections(("q_proj", "v_proj"))
+
+
+def train_all(model: nn.Module) -> None:
+    """Make every tensor of a host trainable, but for Whisper's fixed sinusoidal positions."""
+    model.requires_grad_(True)
+    for name, parameter in model.named_parameters():
+        if name.endswith("encoder.embed_positions.weight"):
+            parameter.requires_grad_(False)
+
+
+def _no_embeddings() -> None:
+    return None
+
+
+def declare_missing_embeddings(model: Any) -> None:
+    """Let a host without token embeddings say so instead of raising.
+
+    PEFT asks for embeddings when it saves an adapter and the vocabulary (of a new CTC head) differs from the base
+    model's; wav2vec2, HuBERT and WavLM raise ``NotImplementedError`` then, and no checkpoint could be written.
+    """
+    if not hasattr(model, "get_input_embeddings"):
+        return
+    try:
+        model.get_input_embeddings()
+    except NotImplementedError:
+        model.get_input_embeddings = _no_embeddings
+        model.get_output_embeddings = _no_embeddings
+
+
+def dummy_inputs(model: nn.Module) -> dict[str, Tensor]:
+    """The smallest input a host accepts, all zeros, on its device and in its dtype.
+
+    Args:
+        model: a transformers model of a known host, with or without a head, or a PEFT model around one.
+
+    Raises:
+        HostError: the model's configuration is not a known host's.
+    """
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    config: Any = getattr(base, "config", None)
+    like = next(base.parameters())
+    kind = getattr(config, "model_type", None)
+    if kind == "audio-spectrogram-transformer":
+        return {"input_values": like.new_zeros(1, config.max_length, config.num_mel_bins)}
+    if kind == "whisper" and getattr(base, "main_input_name", None) == "input_features":
+        inputs = {"input_features": like.new_zeros(1, config.num_mel_bins, 2 * config.max_source_positions)}
+        if "decoder_input_ids" in inspect.signature(base.forward).parameters:
+            inputs["decoder_input_ids"] = torch.zeros(1, 2, dtype=torch.int64, device=like.device)
+        return inputs
+    if hasattr(config, "conv_kernel") and hasattr(config, "conv_stride"):
+        samples = 16
+        for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+            samples = (samples - 1) * stride + kernel
+        return {"input_values": like.new_zeros(1, samples)}
+    raise HostError(
+        f"cannot make an input for {type(base).__name__} (model_type {kind!r}); expected one of {HOSTS}. "
+        "Pass inputs={...}, the keyword arguments of its forward"
+    )

@@ -1,0 +1,202 @@
+"""The methods by name: what the command line and the training recipes attach to a model."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from peft import LoraConfig, PeftConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+from transformers import PreTrainedModel
+
+from mambavox.adapters.checks import check_reaches_output
+from mambavox.adapters.config import BottleneckConfig, MambAdapterConfig
+from mambavox.adapters.hosts import declare_missing_embeddings, find_stacks, head_modules, lora_targets, train_all
+from mambavox.errors import ConfigError, HostError
+
+# Set by PEFT, or by apply_method from its own arguments.
+_NOT_OPTIONS = {
+    *(field.name for field in dataclasses.fields(PeftConfig)),
+    "modules_to_save",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of fitting a pre-trained model to a task.
+
+    Attributes:
+        name: its name.
+        summary: one line on what it trains.
+        learning_rate: the peak rate to start from, per step.
+        config: class of its PEFT configuration; none where it takes no options.
+        defaults: what that configuration needs beyond its own defaults, found in the model.
+    """
+
+    name: str
+    summary: str
+    learning_rate: float
+    config: type[Any] | None = None
+    defaults: Callable[[nn.Module], dict[str, Any]] = lambda model: {}
+
+    def options(self) -> list[str]:
+        """Names of the options it takes."""
+        if self.config is None:
+            return []
+        return [f.name for f in dataclasses.fields(self.config) if f.init and f.name not in _NOT_OPTIONS]
+
+
+def _lora_defaults(model: nn.Module) -> dict[str, Any]:
+    return {"r": 8, "lora_alpha": 16, "target_modules": lora_targets(model)}
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "mambadapter",
+            "a Mamba block beside each feed-forward sublayer, between projections that all layers share",
+            5e-3,
+            MambAdapterConfig,
+        ),
+        Method(
+            "bottleneck",
+            "a narrow two-layer network beside each feed-forward sublayer",
+            5e-3,
+            BottleneckConfig,
+        ),
+        Method(
+            "lora",
+            "low-rank updates of the query and value projections (WavLM: of the feed-forward layers)",
+            5e-3,
+            LoraConfig,
+            _lora_defaults,
+        ),
+        Method("linear", "the head alone, on the frozen backbone", 1e-3),
+        Method("full", "every tensor of the model", 5e-5),
+    )
+}
+"""The learning rates are the MambAdapter paper's on AST (arXiv 2606.15638, the authors' scripts)."""
+
+
+def apply_method(
+    model: PreTrainedModel,
+    method: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    head: Sequence[str] | None = None,
+    check: bool = True,
+) -> nn.Module:
+    """Prepare a model to be trained with a method; the model is changed in place.
+
+    Args:
+        model: a known host, with or without a head.
+        method: a key of ``METHODS``.
+        options: fields of the method's configuration, such as ``bottleneck_dim`` or LoRA's ``r``.
+        head: modules to train whole and save beside the adapter; the host's own head (``projector``,
+            ``classifier``, ``lm_head``) where not given.
+        check: run :func:`check_reaches_output`, one forward pass of the smallest input.
+
+    Returns:
+        A ``PeftModel``; for ``"full"`` the model itself.
+
+    Raises:
+        ConfigError: an unknown method or option, or a value that does not fit.
+        HostError: the model is no known host, has nothing that fits, or something would be trained in vain.
+    """
+    chosen = METHODS.get(method)
+    if chosen is None:
+        raise ConfigError(f"method is {method!r}; expected one of {', '.join(METHODS)}{_suggest(method, METHODS)}")
+    options = dict(options or {})
+    _check_options(chosen, options)
+    find_stacks(model)
+    if head is None:
+        head = head_modules(model)
+    for name in head:
+        if name not in dict(model.named_modules()):
+            raise HostError(
+                f"the head is to be {name!r}, which {type(model).__name__} does not have; "
+                f"it has: {', '.join(name for name, _ in model.named_children())}"
+            )
+    if chosen.name == "full":
+        train_all(model)
+        return model
+    if chosen.name == "linear" and not head:
+        raise ConfigError(
+            f"linear trains the head alone, and {type(model).__name__} has none; expected a model with a head, "
+            "such as AutoModelForAudioClassification, or head=[...]"
+        )
+    declare_missing_embeddings(model)
+    if chosen.config is None:
+        # PEFT's own marker for "no target": only modules_to_save are trained, saved and switched.
+        config: PeftConfig = LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=list(head))
+    else:
+        config = chosen.config(**{**chosen.defaults(model), **options}, modules_to_save=list(head) or None)
+    adapted: nn.Module = get_peft_model(model, config)
+    if check:
+        check_reaches_output(adapted)
+    return adapted
+
+
+def _suggest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _check_options(method: Method, options: Mapping[str, Any]) -> None:
+    known = method.options()
+    for name in options:
+        if name not in known:
+            expected = f"expected {', '.join(known)}" if known else "it takes none"
+            raise ConfigError(f"{method.name} has no option {name!r}; {expected}{_suggest(name, known)}")
+
+
+class ParameterCounts(TypedDict):
+    """How much of a model is trained.
+
+    Attributes:
+        adapter: trainable parameters, the head left out.
+        head: trainable parameters of the head.
+        total: both.
+        share_of_backbone: ``adapter`` over the number of the backbone's parameters.
+    """
+
+    adapter: int
+    head: int
+    total: int
+    share_of_backbone: float
+
+
+def trainable_parameters(model: nn.Module) -> ParameterCounts:
+    """Count what a model trains, and compare it with its backbone.
+
+    Args:
+        model: what :func:`apply_method` returned, or any PEFT model.
+
+    Returns:
+        The counts; parameters that modules share count once.
+    """
+    added: set[int] = set()
+    wrapped: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            for name in module.adapter_layer_names:
+                added.update(id(p) for p in getattr(module, name).parameters())
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            wrapped.update(id(p) for p in module.parameters())
+    for name in head_modules(model):
+        wrapped.update(id(p) for p in model.get_submodule(name).parameters())
+    adapter = head = backbone = 0
+    for parameter in model.parameters():
+        if id(parameter) in wrapped:
+            head += parameter.numel() * parameter.requires_grad
+            continue
+        adapter += parameter.numel() * parameter.requires_grad
+        backbone += 0 if id(parameter) in added else parameter.numel()
+    return ParameterCounts(
+        adapter=adapter, head=head, total=adapter + head, share_of_backbone=adapter / backbone if backbone else 0.0
+    )

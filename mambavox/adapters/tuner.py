@@ -1,0 +1,127 @@
+"""PEFT tuners: they find the chosen sublayers of a host and attach the adapters."""
+
+import re
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule
+from torch import nn
+
+from mambavox.adapters.config import AdapterConfig
+from mambavox.adapters.hosts import (
+    Stack,
+    Sublayer,
+    declare_missing_embeddings,
+    describe_stacks,
+    find_stacks,
+    matches,
+)
+from mambavox.adapters.layers import CANNOT_MERGE, AdaptedNorm, AdapterLayer, SublayerAdapter
+from mambavox.errors import HostError
+
+
+def choose_sublayers(stacks: list[Stack], config: AdapterConfig) -> list[Sublayer]:
+    """The sublayers of a host that a configuration asks to adapt.
+
+    Args:
+        stacks: what the host has.
+        config: the adapter's configuration.
+
+    Returns:
+        At least one sublayer, in the order in which they run.
+
+    Raises:
+        HostError: there is none; the message lists what the host has.
+    """
+    chosen = [
+        sublayer
+        for stack in stacks
+        for sublayer in stack.sublayers()
+        if config.where in (stack.kind, "both")
+        and config.placement in (sublayer.role, "both")
+        and config.layer_is_chosen(sublayer.layer)
+        and (config.target_modules is None or matches(config.target_modules, sublayer.target))
+        and not matches(config.exclude_modules, sublayer.target)
+    ]
+    if not chosen:
+        asked = ", ".join(
+            f"{name}={getattr(config, name)!r}"
+            for name in ("where", "placement", "layers_to_transform", "target_modules", "exclude_modules")
+            if getattr(config, name) is not None
+        )
+        raise HostError(f"no sublayer fits {asked}; the host has: {describe_stacks(stacks)}")
+    return chosen
+
+
+class AdapterModel(BaseTuner):
+    """Attaches the adapters of one method; subclasses name the method's prefix."""
+
+    tuner_layer_cls = AdapterLayer
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+
+    def _prepare_adapter_config(self, peft_config: AdapterConfig, model_config: dict[str, Any]) -> AdapterConfig:
+        # Targets are found anew in every host, so that one adapter fits a base model and one with a head.
+        return peft_config
+
+    def _prepare_model(self, peft_config: AdapterConfig, model: nn.Module) -> None:
+        declare_missing_embeddings(model)
+        sublayers = choose_sublayers(find_stacks(model), peft_config)
+        self._sublayers = {sublayer.target: sublayer for sublayer in sublayers}
+        self._norms: set[str] = set()
+        if peft_config.train_norms:
+            norms = {sublayer.norm for sublayer in sublayers} | {sublayer.stack.final_norm for sublayer in sublayers}
+            self._norms = {norm for norm in norms if not matches(peft_config.exclude_modules, norm)}
+
+    def _check_target_module_exists(self, peft_config: AdapterConfig, key: str) -> Any:
+        if matches(peft_config.exclude_modules, key):
+            return _ExcludedModule()
+        return key in self._sublayers or key in self._norms
+
+    def _create_and_replace(
+        self,
+        peft_config: AdapterConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if current_key in self._norms:
+            norm = target
+            if not (isinstance(norm, AdaptedNorm) and norm.prefix == self.prefix):
+                norm = AdaptedNorm(target, self.prefix)
+            norm.add_adapter(adapter_name)
+            setattr(parent, target_name, norm)
+            return
+        layer = target
+        if not (isinstance(layer, SublayerAdapter) and layer.prefix == self.prefix):
+            layer = SublayerAdapter(target, self.prefix, self._sublayers[current_key], self.model)
+        layer.add_adapter(adapter_name, peft_config, self._adapted_sublayers())
+        setattr(parent, target_name, layer)
+
+    def _adapted_sublayers(self) -> Iterator[SublayerAdapter]:
+        for module in self.model.modules():
+            if isinstance(module, SublayerAdapter) and module.prefix == self.prefix:
+                yield module
+
+    def _check_merge_allowed(self) -> None:
+        raise HostError(CANNOT_MERGE)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # PEFT strips the name only at the very end of a key, but parts of an adapter are modules with modules inside.
+        own, found = re.subn(rf"(\.{cls.prefix}[^.]+)\.{re.escape(adapter_name)}(?=\.|$)", r"\1", key, count=1)
+        return own if found else super()._remove_adapter_name_from_key(key, adapter_name)
+
+
+class MambAdapterModel(AdapterModel):
+    """Attaches MambAdapters."""
+
+    prefix = "mambadapter_"
+
+
+class BottleneckModel(AdapterModel):
+    """Attaches bottleneck adapters."""
+
+    prefix = "bottleneck_"
