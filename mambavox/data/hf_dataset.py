@@ -109,7 +109,7 @@ def read_hf_dataset(
 def _audio(dataset: Any, column: str, where: str) -> list[tuple[Path | DatasetAudio, str]]:
     """The recording of each row and its name, without loading stored bytes."""
     table = dataset.with_format("arrow").select_columns([column])[:].flatten()  # a struct becomes "column.part"
-    nothing = [None] * len(dataset)
+    nothing: list[Any] = [None] * len(dataset)
     paths = nothing
     for part in (column, f"{column}.path"):
         if part in table.column_names:

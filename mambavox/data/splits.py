@@ -1,8 +1,9 @@
 """Divide examples into train, valid and test parts: by a column, by folds, or at random."""
 
 import re
+import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -74,12 +75,12 @@ def make_splits(
        val, dev; test, testing, heldout). A valid part that it lacks is drawn from train; a test part only when
        ``test_fraction`` asks for one.
     2. ``fold_column``, or a column ``fold``: ``test_fold`` is the test part, ``valid_fold`` the valid part, the
-       other folds train.
+       other folds train. Asking for a fold puts this before a column ``split``.
     3. A draw, stratified by label: each class gives each part its fraction, rounded, but at least one recording,
        and keeps at least one for train. A class too small for that stays in train first, and a note says so.
 
     With ``group_column`` whatever is drawn, is drawn by whole groups (speakers, say), which makes the fractions
-    approximate; parts given by a column or by folds must not share a group either.
+    approximate and at most a half; parts given by a column or by folds must not share a group either.
 
     Args:
         examples: with labels, or all without.
@@ -89,7 +90,8 @@ def make_splits(
         valid_fold: fold of the valid part; default the one before the test fold, cyclically.
         group_column: column whose values must not straddle parts.
         valid_fraction: share of the examples to draw from that becomes the valid part; 0 draws none.
-        test_fraction: the same for test; default 0.1 for a draw and 0 beside a split column.
+        test_fraction: the same for test; default 0.1 for a draw and 0 beside a split column. A part that the source
+            has is taken as it is, whatever the fractions.
         seed: of the draw; the same examples and seed give the same parts.
 
     Returns:
@@ -99,24 +101,20 @@ def make_splits(
         DataError: a column is missing or holds unknown words, a fold does not exist, a part that was asked for
             would be empty, a recording or group is in two parts, or valid or test has a label that train lacks.
     """
-    for name, fraction in (("valid_fraction", valid_fraction), ("test_fraction", test_fraction or 0.0)):
-        if not 0 <= fraction < 1:
-            raise DataError(f"{name} is {fraction}; expected at least 0 and less than 1")
-    if split_column == NO_COLUMN and fold_column is not None:
-        raise DataError(f"split_column='none' ignores folds, but fold_column is {fold_column!r}; give one of them")
+    _check_fractions(valid_fraction, test_fraction or 0.0)
+    folds_asked = not (fold_column is None and test_fold is None and valid_fold is None)
+    if split_column is not None and folds_asked:
+        raise DataError(f"both a split column ({split_column!r}) and folds are asked for; choose one of them")
     draw = _Draw(group_column, seed)
-    if split_column != NO_COLUMN and fold_column is None and _use_split_column(examples, split_column):
+    if not folds_asked and _use_split_column(examples, split_column):
         column = split_column or "split"
         parts = _by_column(examples, column)
         draw.notes.append(f"parts as column {column!r} says")
         test_fraction = test_fraction or 0.0
-    elif split_column != NO_COLUMN and (fold_column is not None or _has(examples, "fold")):
+    elif folds_asked or (split_column is None and _has(examples, "fold")):
         parts, note = _by_fold(examples, fold_column or "fold", test_fold, valid_fold)
         draw.notes.append(note)
-        test_fraction = 0.0
     else:
-        if test_fold is not None or valid_fold is not None:
-            raise DataError("test_fold and valid_fold need a column of folds; name it with --fold-column")
         parts = {"train": list(examples), "valid": [], "test": []}
         test_fraction = 0.1 if test_fraction is None else test_fraction
 
@@ -124,12 +122,20 @@ def make_splits(
     if not parts["test"] and test_fraction:
         parts["train"], parts["test"] = draw.take(parts["train"], test_fraction, "test")
     if not parts["valid"] and valid_fraction:
-        rest = max(len(parts["train"]), 1)
-        parts["train"], parts["valid"] = draw.take(parts["train"], min(valid_fraction * pool / rest, 0.5), "valid")
+        share = valid_fraction * pool / max(len(parts["train"]), 1)
+        parts["train"], parts["valid"] = draw.take(parts["train"], share, "valid")
     _check(parts, group_column)
     if not parts["test"]:
         draw.notes.append("no test part: the source has none, and none was asked for (--test-fraction)")
     return Splits(parts["train"], parts["valid"], parts["test"], draw.notes)
+
+
+def _check_fractions(valid_fraction: float, test_fraction: float) -> None:
+    if min(valid_fraction, test_fraction) < 0 or valid_fraction + test_fraction >= 1:
+        raise DataError(
+            f"valid_fraction is {valid_fraction} and test_fraction {test_fraction}; expected at least 0 each, "
+            "and less than 1 together"
+        )
 
 
 def _has(examples: Sequence[Example], column: str) -> bool:
@@ -150,13 +156,11 @@ def _column(examples: Sequence[Example], column: str, flag: str) -> list[str]:
 def _use_split_column(examples: Sequence[Example], split_column: str | None) -> bool:
     """Whether the split column decides; the default one only where it does divide."""
     if split_column is not None:
-        return True
+        return split_column != NO_COLUMN
     if not _has(examples, "split"):
         return False
-    values = {example.fields.get("split") for example in examples}
-    if all(part_named(value) for value in values):
-        return len({part_named(value) for value in values}) > 1
-    return not _has(examples, "fold")
+    parts = {part_named(example.fields.get("split")) for example in examples}
+    return not _has(examples, "fold") if None in parts else len(parts) > 1
 
 
 def _by_column(examples: Sequence[Example], column: str) -> dict[Part, list[Example]]:
@@ -254,13 +258,16 @@ class _Draw:
         if num_groups < 2:
             raise DataError(f"column {column!r} has one group ({groups[0]}); {part} needs one of its own")
         labels = np.array([str(example.label) for example in examples])
-        folds = StratifiedGroupKFold(
-            n_splits=min(max(round(1 / fraction), 2), num_groups), shuffle=True, random_state=self.seed
-        )
+        largest_class = int(np.unique(labels, return_counts=True)[1].max())
+        num_folds = min(max(round(1 / fraction), 2), num_groups, largest_class)
         candidates = []
-        for train, held in folds.split(np.zeros(len(labels)), labels, groups):
-            if len(held) and set(labels[held]) <= set(labels[train]):
-                candidates.append(held)
+        if num_folds > 1:
+            folds = StratifiedGroupKFold(n_splits=num_folds, shuffle=True, random_state=self.seed)
+            with warnings.catch_warnings():
+                # A class with fewer recordings than folds is in some folds only: one fold is all we take.
+                warnings.simplefilter("ignore", UserWarning)
+                pairs = list(folds.split(np.zeros(len(labels)), labels, groups))
+            candidates = [held for train, held in pairs if len(held) and set(labels[held]) <= set(labels[train])]
         if not candidates:
             raise DataError(
                 f"no group of column {column!r} can be held out for {part}: each has a label of its own "
@@ -271,25 +278,23 @@ class _Draw:
 
 
 def _check(parts: dict[Part, list[Example]], group_column: str | None) -> None:
-    def shared(what: str, key: Any) -> None:
-        part_of: dict[Any, Part] = {}
-        for part, examples in parts.items():
-            for example in examples:
-                other = part_of.setdefault(key(example), part)
-                if other != part:
-                    raise DataError(
-                        f"{what} {key(example)!s} is in {other} and in {part}; take it out of one, or draw the parts "
-                        "with --split-column none"
-                    )
-
-    if not parts["train"]:
-        raise DataError("no recordings are left to train on; make the valid and test fractions smaller")
-    shared("the recording", lambda example: example.audio if isinstance(example.audio, Path) else id(example))
+    every = [(part, example) for part, examples in parts.items() for example in examples]
+    recordings = [str(example.audio) if isinstance(example.audio, Path) else id(example) for _, example in every]
+    _check_disjoint("the recording", recordings, [part for part, _ in every])
     if group_column is not None:
-        _column([example for examples in parts.values() for example in examples], group_column, "--group-column")
-        shared(f"{group_column} =", lambda example: example.fields[group_column])
+        groups = _column([example for _, example in every], group_column, "--group-column")
+        _check_disjoint(f"the group {group_column} =", groups, [part for part, _ in every])
     known = {example.label for example in parts["train"]}
-    for part in ("valid", "test"):
-        extra = sorted({str(example.label) for example in parts[part]} - {str(label) for label in known})
-        if extra:
-            raise DataError(f"{part} has labels that train lacks: {listed(extra)}")
+    for part, example in every:
+        if example.label not in known:
+            raise DataError(f"{example.name}: its label is {example.label!r} and it is in {part}; train has none such")
+
+
+def _check_disjoint(what: str, values: Sequence[Hashable], parts: Sequence[Part]) -> None:
+    part_of: dict[Hashable, Part] = {}
+    for value, part in zip(values, parts, strict=True):
+        if part_of.setdefault(value, part) != part:
+            raise DataError(
+                f"{what} {value} is in {part_of[value]} and in {part}; take it out of one of them, or draw parts "
+                "that share none with --split-column none"
+            )
