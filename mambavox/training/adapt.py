@@ -1,0 +1,226 @@
+"""Adapt a pre-trained audio model to a classification task: one run, from recordings to a run folder."""
+
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from rich.console import Console
+from rich.progress import Progress
+from transformers import set_seed
+
+from mambavox.adapters import METHODS, apply_method, trainable_parameters
+from mambavox.data import AudioProblem, Example, Splits, check_audio, duration, make_splits, read_examples
+from mambavox.errors import ConfigError, DataError
+from mambavox.training.backbone import Backbone, backbone_limit, load_backbone, quiet_transformers
+from mambavox.training.config import AdaptConfig
+from mambavox.training.features import FeatureDataset
+from mambavox.training.model_card import model_card
+from mambavox.training.result import AdaptResult
+from mambavox.training.run_folder import LABELS_FILE, METRICS_FILE, RunFolder, to_json
+from mambavox.training.scores import predict_logits, score
+from mambavox.training.trainer import AdaptTrainer, save_trained
+
+_FITTING = 0.98
+_LIBRARIES = ("mambavox", "torch", "transformers", "peft", "numpy")
+
+
+def adapt(
+    config: AdaptConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    keep_checkpoints: bool = False,
+    console: Console | None = None,
+) -> AdaptResult:
+    """Adapt a backbone to a data set and write the run folder ``config.output_path``.
+
+    The folder holds the adapter and its head in PEFT's format (after full fine-tuning: the model), the feature
+    extractor's configuration, ``labels.json``, ``run.yaml``, ``metrics.json``, a model card and TensorBoard logs.
+    Whatever is final is written at once, ``metrics.json`` last. Checkpoints of every epoch lie in ``checkpoints/``
+    until the run has ended well.
+
+    Args:
+        config: what to do.
+        resume: continue the folder's unfinished run, on a CPU to exactly the figures of an unbroken one; a finished
+            run's result is returned as it is.
+        overwrite: replace the folder's run.
+        keep_checkpoints: leave ``checkpoints/`` in the folder.
+        console: where progress goes; ``None`` is silent.
+
+    Raises:
+        ConfigError: a value does not fit the method, the backbone or this machine.
+        DataError: there is no data, or a column, label or part is not what is needed.
+        AudioError: recordings cannot be used and ``on_error`` is ``"raise"``.
+        HostError: the backbone is of no known family.
+        RunError: the folder holds something else, the run diverged, or the disk is full.
+    """
+    folder = RunFolder(config.output_path)
+    folder.check(config, resume=resume, overwrite=overwrite)
+    if resume and folder.is_finished:
+        return AdaptResult.load(folder.path)
+    splits, skipped = load_splits(config, console)
+    labels = natural_order({str(example.label) for example in splits.train})
+    if len(labels) < 2:
+        raise DataError(f"{config.data}: the only class is {labels[0]!r}; expected two or more: --label-column")
+
+    set_seed(config.seed)
+    max_seconds = config.max_seconds or fitting_seconds(splits.train, backbone_limit(config.backbone))
+    backbone = load_backbone(config.backbone, labels, max_seconds)
+    if config.spec_augment and not backbone.front_end.is_spectrogram:
+        raise ConfigError(
+            f"spec_augment masks spectrograms, but {config.backbone} hears waveforms; leave it out (--no-spec-augment)"
+        )
+    with quiet_transformers():
+        model = apply_method(backbone.model, config.method, config.method_options)
+    parameters = trainable_parameters(model)
+    learning_rate = config.learning_rate or METHODS[config.method].learning_rate
+    parts = {
+        name: FeatureDataset(
+            examples,
+            labels,
+            backbone.front_end,
+            spec_augment=config.spec_augment and name == "train",
+            seed=config.seed,
+        )
+        for name, examples in (("train", splits.train), ("valid", splits.valid), ("test", splits.test))
+    }
+    folder.begin(config, resume=resume)
+    with folder.watching_the_disk(), quiet_transformers():
+        trainer = AdaptTrainer(
+            model,
+            config,
+            learning_rate=learning_rate,
+            train=parts["train"],
+            valid=parts["valid"],
+            checkpoints=folder.checkpoints,
+            tensorboard=folder.tensorboard if config.tensorboard else None,
+            console=console,
+        )
+        checkpoint = folder.last_checkpoint() if resume else None
+        if checkpoint is None or not trainer.finish_stopped(checkpoint):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        scores = {
+            name: score(part.targets or [], predict_logits(model, part, config.batch_size).argmax(axis=1))
+            for name, part in parts.items()
+            if name != "train" and len(part)
+        }
+        result = AdaptResult(
+            method=config.method,
+            backbone=config.backbone,
+            scores=scores,
+            learning_curve=learning_curve(trainer.state.log_history),
+            best_epoch=_best_epoch(trainer),
+            parameters=parameters,
+            seconds=trainer.seconds,
+            learning_rate=learning_rate,
+            max_seconds=max_seconds,
+            clips={name: len(part) for name, part in parts.items()},
+            cut=sum(duration(example.source) > max_seconds for part in parts.values() for example in part.examples),
+            skipped=[{"name": problem.name, "reason": problem.reason} for problem in skipped],
+            notes=splits.notes,
+            device=_device_name(trainer.args.device),
+            versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        )
+        folder.publish(lambda path: _write_run(path, folder, config, model, backbone, result))
+    if not keep_checkpoints:
+        folder.remove_checkpoints()
+    return result
+
+
+def load_splits(config: AdaptConfig, console: Console | None = None) -> tuple[Splits, list[AudioProblem]]:
+    """Read and check a run's recordings and divide them.
+
+    Args:
+        config: what to read, and how to divide it.
+        console: where progress goes.
+
+    Returns:
+        The parts, and the recordings that were left out.
+
+    Raises:
+        DataError: there is no data, or no labels, or a part is not what is needed.
+        AudioError: recordings cannot be used and ``on_error`` is ``"raise"``.
+    """
+    if config.data is None:
+        raise ConfigError("no data given; expected a manifest, a folder or hf:owner/name: --data PATH")
+    examples = read_examples(config.data, label_column=config.label_column, audio_column=config.audio_column)
+    if any(example.label is None for example in examples):
+        raise DataError(f"{config.data}: column {config.label_column!r} is empty; name the classes with --label-column")
+    with Progress(console=console, transient=True, disable=console is None or not console.is_terminal) as bar:
+        task = bar.add_task("checking recordings", total=len(examples))
+        usable, problems = check_audio(
+            examples,
+            min_seconds=config.min_seconds,
+            on_error=config.on_error,
+            progress=lambda done, total: bar.update(task, completed=done),
+        )
+    splits = make_splits(
+        usable,
+        split_column=config.split_column,
+        fold_column=config.fold_column,
+        test_fold=config.test_fold,
+        valid_fold=config.valid_fold,
+        group_column=config.group_column,
+        valid_fraction=config.valid_fraction,
+        test_fraction=config.test_fraction,
+        seed=config.seed,
+    )
+    return splits, problems
+
+
+def fitting_seconds(examples: Sequence[Example], limit: float) -> float:
+    """Length, in seconds, into which 98 % of some recordings fit, but no more than the limit.
+
+    One endless recording would otherwise decide the cost of every batch.
+    """
+    seconds = [duration(example.source) for example in examples]
+    return min(float(np.quantile(seconds, _FITTING, method="higher")), limit)
+
+
+def natural_order(labels: set[str]) -> list[str]:
+    """Labels in alphabetical order, but with numbers by value: 2 before 10."""
+    return sorted(
+        labels, key=lambda label: [(not part.isdigit(), part.zfill(20)) for part in re.split(r"(\d+)", label)]
+    )
+
+
+def learning_curve(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """One row an epoch of ``Trainer``'s log."""
+    names = {"loss": "train_loss", "eval_loss": "valid_loss", "eval_accuracy": "valid_accuracy"}
+    rows: dict[int, dict[str, float]] = {}
+    for entry in history:
+        row = rows.setdefault(round(entry["epoch"]), {})
+        row.update({name: entry[key] for key, name in names.items() if key in entry})
+    return [{"epoch": epoch, **row} for epoch, row in sorted(rows.items())]
+
+
+def _best_epoch(trainer: AdaptTrainer) -> int:
+    state = trainer.state
+    steps_an_epoch = state.max_steps / trainer.args.num_train_epochs
+    return round((state.best_global_step or state.global_step) / steps_an_epoch)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type)
+
+
+def _write_run(
+    path: Path, folder: RunFolder, config: AdaptConfig, model: Any, backbone: Backbone, result: AdaptResult
+) -> None:
+    if isinstance(model, PeftModel):
+        for adapter in model.peft_config.values():
+            # Where the backbone lies on this machine says nothing on another one.
+            adapter.base_model_name_or_path = config.backbone
+    save_trained(model, path)
+    backbone.front_end.extractor.save_pretrained(path)
+    (path / LABELS_FILE).write_text(to_json(backbone.labels), encoding="utf-8")
+    name = Path(config.data or "").name
+    card = model_card(result, list(backbone.labels), folder.path.as_posix(), name)
+    (path / "README.md").write_text(card, encoding="utf-8")
+    (path / METRICS_FILE).write_text(to_json(result.to_mapping()), encoding="utf-8")

@@ -1,0 +1,183 @@
+"""The folder of one run: who may write into it, and what lies in it."""
+
+import errno
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from mambavox.errors import RunError
+from mambavox.training.config import RUN_FILE, AdaptConfig
+
+METRICS_FILE = "metrics.json"
+"""Written last: a folder with it holds a finished run."""
+LABELS_FILE = "labels.json"
+"""The classes, in the order of the logits."""
+
+_FILES = (
+    RUN_FILE,
+    METRICS_FILE,
+    LABELS_FILE,
+    "README.md",
+    "preprocessor_config.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "config.json",
+    "model.safetensors",
+)
+_PARTIAL = ".partial"
+_CHECKPOINTS = "checkpoints"
+_TENSORBOARD = "tensorboard"
+# What may differ when a run is continued, because it changes nothing that is learned.
+_FREE = {"output", "device", "num_workers", "tensorboard"}
+_SMALL = 1 << 20  # bytes
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        path: the folder; made by ``begin``.
+
+    Attributes:
+        path: as given.
+        checkpoints: folder of the training's checkpoints, removed once the run has ended well.
+        tensorboard: folder of the TensorBoard logs.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / _CHECKPOINTS
+        self.tensorboard = self.path / _TENSORBOARD
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it holds a run that ended well."""
+        return (self.path / METRICS_FILE).is_file()
+
+    def check(self, config: AdaptConfig, *, resume: bool, overwrite: bool) -> None:
+        """Check that a run may be written here, before any work is done for it.
+
+        Args:
+            config: the run.
+            resume: continue an unfinished run of the same configuration, if there is one.
+            overwrite: replace another run.
+
+        Raises:
+            RunError: the folder holds something else, or a run that is to be neither continued nor replaced.
+        """
+        if resume and overwrite:
+            raise RunError("--resume continues a run and --overwrite removes it; expected one of them")
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path}: is a file; expected a folder to write the run into: --output")
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        if not (self.path / RUN_FILE).is_file():
+            raise RunError(
+                f"{self.path}: is not empty and holds no run ({RUN_FILE}); expected a new folder: "
+                "choose another --output"
+            )
+        if resume:
+            before = AdaptConfig.load(self.path / RUN_FILE).to_mapping()
+            now = config.to_mapping()
+            keys = [key for key in {**before, **now} if key not in _FREE and before.get(key) != now.get(key)]
+            if keys:
+                changes = ", ".join(f"{key} was {before.get(key)} and is {now.get(key)}" for key in keys)
+                raise RunError(
+                    f"{self.path}: --resume continues a run as it was begun, but {changes}; leave that as it was, or "
+                    "start anew with --overwrite"
+                )
+        elif not overwrite:
+            state = "a finished" if self.is_finished else "an unfinished"
+            raise RunError(
+                f"{self.path}: holds {state} run; expected a new folder: continue it with --resume, replace it with "
+                "--overwrite, or choose another --output"
+            )
+
+    def begin(self, config: AdaptConfig, *, resume: bool) -> None:
+        """Make the folder ready and write the configuration; removes a run that is not resumed."""
+        if not resume:
+            for name in _FILES:
+                (self.path / name).unlink(missing_ok=True)
+            for folder in (self.checkpoints, self.tensorboard):
+                shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(self.path / _PARTIAL, ignore_errors=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / RUN_FILE, config.to_yaml())
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint; those that a kill left incomplete are removed."""
+        complete: list[tuple[int, Path]] = []
+        for folder in self.checkpoints.glob("checkpoint-*"):
+            try:
+                # The last file that Trainer writes into a checkpoint.
+                state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+                complete.append((int(state["global_step"]), folder))
+            except (OSError, ValueError, KeyError):
+                shutil.rmtree(folder, ignore_errors=True)
+        return max(complete)[1] if complete else None
+
+    def remove_checkpoints(self) -> None:
+        """Remove the checkpoints of a run that has ended well."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def publish(self, write: Callable[[Path], None]) -> None:
+        """Let files be written aside, then move each into the folder at once, ``metrics.json`` last.
+
+        Args:
+            write: writes the files into the folder that it is given.
+        """
+        partial = self.path / _PARTIAL
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write(partial)
+        for file in sorted(partial.iterdir(), key=lambda file: (file.name == METRICS_FILE, file.name)):
+            file.replace(self.path / file.name)
+        partial.rmdir()
+
+    @contextmanager
+    def watching_the_disk(self) -> Iterator[None]:
+        """Turn the many errors of a full disk into one for the user.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, RunError) or not self._is_disk_full(error):
+                raise
+            kept = self.last_checkpoint()
+            raise RunError(
+                f"{self.path}: the disk is full. "
+                + (
+                    f"{kept.name} is kept in {self.checkpoints}; make room and continue"
+                    if kept
+                    else "Make room and start"
+                )
+                + " with --resume"
+            ) from error
+
+    def _is_disk_full(self, error: BaseException) -> bool:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left" in str(error) or "Disk quota" in str(error):
+            return True
+        # torch's writer says only that it failed.
+        return "PytorchStreamWriter" in str(error) and shutil.disk_usage(self.path).free < _SMALL
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that it is either the old or the new one, whenever the process is killed."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def to_json(content: Any) -> str:
+    """Readable JSON."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

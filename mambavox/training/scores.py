@@ -1,0 +1,87 @@
+"""Figures of a classifier on one part of the data, and the logits that they come from."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+from sklearn.metrics import f1_score
+from torch import nn
+from torch.utils.data import DataLoader
+
+from mambavox.training.features import Collator, FeatureDataset
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Figures on one part of the data.
+
+    Attributes:
+        clips: recordings.
+        correct: how many were classified right.
+        accuracy: share of them, 0 to 1.
+        accuracy_low: lower end of its 95 % Wilson interval.
+        accuracy_high: upper end.
+        macro_f1: F1 averaged over the classes that occur, 0 to 1.
+    """
+
+    clips: int
+    correct: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    macro_f1: float
+
+    def to_mapping(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        low, high = 100 * self.accuracy_low, 100 * self.accuracy_high
+        return f"{100 * self.accuracy:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def score(targets: Sequence[int] | NDArray[np.integer], predictions: Sequence[int] | NDArray[np.integer]) -> Scores:
+    """Score predicted classes.
+
+    Args:
+        targets: right class of each recording, at least one.
+        predictions: predicted class of each.
+
+    Source:
+        Wilson 1927, the interval that stays inside 0 to 1 and is right for small samples.
+    """
+    right, predicted = np.asarray(targets), np.asarray(predictions)
+    correct, clips = int((right == predicted).sum()), len(right)
+    low, high = binomtest(correct, clips).proportion_ci(0.95, method="wilson")
+    f1 = f1_score(right, predicted, labels=np.unique(right), average="macro", zero_division=0)
+    return Scores(clips, correct, correct / clips, float(low), float(high), float(f1))
+
+
+@torch.inference_mode()
+def predict_logits(model: nn.Module, dataset: FeatureDataset, batch_size: int = 32) -> NDArray[np.float32]:
+    """Logits of every recording, in evaluation mode and full precision.
+
+    Args:
+        model: the classifier; its training mode is restored.
+        dataset: the recordings.
+        batch_size: recordings at a time.
+
+    Returns:
+        ``(recordings, classes)``, on the scale of the model's loss.
+    """
+    device = next(model.parameters()).device
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        logits = [
+            model(**{name: value.to(device) for name, value in batch.items() if name != "labels"}).logits.float().cpu()
+            for batch in DataLoader(dataset, batch_size, collate_fn=Collator(dataset.front_end))
+        ]
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return np.asarray(torch.cat(logits).numpy(), dtype=np.float32)
