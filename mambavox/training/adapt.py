@@ -133,6 +133,36 @@ def adapt(
     return result
 
 
+def load_examples(config: AdaptConfig, console: Console | None = None) -> tuple[list[Example], list[AudioProblem]]:
+    """Read and check a run's recordings.
+
+    Args:
+        config: what to read.
+        console: where progress goes.
+
+    Returns:
+        The usable recordings, and those that were left out.
+
+    Raises:
+        ConfigError: no data are given.
+        DataError: there are no recordings, or they have no labels.
+        AudioError: recordings cannot be used and ``on_error`` is ``"raise"``.
+    """
+    if config.data is None:
+        raise ConfigError("no data given; expected a manifest, a folder or hf:owner/name: --data PATH")
+    examples = read_examples(config.data, label_column=config.label_column, audio_column=config.audio_column)
+    if any(example.label is None for example in examples):
+        raise DataError(f"{config.data}: column {config.label_column!r} is empty; name the classes with --label-column")
+    with Progress(console=console, transient=True, disable=console is None or not console.is_terminal) as bar:
+        task = bar.add_task("checking recordings", total=len(examples))
+        return check_audio(
+            examples,
+            min_seconds=config.min_seconds,
+            on_error=config.on_error,
+            progress=lambda done, total: bar.update(task, completed=done),
+        )
+
+
 def load_splits(config: AdaptConfig, console: Console | None = None) -> tuple[Splits, list[AudioProblem]]:
     """Read and check a run's recordings and divide them.
 
@@ -144,22 +174,11 @@ def load_splits(config: AdaptConfig, console: Console | None = None) -> tuple[Sp
         The parts, and the recordings that were left out.
 
     Raises:
-        DataError: there is no data, or no labels, or a part is not what is needed.
+        ConfigError: no data are given.
+        DataError: there are no recordings or labels, or a part is not what is needed.
         AudioError: recordings cannot be used and ``on_error`` is ``"raise"``.
     """
-    if config.data is None:
-        raise ConfigError("no data given; expected a manifest, a folder or hf:owner/name: --data PATH")
-    examples = read_examples(config.data, label_column=config.label_column, audio_column=config.audio_column)
-    if any(example.label is None for example in examples):
-        raise DataError(f"{config.data}: column {config.label_column!r} is empty; name the classes with --label-column")
-    with Progress(console=console, transient=True, disable=console is None or not console.is_terminal) as bar:
-        task = bar.add_task("checking recordings", total=len(examples))
-        usable, problems = check_audio(
-            examples,
-            min_seconds=config.min_seconds,
-            on_error=config.on_error,
-            progress=lambda done, total: bar.update(task, completed=done),
-        )
+    usable, problems = load_examples(config, console)
     splits = make_splits(
         usable,
         split_column=config.split_column,

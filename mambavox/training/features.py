@@ -49,7 +49,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         max_bytes: int = _MAX_BYTES,
     ) -> None:
         self.examples = examples
-        self.targets = None if labels is None else _targets(examples, labels)
+        self.targets = None if labels is None else class_indices(examples, labels)
         self.front_end = front_end
         self.spec_augment = spec_augment
         self.seed = seed
@@ -160,7 +160,16 @@ class EpochSampler(Sampler[int]):
         return iter(order.tolist())
 
 
-def _targets(examples: Sequence[Example], labels: Sequence[str]) -> list[int]:
+def class_indices(examples: Sequence[Example], labels: Sequence[str]) -> list[int]:
+    """Class of each recording as an index into the labels.
+
+    Args:
+        examples: the recordings.
+        labels: the classes.
+
+    Raises:
+        DataError: a recording has another class.
+    """
     index = {label: number for number, label in enumerate(labels)}
     unknown = sorted({str(example.label) for example in examples if example.label not in index})
     if unknown:

@@ -1,0 +1,128 @@
+"""Methods side by side: a table for the terminal, a plot, JSON."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from rich.table import Table
+
+from mambavox.training.result import AdaptResult
+from mambavox.training.run_folder import to_json, write_atomically
+from mambavox.training.scores import Scores
+
+# Okabe and Ito's colours, which colour-blind readers tell apart.
+_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def headline(result: AdaptResult) -> tuple[str, Scores]:
+    """The part that a result is reported on, test where there is one, and its figures.
+
+    Args:
+        result: of a run that kept back a part.
+    """
+    part = "test" if "test" in result.scores else "valid"
+    return part, result.scores[part]
+
+
+def comparison_table(results: Mapping[str, AdaptResult]) -> Table:
+    """Table of methods: trainable parameters, share of the backbone, accuracy with its interval, seconds.
+
+    Args:
+        results: of the runs on one task, by name.
+    """
+    parts = {headline(result)[0] for result in results.values()}
+    table = Table(title=None, header_style="bold")
+    table.add_column("method")
+    table.add_column("trainable", justify="right")
+    table.add_column("of them head", justify="right")
+    table.add_column("share of backbone", justify="right")
+    table.add_column(f"{'/'.join(sorted(parts))} accuracy [95 %]", justify="right")
+    table.add_column("training s", justify="right")
+    for name, result in results.items():
+        table.add_row(
+            name,
+            f"{result.parameters['total']:,}",
+            f"{result.parameters['head']:,}",
+            f"{result.parameters['share_of_backbone']:.2%}",
+            str(headline(result)[1]),
+            f"{result.seconds:.1f}",
+        )
+    return table
+
+
+def write_results(results: Mapping[str, AdaptResult], path: Path, **facts: Any) -> None:
+    """Write the figures of several runs as JSON.
+
+    Args:
+        results: of the runs, by name.
+        path: the file.
+        facts: what else it should say, at the top.
+    """
+    methods = {name: result.to_mapping() for name, result in results.items()}
+    write_atomically(path, to_json({**facts, "methods": methods}))
+
+
+def plot_comparison(results: Mapping[str, AdaptResult], path: Path, title: str) -> None:
+    """Draw accuracy against trainable parameters, with 95 % intervals, and the learning curves.
+
+    Args:
+        results: of the runs on one task, by name.
+        path: the picture; its ending says the format.
+        title: above it.
+    """
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    for index, (name, result) in enumerate(results.items()):
+        color, marker = _COLORS[index % len(_COLORS)], _MARKERS[index % len(_MARKERS)]
+        _, scores = headline(result)
+        left.errorbar(
+            result.parameters["total"],
+            scores.accuracy,
+            yerr=[[scores.accuracy - scores.accuracy_low], [scores.accuracy_high - scores.accuracy]],
+            color=color,
+            marker=marker,
+            markersize=8,
+            capsize=4,
+            linewidth=1.5,
+        )
+        left.annotate(
+            name,
+            (result.parameters["total"], scores.accuracy),
+            xytext=(9, 5),
+            textcoords="offset points",
+            color=color,
+            fontsize=10,
+            fontweight="bold",
+        )
+        curve = [row for row in result.learning_curve if "valid_accuracy" in row]
+        right.plot(
+            [row["epoch"] for row in curve],
+            [row["valid_accuracy"] for row in curve],
+            color=color,
+            marker=marker,
+            markersize=4,
+            linewidth=1.8,
+            label=name,
+        )
+    part = "/".join(sorted({headline(result)[0] for result in results.values()}))
+    left.set_xscale("log")
+    left.margins(x=0.25)
+    left.set(xlabel="trainable parameters, head included", ylabel=f"{part} accuracy", title="accuracy (95 % interval)")
+    right.set(xlabel="epoch", ylabel="valid accuracy", title="learning curves")
+    right.legend(frameon=False, loc="lower right")
+    for axes in (left, right):
+        _style(axes)
+    figure.savefig(path, dpi=150)
+
+
+def _style(axes: Axes) -> None:
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    axes.grid(color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.title.set_fontsize(11)
