@@ -1,0 +1,199 @@
+"""Reading audio: formats, channels, rates, and every way a file can be bad."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+
+from mambavox.data import SAMPLING_RATE, duration, read_audio
+from mambavox.data.audio import decode_audio
+from mambavox.errors import AudioError
+
+
+def tone(seconds=0.5, rate=SAMPLING_RATE, hertz=440.0):
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def encoded(waveform, rate=SAMPLING_RATE, format="WAV", **options):
+    file = io.BytesIO()
+    soundfile.write(file, waveform, rate, format=format, **options)
+    return file.getvalue()
+
+
+def main_frequency(waveform):
+    return np.argmax(np.abs(np.fft.rfft(waveform * np.hanning(len(waveform))))) * SAMPLING_RATE / len(waveform)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options", "error"),
+    [
+        (".wav", {}, 1e-4),
+        (".wav", {"subtype": "FLOAT"}, 0),
+        (".wav", {"subtype": "PCM_24"}, 1e-6),
+        (".flac", {}, 1e-4),
+        (".ogg", {}, 0.05),
+        (".mp3", {}, 0.05),
+    ],
+)
+def test_round_trip_of_each_format(tmp_path, suffix, options, error):
+    path = tmp_path / f"tone{suffix}"
+    soundfile.write(path, tone(), SAMPLING_RATE, **options)
+    for source in (path, str(path), path.read_bytes(), {"path": str(path), "bytes": None}):
+        waveform = read_audio(source)
+        assert waveform.dtype == np.float32
+        assert waveform.shape == (8000,)
+        assert np.abs(waveform - tone()).max() <= error
+    assert duration(path) == pytest.approx(0.5)
+
+
+def test_opus_keeps_its_length_and_pitch():
+    data = encoded(tone(), 16_000, "OGG", subtype="OPUS")
+    waveform = read_audio(data)
+    assert abs(len(waveform) - 8000) <= 800
+    assert main_frequency(waveform[1000:7000]) == pytest.approx(440, abs=5)
+
+
+@pytest.mark.parametrize("rate", [8000, 22_050, 44_100, 48_000])
+def test_resampling_keeps_pitch_level_and_length(rate):
+    waveform = read_audio(encoded(tone(rate=rate), rate))
+    assert len(waveform) == pytest.approx(8000, abs=1)
+    assert main_frequency(waveform) == pytest.approx(440, abs=2)
+    assert np.abs(waveform[1000:7000]).max() == pytest.approx(0.5, abs=0.01)
+
+
+def test_resampling_removes_what_the_new_rate_cannot_hold():
+    waveform = read_audio(encoded(tone(rate=44_100, hertz=12_000), 44_100))
+    assert np.abs(waveform[1000:7000]).max() < 1e-3
+
+
+def test_channels_are_averaged():
+    stereo = np.stack([tone(), np.zeros(8000, np.float32)], axis=1)
+    np.testing.assert_allclose(read_audio(encoded(stereo, subtype="FLOAT")), tone() / 2, atol=1e-7)
+    for array in (stereo, stereo.T):
+        np.testing.assert_allclose(read_audio((array, SAMPLING_RATE)), tone() / 2, atol=1e-7)
+
+
+def test_arrays_with_and_without_a_rate():
+    np.testing.assert_array_equal(read_audio(tone()), tone())
+    np.testing.assert_array_equal(read_audio({"array": tone().tolist(), "sampling_rate": 16_000}), tone())
+    assert len(read_audio((tone(rate=8000), 8000))) == 8000
+    assert read_audio(np.array([-32768, 16384], np.int16)).tolist() == [-1.0, 0.5]
+
+
+def test_reading_never_writes_into_the_given_array():
+    given = tone()
+    read_audio(given)[:] = 0
+    np.testing.assert_array_equal(given, tone())
+
+
+def test_decode_keeps_the_rate():
+    waveform, rate = decode_audio(encoded(tone(rate=8000), 8000))
+    assert (len(waveform), rate) == (4000, 8000)
+
+
+def test_five_samples_are_a_recording():
+    assert len(read_audio(encoded(np.ones(5) / 2))) == 5
+    assert duration(encoded(np.ones(5) / 2)) == 5 / SAMPLING_RATE
+
+
+def test_unicode_and_space_in_the_path(tmp_path, write_tone):
+    path = write_tone(tmp_path / "Çağrı é 音" / "a b 'c'.flac")
+    assert len(read_audio(path)) == 4000
+
+
+def corrupt_flac():
+    data = bytearray(encoded(np.random.default_rng(0).normal(size=8000) / 5, format="FLAC"))
+    data[len(data) // 2 : len(data) // 2 + 400] = bytes(400)
+    return bytes(data)
+
+
+NOISE = np.random.default_rng(0).normal(size=50_000) / 5
+BAD = {
+    "no_bytes.wav": (b"", "empty"),
+    "text.wav": (b"<html>404 not found</html>", "formats read are wav, flac, ogg"),
+    "header.wav": (b"RIFX????" + encoded(tone())[8:], "not a readable recording"),
+    "corrupt_header.flac": (b"fLaX" + encoded(tone(), format="FLAC")[4:], "not a readable recording"),
+    "corrupt_middle.flac": (corrupt_flac(), "corrupt"),
+    "cut.flac": (encoded(NOISE, format="FLAC")[:-4000], "cut off"),
+    "cut.wav": (encoded(NOISE)[:-4000], "cut off after 3.00 s"),
+    "cut.ogg": (encoded(NOISE, format="OGG")[:-4000], "cut off"),
+    "cut.mp3": (encoded(NOISE, format="MP3")[:-4000], "cut off"),
+    "no_samples.wav": (encoded(np.zeros(0)), "no samples"),
+    "no_samples.flac": (encoded(np.zeros(0), format="FLAC"), "flac: "),
+    "headerless.raw": (b"1234", "not a readable recording"),
+    "nan.wav": (encoded(np.array([0, 0.5, np.nan]), subtype="FLOAT"), "1 of 3 samples are NaN or infinite"),
+    "infinite.wav": (encoded(np.array([0, np.inf]), subtype="FLOAT"), "1 of 2 samples are NaN or infinite"),
+    "opposite_infinities.wav": (encoded(np.array([[np.inf, -np.inf]]), subtype="FLOAT"), "NaN or infinite"),
+    "beyond_float32.wav": (encoded(np.array([1e300]), subtype="DOUBLE"), "NaN or infinite"),
+    "one_sample_at_192_khz.wav": (encoded(np.ones(1), 192_000), "make none at 16000 Hz"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.filterwarnings("error")
+def test_a_bad_file_is_refused_by_name(tmp_path, name):
+    data, reason = BAD[name]
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(AudioError) as error:
+        read_audio(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert reason in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["cut.wav", "cut.ogg", "cut.mp3", "cut.flac", "nan.wav"])
+def test_bad_bytes_are_refused_under_the_name_given(name):
+    with pytest.raises(AudioError, match=r"^clip 7: "):
+        read_audio(BAD[name][0], name="clip 7")
+
+
+def test_missing_files_and_folders(tmp_path):
+    with pytest.raises(AudioError, match=r"gone\.wav: no such file"):
+        read_audio(tmp_path / "gone.wav")
+    with pytest.raises(AudioError, match="is a folder"):
+        read_audio(tmp_path)
+    with pytest.raises(AudioError, match="no such file"):
+        duration(tmp_path / "gone.wav")
+
+
+def test_bad_arrays():
+    with pytest.raises(AudioError, match="no samples"):
+        read_audio(np.zeros(0))
+    with pytest.raises(AudioError, match=r"shape \(1, 2, 3\)"):
+        read_audio(np.zeros((1, 2, 3)))
+    with pytest.raises(AudioError, match="an array of uint8"):
+        read_audio(np.zeros(3, np.uint8))
+    with pytest.raises(AudioError, match="0 Hz"):
+        read_audio((tone(), 0))
+    with pytest.raises(AudioError, match="'bytes', 'path', or 'array' and 'sampling_rate'"):
+        read_audio({"array": tone()})
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000])
+def test_a_wav_written_to_a_pipe_is_whole(size):
+    """Writers that cannot seek back leave a placeholder for the size."""
+    data = bytearray(encoded(tone()))
+    at = data.index(b"data") + 4
+    data[at : at + 4] = struct.pack("<I", size)
+    assert len(read_audio(bytes(data))) == 8000
+
+
+def test_an_mp3_without_a_length_tag_is_whole():
+    """Its header's length is a guess from the first frame's bit rate, here far too long."""
+    quiet_then_loud = np.concatenate([np.zeros(50_000), NOISE])
+    data = encoded(quiet_then_loud, format="MP3", bitrate_mode="AVERAGE", compression_level=0.5)
+    tag = max(data.find(b"Xing"), data.find(b"Info"))
+    second_frame = data.index(data[:2], tag)
+    untagged = data[second_frame:]
+    assert duration(untagged) > 1.5 * len(quiet_then_loud) / SAMPLING_RATE
+    assert len(read_audio(untagged)) == pytest.approx(len(quiet_then_loud), abs=3000)
+
+
+def test_every_real_recording_format(recordings):
+    for pack in ("fsdd", "esc10", "ssl_speech"):
+        path = sorted((recordings / pack / "audio").rglob("*.*"))[0]
+        waveform = read_audio(path)
+        assert len(waveform) / SAMPLING_RATE == pytest.approx(duration(path), abs=1e-3)
+        assert 0 < np.abs(waveform).max() <= 1.1

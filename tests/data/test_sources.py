@@ -1,0 +1,167 @@
+"""Data sets on disk: folders, ESC-50, and the real packs."""
+
+import re
+from collections import Counter
+
+import pytest
+
+from mambavox.data import Example, make_splits, read_examples
+from mambavox.errors import DataError
+
+
+def summary(examples):
+    return Counter((example.fields.get("split"), example.label) for example in examples)
+
+
+def test_a_folder_per_class(tmp_path, write_tone):
+    for file in ("dog/a.wav", "dog/speaker 1/b.FLAC", "big cat/c.ogg", "_background_noise_/d.wav", ".git/e.wav"):
+        write_tone(tmp_path / file)
+    (tmp_path / "dog" / "notes.txt").write_text("x")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "LICENSE").write_text("x")
+    examples = read_examples(str(tmp_path))
+    assert [(example.audio.name, example.label) for example in examples] == [
+        ("c.ogg", "big cat"),
+        ("a.wav", "dog"),
+        ("b.FLAC", "dog"),
+    ]
+    assert all(isinstance(example, Example) for example in examples)
+    assert [example.label for example in read_examples(tmp_path, label_column=None)] == [None] * 3
+
+
+def test_a_recording_of_an_unread_format_is_not_overlooked(tmp_path, write_tone):
+    write_tone(tmp_path / "dog/a.wav")
+    (tmp_path / "dog" / "b.m4a").write_bytes(b"x")
+    assert len(read_examples(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("words", [("train", "valid", "test"), ("Training", "dev", "heldout"), ("train", "validation")])
+def test_class_folders_below_parts(tmp_path, write_tone, words):
+    for word in words:
+        write_tone(tmp_path / word / "dog" / "a.wav")
+        write_tone(tmp_path / word / "cat" / "a.wav")
+    expected = Counter({(word, label): 1 for word in words for label in ("dog", "cat")})
+    assert summary(read_examples(tmp_path)) == expected
+
+
+def test_a_class_may_be_called_train(tmp_path, write_tone):
+    for label in ("train", "airplane"):
+        write_tone(tmp_path / label / "a.wav")
+    assert summary(read_examples(tmp_path)) == {(None, "train"): 1, (None, "airplane"): 1}
+
+
+def test_metadata_below_parts(tmp_path, write_tone):
+    for word in ("train", "test"):
+        write_tone(tmp_path / word / "a.wav")
+        (tmp_path / word / "metadata.csv").write_text("file_name,label\na.wav,dog\n")
+    assert summary(read_examples(tmp_path)) == {("train", "dog"): 1, ("test", "dog"): 1}
+
+
+def test_a_folder_of_recordings_has_no_labels(tmp_path, write_tone):
+    write_tone(tmp_path / "a.wav")
+    assert [example.label for example in read_examples(tmp_path)] == [None]
+
+
+def test_recordings_beside_class_folders_are_refused(tmp_path, write_tone):
+    write_tone(tmp_path / "dog" / "a.wav")
+    write_tone(tmp_path / "stray.wav")
+    with pytest.raises(DataError, match=r"beside the class folders \(stray\.wav\)"):
+        read_examples(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["manifest.jsonl", "manifest.tsv", "manifest.csv", "metadata.jsonl", "metadata.csv"])
+def test_a_folder_with_a_manifest(tmp_path, write_tone, name):
+    write_tone(tmp_path / "audio" / "a b.wav")
+    rows = {
+        "jsonl": '{"path": "audio/a b.wav", "label": "x"}\n',
+        "tsv": "path\tlabel\naudio/a b.wav\tx\n",
+        "csv": "path,label\naudio/a b.wav,x\n",
+    }
+    (tmp_path / name).write_text(rows[name.split(".")[1]])
+    for data in (tmp_path, tmp_path / name):
+        (example,) = read_examples(data)
+        assert (example.audio, example.label) == (tmp_path / "audio" / "a b.wav", "x")
+        assert len(example.read()) == 4000
+
+
+def test_esc50(tmp_path, write_tone):
+    (tmp_path / "meta").mkdir()
+    lines = ["filename,fold,target,category,esc10,src_file,take"]
+    for fold in range(1, 6):
+        for target, category in enumerate(("dog", "rooster")):
+            name = f"{fold}-1-A-{target}.wav"
+            write_tone(tmp_path / "audio" / name)
+            lines.append(f"{name},{fold},{target},{category},True,1,A")
+    (tmp_path / "meta" / "esc50.csv").write_text("\n".join(lines) + "\n")
+    examples = read_examples(tmp_path)
+    assert Counter(example.label for example in examples) == {"dog": 5, "rooster": 5}
+    assert read_examples(tmp_path, label_column="target")[1].label == "1"
+    splits = make_splits(examples)
+    assert {example.fields["fold"] for example in splits.train} == {"1", "2", "3"}
+    assert {example.fields["fold"] for example in splits.valid} == {"4"}
+    assert {example.fields["fold"] for example in splits.test} == {"5"}
+
+
+def test_missing_audio_is_listed(tmp_path, write_tone):
+    write_tone(tmp_path / "a.wav")
+    (tmp_path / "m.csv").write_text("path,label\na.wav,x\ngone.wav,x\nlost.wav,x\n")
+    with pytest.raises(DataError, match=r"2 of 3 audio files do not exist: .*gone\.wav, .*lost\.wav"):
+        read_examples(tmp_path / "m.csv")
+
+
+def test_a_long_list_is_cut_short(tmp_path):
+    (tmp_path / "m.csv").write_text("path,label\n" + "".join(f"{number}.wav,x\n" for number in range(50)))
+    with pytest.raises(DataError, match=r"19\.wav and 30 more"):
+        read_examples(tmp_path / "m.csv")
+
+
+def test_a_recording_listed_twice_is_refused(tmp_path, write_tone):
+    write_tone(tmp_path / "a.wav")
+    (tmp_path / "m.csv").write_text("path,label\na.wav,x\n./a.wav,y\n")
+    with pytest.raises(DataError, match=r"lists 1 recordings more than once: .*a\.wav"):
+        read_examples(tmp_path / "m.csv")
+
+
+def test_what_is_no_data_set(tmp_path):
+    with pytest.raises(DataError, match="holds no recordings; expected a manifest"):
+        read_examples(tmp_path)
+    with pytest.raises(DataError, match=r"gone\.csv: no such file"):
+        read_examples(tmp_path / "gone.csv")
+    with pytest.raises(DataError, match="expected a folder, a manifest"):
+        read_examples(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"is int; expected a path, a datasets\.Dataset"):
+        read_examples(3)
+
+
+@pytest.mark.parametrize(
+    ("pack", "num_labels", "sizes"),
+    [
+        ("fsdd", 10, (1750, 250, 250)),
+        ("esc10", 10, (160, 80, 80)),
+        ("arabic_speech_commands", 20, (720, 240, 0)),
+        ("coffee_intents", 10, (140, 20, 0)),
+    ],
+)
+def test_real_packs(recordings, pack, num_labels, sizes):
+    examples = read_examples(recordings / pack)
+    splits = make_splits(examples)
+    assert (len(splits.train), len(splits.valid), len(splits.test)) == sizes
+    assert len({example.label for example in splits.train}) == num_labels
+    if not sizes[2]:
+        assert any(note.startswith("no test part") for note in splits.notes)
+
+
+def test_the_arabic_pack_is_speaker_disjoint(recordings):
+    examples = read_examples(recordings / "arabic_speech_commands")
+    splits = make_splits(examples, group_column="speaker", test_fraction=0.2)
+    speakers = [{example.fields["speaker"] for example in part} for part in (splits.train, splits.valid, splits.test)]
+    assert not speakers[0] & speakers[1] and not speakers[0] & speakers[2] and not speakers[1] & speakers[2]
+    assert 0.1 * 720 <= len(splits.test) <= 0.3 * 720
+
+
+def test_packs_without_labels_say_so(recordings):
+    with pytest.raises(DataError, match=re.escape("has no column 'label'")):
+        read_examples(recordings / "ssl_speech")
+    examples = read_examples(recordings / "ssl_speech", label_column=None)
+    assert len(examples) == 4521
+    assert {example.label for example in examples} == {None}
