@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from mambavox.data.columns import listed
 from mambavox.data.example import Example
@@ -253,6 +252,8 @@ class _Draw:
         return chosen
 
     def _group_rows(self, examples: list[Example], column: str, fraction: float, part: Part) -> set[int]:
+        from sklearn.model_selection import StratifiedGroupKFold  # takes two seconds to import
+
         groups = _column(examples, column, "--group-column")
         num_groups = len(set(groups))
         if num_groups < 2:
