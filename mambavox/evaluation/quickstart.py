@@ -15,6 +15,7 @@ from mambavox.evaluation.report import comparison_table, plot_comparison, write_
 from mambavox.training.adapt import adapt
 from mambavox.training.config import AdaptConfig
 from mambavox.training.result import AdaptResult
+from mambavox.training.run_folder import RUN_FILES
 
 SHOWN_METHOD = "mambadapter"
 """The method whose run is copied to the top of the folder."""
@@ -23,6 +24,7 @@ SHOWN_METHOD = "mambadapter"
 LEARNING_RATES = {"mambadapter": 5e-3, "bottleneck": 5e-3, "lora": 5e-3, "linear": 1e-2, "full": 3e-4}
 
 RESULTS_FILE = "results.json"
+_OWN = (RESULTS_FILE, "report.png", "example.wav", "data", "methods")
 
 
 def quickstart(
@@ -36,8 +38,8 @@ def quickstart(
 ) -> dict[str, AdaptResult]:
     """Adapt the embedded backbone to synthesised spoken commands with every method, and compare them.
 
-    Writes ``results.json``, ``report.png``, ``example.wav`` (of the test part), the recordings (``data/``), a run folder a
-    method (``methods/``) and, at its top, the run of ``SHOWN_METHOD``.
+    Writes ``results.json``, ``report.png``, ``example.wav`` (of the test part), the recordings (``data/``), a run
+    folder a method (``methods/``) and, at its top, the run of ``SHOWN_METHOD``.
 
     Args:
         output: the folder.
@@ -95,9 +97,9 @@ def loading_lines(folder: str | Path) -> str:
 def _make_room(folder: Path, overwrite: bool) -> None:
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    # The recordings come first, so a folder without them is none of ours.
-    if not (folder / "data" / "manifest.jsonl").is_file() or not (folder / "methods").is_dir():
-        raise RunError(f"{folder}: is not empty and holds no quickstart; choose another --output")
+    foreign = sorted({path.name for path in folder.iterdir()} - {*_OWN, *RUN_FILES})
+    if foreign:
+        raise RunError(f"{folder}: holds {foreign[0]}, which is not a quickstart's; choose another --output")
     if not overwrite:
         raise RunError(f"{folder}: holds a quickstart already; replace it with --overwrite, or choose another --output")
     shutil.rmtree(folder)

@@ -14,24 +14,24 @@ RUN_FILE = "run.yaml"
 """Name of the configuration inside a run folder."""
 
 
-def _field(default: Any, meaning: str) -> Any:
-    """A field with the line that documents it here, in ``--help`` and nowhere else."""
-    return field(default=default, metadata={"help": meaning})
+def _field(default: Any, meaning: str, unset: str = "") -> Any:
+    """A field with the line that documents it here and in ``--help``, and what leaving it at ``None`` means."""
+    return field(default=default, metadata={"help": meaning, "unset": unset})
 
 
 @dataclass(frozen=True)
 class AdaptConfig:
     """Configuration of one adaptation run.
 
-    Every field carries its one line of documentation, which ``mambavox adapt --help`` prints. ``None`` leaves the
-    choice to the data, the backbone or the method, as that line says.
+    Every field carries its one line of documentation, which ``mambavox adapt --help`` prints, and ``unset``: what is
+    done where it is left at ``None``.
 
     Raises:
         ConfigError: a value has the wrong type or lies outside its range, or two values contradict each other.
     """
 
     data: str | None = _field(None, "recordings: a manifest, a folder per class, ESC-50, saved datasets, hf:owner/name")
-    output: str | None = _field(None, "run folder to write [default: runs/ and the name of the data]")
+    output: str | None = _field(None, "run folder to write", unset="runs/ and the name of the data")
     backbone: str = _field("nano-ast", "embedded name, Hugging Face name or folder of the pre-trained model")
     method: str = _field("mambadapter", "how to adapt it; `mambavox info` lists the methods and their options")
     method_options: Mapping[str, Any] = field(
@@ -39,30 +39,32 @@ class AdaptConfig:
     )
 
     label_column: str = _field("label", "column of the class")
-    audio_column: str | None = _field(None, "column of the recordings [default: found by its name]")
-    split_column: str | None = _field(None, "column that names the part: train, valid, test [default: split, if any]")
-    fold_column: str | None = _field(None, "column that numbers the fold [default: fold, if any]")
-    test_fold: str | None = _field(None, "fold of the test part [default: the last]")
-    valid_fold: str | None = _field(None, "fold of the valid part [default: the one before the test fold]")
+    audio_column: str | None = _field(None, "column of the recordings", unset="found by its name")
+    split_column: str | None = _field(None, "column that names the part: train, valid, test", unset="split, if any")
+    fold_column: str | None = _field(None, "column that numbers the fold", unset="fold, if any")
+    test_fold: str | None = _field(None, "fold of the test part", unset="the last")
+    valid_fold: str | None = _field(None, "fold of the valid part", unset="the one before the test fold")
     group_column: str | None = _field(None, "column, such as speaker, whose values must not straddle parts")
     valid_fraction: float = _field(0.1, "share of the recordings drawn for validation where no column gives them")
-    test_fraction: float | None = _field(None, "share drawn for testing [default: 0.1, or 0 beside a split column]")
-    on_error: Literal["raise", "skip"] = _field("raise", "what to do about recordings that cannot be used")
+    test_fraction: float | None = _field(None, "share drawn for testing", unset="0.1, or 0 beside a split column")
+    on_error: Literal["raise", "skip"] = _field(
+        "raise", "about recordings that cannot be used: raise an error, or skip them"
+    )
     min_seconds: float = _field(0.0, "shortest usable recording, in seconds")
-    max_seconds: float | None = _field(None, "longer recordings are cut [default: 98 % of the training clips fit]")
+    max_seconds: float | None = _field(None, "longer recordings are cut", unset="98 % of the training clips fit")
 
     epochs: int = _field(20, "passes over the training part")
     batch_size: int = _field(32, "recordings a step and device")
     gradient_accumulation: int = _field(1, "steps whose gradients are added up before an update")
-    learning_rate: float | None = _field(None, "peak learning rate [default: the method's]")
+    learning_rate: float | None = _field(None, "peak learning rate", unset="the method's")
     weight_decay: float = _field(0.01, "AdamW's weight decay; none on norms, biases, scales, A_log and D")
     warmup_ratio: float = _field(0.05, "share of the updates with a rising learning rate; a cosine to zero follows")
     max_grad_norm: float = _field(1.0, "gradients are clipped to this norm; 0 clips nothing")
     spec_augment: bool = _field(False, "mask random frames and mel bands in training (spectrogram backbones only)")
-    patience: int | None = _field(None, "stop after so many epochs without a better valid accuracy [default: never]")
+    patience: int | None = _field(None, "stop after so many epochs without a better valid accuracy", unset="never")
     seed: int = _field(0, "of the initialisation, the order of the data, dropout and masks")
-    bf16: bool | None = _field(None, "bfloat16 autocast [default: on where a GPU supports it]")
-    device: Literal["auto", "cpu", "cuda"] = _field("auto", "where to train; auto: a GPU if there is one")
+    bf16: bool | None = _field(None, "bfloat16 autocast", unset="on where a GPU supports it")
+    device: Literal["auto", "cpu", "cuda"] = _field("auto", "where to train: cpu, cuda, or auto: a GPU if there is one")
     num_workers: int = _field(0, "processes that load data; features are kept in memory, so 0 is rarely too few")
     tensorboard: bool = _field(True, "write TensorBoard logs into the run folder")
 

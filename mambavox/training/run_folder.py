@@ -18,7 +18,7 @@ METRICS_FILE = "metrics.json"
 LABELS_FILE = "labels.json"
 """The classes, in the order of the logits."""
 
-_FILES = (
+RUN_FILES = (
     RUN_FILE,
     METRICS_FILE,
     LABELS_FILE,
@@ -29,6 +29,7 @@ _FILES = (
     "config.json",
     "model.safetensors",
 )
+"""What lies at the top of a run folder, of one method or another."""
 _PARTIAL = ".partial"
 _CHECKPOINTS = "checkpoints"
 _TENSORBOARD = "tensorboard"
@@ -101,7 +102,7 @@ class RunFolder:
     def begin(self, config: AdaptConfig, *, resume: bool) -> None:
         """Make the folder ready and write the configuration; removes a run that is not resumed."""
         if not resume:
-            for name in _FILES:
+            for name in RUN_FILES:
                 (self.path / name).unlink(missing_ok=True)
             for folder in (self.checkpoints, self.tensorboard):
                 shutil.rmtree(folder, ignore_errors=True)

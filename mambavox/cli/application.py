@@ -1,0 +1,41 @@
+"""The application: its commands and how their errors are told."""
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from mambavox.cli.adapt import adapt_command
+from mambavox.cli.console import print_error
+from mambavox.cli.evaluate import evaluate_command
+from mambavox.cli.info import info_command
+from mambavox.cli.predict import predict_command
+from mambavox.cli.quickstart import quickstart_command
+from mambavox.errors import MambavoxError
+
+
+class _Group(TyperGroup):
+    """Tells a user's mistakes in words, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MambavoxError as error:
+            print_error(str(error))
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    name="mambavox",
+    help="Mamba state-space models for speech and audio.",
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+# Any other flag of `adapt` is an option of its method.
+app.command("adapt", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(adapt_command)
+app.command("evaluate")(evaluate_command)
+app.command("predict")(predict_command)
+app.command("info")(info_command)
+app.command("quickstart")(quickstart_command)

@@ -1,0 +1,22 @@
+"""Where the commands write: results to standard output, everything else to standard error."""
+
+import json
+from typing import Any
+
+from rich.console import Console
+
+OUT = Console(highlight=False, soft_wrap=True)
+"""Results."""
+
+ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+"""Progress and errors."""
+
+
+def print_json(content: Any) -> None:
+    """Print JSON and nothing else, for other programs."""
+    OUT.print(json.dumps(content, ensure_ascii=False, indent=2), markup=False)
+
+
+def print_error(message: str) -> None:
+    """Print an error in red."""
+    ERR.print(f"error: {message}", style="red", markup=False)

@@ -1,0 +1,98 @@
+"""``mambavox info``: what is installed and what can be used."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from mambavox.cli.console import OUT, print_json
+
+_LIBRARIES = ("mambavox", "torch", "transformers", "peft", "accelerate", "datasets", "soundfile", "espeakng-loader")
+
+
+def info_command(
+    method: Annotated[str | None, typer.Option(help="list the options of this method instead")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Print versions, hosts, methods, embedded models, and which scan backend is used and why the others are not."""
+    if method is not None:
+        _print_options(method, as_json)
+        return
+    facts = collect()
+    if as_json:
+        print_json(facts)
+        return
+    OUT.print("  ".join(f"{name} {number}" for name, number in facts["versions"].items()), markup=False)
+    OUT.print(f"device: {facts['device']}", markup=False)
+    OUT.print(f"hosts: {facts['hosts']}", markup=False)
+    OUT.print(f"embedded models: {', '.join(facts['embedded_models']) or 'none'}", markup=False)
+    methods = Table("method", "learning rate", "what it trains", header_style="bold")
+    for name, row in facts["methods"].items():
+        methods.add_row(name, f"{row['learning_rate']:g}", row["summary"])
+    OUT.print(methods)
+    backends = Table("scan backend", "available", "why", header_style="bold")
+    for row in facts["backends"]:
+        backends.add_row(row["name"], "yes" if row["available"] else "no", row["reason"])
+    OUT.print(backends)
+    OUT.print("options of a method: mambavox info --method NAME")
+
+
+def collect() -> dict[str, Any]:
+    """What ``mambavox info`` says, for JSON."""
+    import torch
+
+    from mambavox import assets
+    from mambavox.adapters import METHODS
+    from mambavox.adapters.hosts import HOSTS
+    from mambavox.ops.backends import backend_report, selected_backend
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}},
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "hosts": HOSTS,
+        "embedded_models": assets.names(),
+        "methods": {
+            name: {"learning_rate": method.learning_rate, "summary": method.summary, "options": method.options()}
+            for name, method in METHODS.items()
+        },
+        "selected_backend": selected_backend(device),
+        "backends": [status._asdict() for status in backend_report(device)],
+    }
+
+
+def _print_options(method: str, as_json: bool) -> None:
+    from dataclasses import MISSING, fields
+
+    from mambavox.adapters import METHODS
+
+    if method not in METHODS:
+        raise typer.BadParameter(f"--method {method}; expected {', '.join(METHODS)}")
+    chosen = METHODS[method]
+    rows = [
+        {
+            "option": spec.name,
+            "default": None if spec.default is MISSING else spec.default,
+            "meaning": str(spec.metadata.get("help", "")),
+        }
+        for spec in (fields(chosen.config) if chosen.config else ())
+        if spec.name in chosen.options()
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    OUT.print(f"{method}: {chosen.summary}", markup=False)
+    table = Table("option", "default", "meaning", header_style="bold")
+    for row in rows:
+        flag = "--" + str(row["option"]).replace("_", "-")
+        table.add_row(flag, str(row["default"]).lower(), " ".join(str(row["meaning"]).split()))
+    OUT.print(table if rows else "it takes no options")
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
