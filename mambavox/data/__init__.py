@@ -1,7 +1,6 @@
 """Recordings and labels: reading audio, data sets, splits and checks."""
 
 from mambavox.data.audio import SAMPLING_RATE, AudioSource, Waveform, duration, read_audio
-from mambavox.data.cache import WaveformStore
 from mambavox.data.checks import AudioProblem, check_audio
 from mambavox.data.example import Example
 from mambavox.data.sources import read_examples
@@ -14,7 +13,6 @@ __all__ = [
     "Example",
     "Splits",
     "Waveform",
-    "WaveformStore",
     "check_audio",
     "duration",
     "make_splits",

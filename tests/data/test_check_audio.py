@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mambavox.data import Example, WaveformStore, check_audio
+from mambavox.data import Example, check_audio
 from mambavox.errors import AudioError, DataError
 
 
@@ -55,34 +55,6 @@ def test_every_clip_of_a_real_pack_is_usable(recordings):
 
     examples = read_examples(recordings / "coffee_intents")
     assert check_audio(examples) == (examples, [])
-
-
-def test_store_reads_once_and_hands_out_copies(examples):
-    store = WaveformStore([examples[0], examples[2]])
-    first = store[0]
-    examples[0].audio.unlink()  # from here on only the memory has it
-    first[:] = 0
-    assert len(store) == 2
-    assert store[0].shape == (16_000,)
-    assert np.abs(store[0]).max() == pytest.approx(0.5, abs=1e-3)
-    assert len(store[-1]) == 16_000
-
-
-def test_store_stops_keeping_when_full(examples):
-    store = WaveformStore([examples[0], examples[2]], max_bytes=4 * 16_000)
-    assert len(store[0]) == len(store[1]) == 16_000
-    examples[0].audio.unlink()
-    examples[2].audio.unlink()
-    assert len(store[0]) == 16_000
-    with pytest.raises(AudioError, match="no such file"):
-        store[1]
-
-
-def test_store_resamples_and_ends(examples):
-    store = WaveformStore(examples[:1], sampling_rate=8000)
-    assert [len(waveform) for waveform in store] == [8000]
-    with pytest.raises(IndexError):
-        store[1]
 
 
 def test_an_example_in_memory_has_a_name():
