@@ -188,7 +188,7 @@ def load_splits(config: AdaptConfig, console: Console | None = None) -> tuple[Sp
         group_column=config.group_column,
         valid_fraction=config.valid_fraction,
         test_fraction=config.test_fraction,
-        seed=config.seed,
+        seed=config.split_seed,
     )
     return splits, problems
 

@@ -63,6 +63,7 @@ class AdaptConfig:
     spec_augment: bool = _field(False, "mask random frames and mel bands in training (spectrogram backbones only)")
     patience: int | None = _field(None, "stop after so many epochs without a better valid accuracy", unset="never")
     seed: int = _field(0, "of the initialisation, the order of the data, dropout and masks")
+    split_seed: int = _field(0, "of the draw of parts; its own, so that seeds can be compared on the same parts")
     bf16: bool | None = _field(None, "bfloat16 autocast", unset="on where a GPU supports it")
     device: Literal["auto", "cpu", "cuda"] = _field("auto", "where to train: cpu, cuda, or auto: a GPU if there is one")
     num_workers: int = _field(0, "processes that load data; features are kept in memory, so 0 is rarely too few")
@@ -75,7 +76,7 @@ class AdaptConfig:
             object.__setattr__(self, spec.name, value)
         for name in ("epochs", "batch_size", "gradient_accumulation"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("weight_decay", "max_grad_norm", "min_seconds", "num_workers", "seed"):
+        for name in ("weight_decay", "max_grad_norm", "min_seconds", "num_workers", "seed", "split_seed"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         for name in ("valid_fraction", "warmup_ratio", "test_fraction"):
             value = getattr(self, name)
