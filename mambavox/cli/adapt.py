@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+import yaml
 
 from mambavox.cli.console import OUT
 from mambavox.training.config import RUN_FILE, AdaptConfig, unknown_key
@@ -73,7 +74,8 @@ def parse_options(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    return {"true": True, "false": False, "null": None}.get(text.lower(), text)
+    # Only what is unmistakable: to YAML, "no" and "off" would be false, too.
+    return yaml.safe_load(text) if text.startswith("[") or text.lower() in ("true", "false", "null") else text
 
 
 def _configuration(

@@ -1,6 +1,8 @@
 """``mambavox info``: what is installed and what can be used."""
 
+import inspect
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
@@ -71,11 +73,12 @@ def _print_options(method: str, as_json: bool) -> None:
     if method not in METHODS:
         raise typer.BadParameter(f"--method {method}; expected {', '.join(METHODS)}")
     chosen = METHODS[method]
+    meanings = _attributes(chosen.config)
     rows = [
         {
             "option": spec.name,
             "default": None if spec.default is MISSING else spec.default,
-            "meaning": str(spec.metadata.get("help", "")),
+            "meaning": spec.metadata.get("help") or meanings.get(spec.name, ""),
         }
         for spec in (fields(chosen.config) if chosen.config else ())
         if spec.name in chosen.options()
@@ -89,6 +92,17 @@ def _print_options(method: str, as_json: bool) -> None:
         flag = "--" + str(row["option"]).replace("_", "-")
         table.add_row(flag, str(row["default"]).lower(), " ".join(str(row["meaning"]).split()))
     OUT.print(table if rows else "it takes no options")
+
+
+def _attributes(kind: type | None) -> dict[str, str]:
+    """Meanings of a class's attributes, from the docstrings of the class and its bases."""
+    meanings: dict[str, str] = {}
+    for base in reversed(inspect.getmro(kind) if kind else ()):
+        section = re.search(r"^Attributes:\n((?: {4}.*\n|\n)+)", inspect.cleandoc(base.__doc__ or "") + "\n", re.M)
+        if section:
+            found = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", section[1], re.M)
+            meanings.update({name: " ".join(text.replace("``", "").split()) for name, text in found})
+    return meanings
 
 
 def _version(name: str) -> str:

@@ -1,0 +1,161 @@
+"""A run that is killed and continued ends as an unbroken one does."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mambavox.errors import RunError
+from mambavox.training.adapt import adapt
+from mambavox.training.config import AdaptConfig
+from mambavox.training.result import AdaptResult
+from mambavox.training.run_folder import RunFolder
+from mambavox.training.trainer import AdaptTrainer
+
+
+def _config(backbone: str, data: str, output: Path, **changes: Any) -> AdaptConfig:
+    values: dict[str, Any] = {
+        "data": data,
+        "backbone": backbone,
+        "output": str(output),
+        "epochs": 4,
+        "batch_size": 2,
+        "learning_rate": 0.02,
+        "tensorboard": False,
+        "device": "cpu",
+    }
+    values.update(changes)
+    if values.get("method") != "full":
+        values["dropout"] = 0.2  # random numbers in every step
+    return AdaptConfig.from_mapping(values)
+
+
+def _assert_same(broken: Path, whole: Path) -> None:
+    """Same figures, learning curve included, and the same weights, bit by bit."""
+    first, second = (AdaptResult.load(folder).to_mapping() for folder in (broken, whole))
+    for figures in (first, second):
+        assert figures.pop("seconds") > 0
+    assert first == second
+    names = [name for name in ("adapter_model.safetensors", "model.safetensors") if (whole / name).is_file()]
+    for name in names:
+        weights, others = load_file(broken / name), load_file(whole / name)
+        assert weights.keys() == others.keys()
+        assert all(torch.equal(weights[key], others[key]) for key in weights)
+    assert names
+
+
+def _break_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
+    """Interrupt a training in the middle of an epoch."""
+    step, done = AdaptTrainer.training_step, 0
+
+    def training_step(self: AdaptTrainer, *args: Any, **kwargs: Any) -> Any:
+        nonlocal done
+        done += 1
+        if done > batches:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(AdaptTrainer, "training_step", training_step)
+
+
+def test_sigkill_in_the_middle(backbone: Callable[[str], str], tones: str, tmp_path: Path) -> None:
+    config = _config(backbone("ast"), tones, tmp_path / "broken", epochs=40, spec_augment=True)
+    (tmp_path / "run.yaml").write_text(config.to_yaml())
+    code = (
+        f"import torch; torch.set_num_threads({torch.get_num_threads()})\n"
+        "from mambavox.cli import app\n"
+        f"app(['adapt', '--config', {str(tmp_path / 'run.yaml')!r}])"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=log, env=environment)
+        checkpoints = tmp_path / "broken" / "checkpoints"
+        deadline = time.monotonic() + 120
+        # The third checkpoint exists: well begun, far from the end.
+        while process.poll() is None and not (checkpoints / "checkpoint-6" / "trainer_state.json").is_file():
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+    assert not RunFolder(tmp_path / "broken").is_finished
+
+    adapt(config, resume=True)
+    adapt(config.replace(output=str(tmp_path / "whole")))
+    _assert_same(tmp_path / "broken", tmp_path / "whole")
+    assert not checkpoints.exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("hubert", {"method": "full", "gradient_accumulation": 2, "batch_size": 1}),
+        ("whisper", {"patience": 2}),
+        ("wav2vec2", {"valid_fraction": 0.0, "split_column": "none", "test_fraction": 0.3}),
+    ],
+)
+def test_interrupted_in_the_middle_of_an_epoch(
+    backbone: Callable[[str], str],
+    tones: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    changes: dict[str, Any],
+) -> None:
+    config = _config(backbone(family), tones, tmp_path / "broken", **changes)
+    with monkeypatch.context() as patch:
+        _break_after(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(config)
+    adapt(config, resume=True)
+    adapt(config.replace(output=str(tmp_path / "whole")))
+    _assert_same(tmp_path / "broken", tmp_path / "whole")
+
+
+def test_killed_after_early_stopping(
+    backbone: Callable[[str], str], tones: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config(backbone("ast"), tones, tmp_path / "broken", patience=1, learning_rate=0.5, epochs=12)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            adapt(config)
+    adapt(config, resume=True)
+    result = adapt(config.replace(output=str(tmp_path / "whole")))
+    assert len(result.learning_curve) < 12
+    _assert_same(tmp_path / "broken", tmp_path / "whole")
+
+
+def test_torn_checkpoints_are_not_used(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.last_checkpoint() is None
+    for name, state in (
+        ("9", '{"global_step": 9}'),
+        ("10", '{"global_step": 10}'),
+        ("11", '{"global_st'),
+        ("12", None),
+    ):
+        checkpoint = folder.checkpoints / f"checkpoint-{name}"
+        checkpoint.mkdir(parents=True)
+        if state is not None:
+            (checkpoint / "trainer_state.json").write_text(state)
+    assert folder.last_checkpoint() == folder.checkpoints / "checkpoint-10"
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+
+
+def test_a_finished_run_is_not_run_again(
+    backbone: Callable[[str], str], tones: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config(backbone("ast"), tones, tmp_path / "run", epochs=1)
+    result = adapt(config)
+    _break_after(monkeypatch, 0)
+    assert adapt(config, resume=True) == result
+    with pytest.raises(RunError, match=r"epochs was 1 and is 2.*--overwrite"):
+        adapt(config.replace(epochs=2), resume=True)
