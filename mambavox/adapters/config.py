@@ -17,6 +17,7 @@ Where = Literal["encoder", "decoder", "both"]
 Placement = Literal["ffn", "attention", "both"]
 Insertion = Literal["parallel", "sequential"]
 Sharing = Literal["all", "none"]
+Init = Literal["mamba", "paper"]
 _CHOICES: dict[str, tuple[str, ...]] = {
     "where": get_args(Where),
     "placement": get_args(Placement),
@@ -166,6 +167,7 @@ class MambAdapterConfig(AdapterConfig):
     d_state: int = 8
     d_conv: int = 24
     expand: int = 2
+    init: Init = "mamba"
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -174,7 +176,7 @@ class MambAdapterConfig(AdapterConfig):
 
     def make_mixer(self) -> nn.Module:
         """A Mamba block with the paper's initialisation."""
-        return mamba_mixer(self.bottleneck_dim, self.d_state, self.d_conv, self.expand)
+        return mamba_mixer(self.bottleneck_dim, self.d_state, self.d_conv, self.expand, self.init)
 
 
 @dataclass

@@ -81,11 +81,12 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """The host's module, freed of the adapters; PEFT calls this for ``unload()`` and ``merge_and_unload()``."""
         if merge:
             raise HostError(CANNOT_MERGE)
-        self.detach_hooks()
-        base_layer = self.base_layer
-        if isinstance(base_layer, BaseTunerLayer) and hasattr(base_layer, "unload_and_optionally_merge_module"):
-            return cast(nn.Module, base_layer.unload_and_optionally_merge_module(merge, safe_merge, adapter_names))
-        return cast(nn.Module, self.get_base_layer())
+        layer: Any = self
+        while isinstance(layer, BaseTunerLayer):
+            if isinstance(layer, AdapterLayer):
+                layer.detach_hooks()
+            layer = layer.base_layer
+        return cast(nn.Module, layer)
 
     def detach_hooks(self) -> None:
         """Remove whatever this layer has attached to other modules of the host."""

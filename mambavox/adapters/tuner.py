@@ -105,6 +105,10 @@ class AdapterModel(BaseTuner):
             if isinstance(module, SublayerAdapter) and module.prefix == self.prefix:
                 yield module
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT's own copies weight and bias to what comes in, which a whole sublayer does not have.
+        setattr(parent, child_name, new_module)
+
     def _check_merge_allowed(self) -> None:
         raise HostError(CANNOT_MERGE)
 

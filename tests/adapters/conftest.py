@@ -1,0 +1,200 @@
+"""Tiny random models of the five hosts, and the methods that every behaviour is tried with."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    ASTConfig,
+    ASTForAudioClassification,
+    AutoModelForAudioClassification,
+    HubertConfig,
+    HubertForSequenceClassification,
+    PreTrainedModel,
+    Wav2Vec2Config,
+    Wav2Vec2ForSequenceClassification,
+    WavLMConfig,
+    WavLMForSequenceClassification,
+    WhisperConfig,
+    WhisperForAudioClassification,
+    WhisperForConditionalGeneration,
+)
+
+WIDTH, LAYERS, LABELS = 16, 2, 4
+
+_SPEECH: dict[str, Any] = dict(
+    hidden_size=WIDTH,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=2,
+    intermediate_size=32,
+    conv_dim=(8, 8),
+    conv_kernel=(10, 8),
+    conv_stride=(5, 4),
+    num_conv_pos_embeddings=8,
+    num_conv_pos_embedding_groups=2,
+    classifier_proj_size=8,
+    num_labels=LABELS,
+    vocab_size=12,
+    # The models' own default drops whole layers while training (see the test of it).
+    layerdrop=0.0,
+    apply_spec_augment=False,
+)
+_LAYER_NORM: dict[str, Any] = dict(feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True)
+_WHISPER: dict[str, Any] = dict(
+    d_model=WIDTH,
+    encoder_layers=LAYERS,
+    decoder_layers=2,
+    encoder_attention_heads=2,
+    decoder_attention_heads=2,
+    encoder_ffn_dim=32,
+    decoder_ffn_dim=32,
+    num_mel_bins=8,
+    max_source_positions=20,
+    max_target_positions=24,
+    vocab_size=64,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+    decoder_start_token_id=1,
+    classifier_proj_size=8,
+    num_labels=LABELS,
+    suppress_tokens=None,
+    begin_suppress_tokens=None,
+)
+
+
+def make_ast() -> PreTrainedModel:
+    return ASTForAudioClassification(
+        ASTConfig(
+            hidden_size=WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=2,
+            intermediate_size=32,
+            patch_size=4,
+            frequency_stride=4,
+            time_stride=4,
+            max_length=16,
+            num_mel_bins=8,
+            num_labels=LABELS,
+        )
+    )
+
+
+def make_whisper() -> PreTrainedModel:
+    return WhisperForAudioClassification(WhisperConfig(**_WHISPER))
+
+
+def make_whisper_seq2seq() -> PreTrainedModel:
+    return WhisperForConditionalGeneration(WhisperConfig(**_WHISPER))
+
+
+def make_wav2vec2(**changes: Any) -> PreTrainedModel:
+    return Wav2Vec2ForSequenceClassification(Wav2Vec2Config(**{**_SPEECH, **changes}))
+
+
+def make_hubert(**changes: Any) -> PreTrainedModel:
+    return HubertForSequenceClassification(HubertConfig(**{**_SPEECH, **_LAYER_NORM, **changes}))
+
+
+def make_wavlm(**changes: Any) -> PreTrainedModel:
+    return WavLMForSequenceClassification(WavLMConfig(**{**_SPEECH, "num_buckets": 8, **changes}))
+
+
+@dataclass(frozen=True)
+class Host:
+    """One host family: how to make a tiny model of it, and a batch that suits it."""
+
+    name: str
+    make: Callable[[], PreTrainedModel]
+    input_name: str
+    input_shape: tuple[int, ...]
+    auto_class: Any = AutoModelForAudioClassification
+
+    def model(self, seed: int = 0) -> PreTrainedModel:
+        torch.manual_seed(seed)
+        return self.make().eval()
+
+    def inputs(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        return {self.input_name: torch.randn(*self.input_shape, generator=generator).to(dtype)}
+
+
+HOSTS = [
+    Host("ast", make_ast, "input_values", (2, 16, 8)),
+    Host("whisper", make_whisper, "input_features", (2, 8, 40)),
+    Host("wav2vec2", make_wav2vec2, "input_values", (2, 400)),
+    Host("hubert", make_hubert, "input_values", (2, 400)),
+    Host("wavlm", make_wavlm, "input_values", (2, 400)),
+]
+
+SMALL = {"bottleneck_dim": 4, "d_state": 3, "d_conv": 5}
+METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mambadapter": ("mambadapter", SMALL),
+    "mambadapter-both": ("mambadapter", {**SMALL, "placement": "both", "insertion": "sequential"}),
+    "mambadapter-own": ("mambadapter", {**SMALL, "sharing": "none", "learn_scale": False, "placement": "attention"}),
+    "bottleneck": ("bottleneck", {"bottleneck_dim": 4}),
+    "lora": ("lora", {"r": 2}),
+    "linear": ("linear", {}),
+}
+
+
+@pytest.fixture(params=HOSTS, ids=lambda host: host.name)
+def host(request: pytest.FixtureRequest) -> Host:
+    return request.param
+
+
+@pytest.fixture(params=METHOD_OPTIONS)
+def method(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    return METHOD_OPTIONS[request.param]
+
+
+@pytest.fixture(params=["mambadapter", "mambadapter-both", "mambadapter-own", "bottleneck"])
+def own_method(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """The methods of this package, without PEFT's own."""
+    return METHOD_OPTIONS[request.param]
+
+
+@pytest.fixture(scope="session")
+def saved_hosts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder with a saved model of each host."""
+    folders = {}
+    for host in HOSTS:
+        folders[host.name] = tmp_path_factory.mktemp(host.name)
+        host.model().save_pretrained(folders[host.name])
+    return folders
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@torch.no_grad()
+def logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """The model's output in evaluation mode; the mode is put back."""
+    training = model.training
+    output = model.eval()(**inputs).logits
+    model.train(training)
+    return output
+
+
+def train_step(model: nn.Module, inputs: dict[str, Tensor], steps: int = 1) -> None:
+    """A few steps towards arbitrary labels, which leave no trainable tensor where it was."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02, weight_decay=0.0)
+    for _ in range(steps):
+        output = model(**inputs).logits
+        loss = output.flatten(0, -2).log_softmax(-1)[:, 1].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
