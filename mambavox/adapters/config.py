@@ -23,6 +23,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "placement": get_args(Placement),
     "insertion": get_args(Insertion),
     "sharing": get_args(Sharing),
+    "init": get_args(Init),
 }
 
 _LOADING = """
@@ -103,7 +104,7 @@ class AdapterConfig(PeftConfig):
             if isinstance(value, set | tuple):
                 setattr(self, name, sorted(value))
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
+            if getattr(self, name, choices[0]) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
         self._check_sizes("bottleneck_dim")
         if not 0 <= self.dropout < 1:

@@ -26,45 +26,45 @@ from transformers import (
 
 WIDTH, LAYERS, LABELS = 16, 2, 4
 
-_SPEECH: dict[str, Any] = dict(
-    hidden_size=WIDTH,
-    num_hidden_layers=LAYERS,
-    num_attention_heads=2,
-    intermediate_size=32,
-    conv_dim=(8, 8),
-    conv_kernel=(10, 8),
-    conv_stride=(5, 4),
-    num_conv_pos_embeddings=8,
-    num_conv_pos_embedding_groups=2,
-    classifier_proj_size=8,
-    num_labels=LABELS,
-    vocab_size=12,
+_SPEECH: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "conv_dim": (8, 8),
+    "conv_kernel": (10, 8),
+    "conv_stride": (5, 4),
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "classifier_proj_size": 8,
+    "num_labels": LABELS,
+    "vocab_size": 12,
     # The models' own default drops whole layers while training (see the test of it).
-    layerdrop=0.0,
-    apply_spec_augment=False,
-)
-_LAYER_NORM: dict[str, Any] = dict(feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True)
-_WHISPER: dict[str, Any] = dict(
-    d_model=WIDTH,
-    encoder_layers=LAYERS,
-    decoder_layers=2,
-    encoder_attention_heads=2,
-    decoder_attention_heads=2,
-    encoder_ffn_dim=32,
-    decoder_ffn_dim=32,
-    num_mel_bins=8,
-    max_source_positions=20,
-    max_target_positions=24,
-    vocab_size=64,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-    decoder_start_token_id=1,
-    classifier_proj_size=8,
-    num_labels=LABELS,
-    suppress_tokens=None,
-    begin_suppress_tokens=None,
-)
+    "layerdrop": 0.0,
+    "apply_spec_augment": False,
+}
+_LAYER_NORM: dict[str, Any] = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+_WHISPER: dict[str, Any] = {
+    "d_model": WIDTH,
+    "encoder_layers": LAYERS,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "num_mel_bins": 8,
+    "max_source_positions": 20,
+    "max_target_positions": 24,
+    "vocab_size": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+    "classifier_proj_size": 8,
+    "num_labels": LABELS,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+}
 
 
 def make_ast() -> PreTrainedModel:

@@ -1,0 +1,65 @@
+"""Configurations refuse what does not fit, and survive a round trip."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import PeftConfig, PeftType
+
+from mambavox.adapters import AdapterConfig, BottleneckConfig, MambAdapterConfig, register_method
+from mambavox.adapters.tuner import MambAdapterModel
+from mambavox.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"where": "middle"}, "where is 'middle'; expected one of encoder, decoder, both"),
+        ({"placement": "mlp"}, "placement is 'mlp'; expected one of ffn, attention, both"),
+        ({"insertion": "before"}, "insertion is 'before'"),
+        ({"sharing": "some"}, "sharing is 'some'"),
+        ({"init": "zeros"}, "init is 'zeros'; expected one of mamba, paper"),
+        ({"bottleneck_dim": 0}, "bottleneck_dim is 0; expected a whole number of at least 1"),
+        ({"d_conv": 2.5}, "d_conv is 2.5"),
+        ({"d_state": True}, "d_state is True"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"scale_init": 0.0}, "scale_init is 0.0"),
+        ({"task_type": "SEQ_2_SEQ_LM"}, "task_type is 'SEQ_2_SEQ_LM'.*input_ids"),
+    ],
+)
+def test_bad_values(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        MambAdapterConfig(**options)
+
+
+def test_scale_init_is_free_without_a_scale() -> None:
+    assert MambAdapterConfig(learn_scale=False, scale_init=0.0).scale_init == 0.0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MambAdapterConfig(bottleneck_dim=7, where="both", layers_to_transform=[0, 2], target_modules={"mlp", "fc2"}),
+        BottleneckConfig(insertion="sequential", exclude_modules=r".*\.0\..*", modules_to_save=["classifier"]),
+    ],
+    ids=["mambadapter", "bottleneck"],
+)
+def test_round_trip_with_the_lines_that_load_it(config: AdapterConfig, tmp_path: Path) -> None:
+    config.save_pretrained(str(tmp_path))
+    loaded = PeftConfig.from_pretrained(str(tmp_path))
+    assert type(loaded) is type(config)
+    assert loaded == config
+    config.save_pretrained(str(tmp_path))
+    assert (tmp_path / "README.md").read_text().count("import mambavox") == 1
+
+
+def test_methods_are_members_of_pefts_enumeration() -> None:
+    for config in (MambAdapterConfig(), BottleneckConfig()):
+        member = config.peft_type
+        assert isinstance(member, PeftType) and member in list(PeftType)
+        assert PeftType(member.value) is member is PeftType[member.name] is getattr(PeftType, member.name)
+
+
+def test_a_taken_name_is_not_registered_twice() -> None:
+    with pytest.raises(KeyError, match="mambadapter"):
+        register_method(MambAdapterConfig, MambAdapterModel)

@@ -1,0 +1,105 @@
+"""Parameter counts of the paper, exactly; the head is never counted. Weights are not needed, so they are not made."""
+
+import pytest
+import torch
+from adapters.conftest import METHOD_OPTIONS, Host
+from peft import get_peft_model
+from torch import nn
+from transformers import ASTConfig, ASTModel, WhisperConfig, WhisperModel
+
+from mambavox.adapters import BottleneckConfig, MambAdapterConfig, apply_method, trainable_parameters
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def ast() -> ASTModel:
+    with torch.device("meta"):
+        return ASTModel(ASTConfig())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, 64_824),
+        ({"placement": "both"}, 108_900),
+        ({"sharing": "none", "learn_scale": False}, 276_144),
+        ({"train_norms": False}, 64_824 - 19_968),
+    ],
+)
+def test_paper_ast(options: dict, expected: int) -> None:
+    config = MambAdapterConfig(**{"bottleneck_dim": 12, "d_state": 8, "d_conv": 24, "expand": 2, **options})
+    assert count(get_peft_model(ast(), config)) == expected
+
+
+# Figure 2 of the paper: 12 layers of 768, placement ffn, norms counted.
+MAMBADAPTER_POINTS = {
+    12: 64_824,
+    16: 84_124,
+    21: 112_497,
+    24: 130_788,
+    32: 185_900,
+    38: 235_106,
+    48: 326_076,
+    64: 504_652,
+    77: 678_713,
+    96: 977_004,
+}
+BOTTLENECK_POINTS = {2: 66_072, 8: 176_736, 12: 250_512, 48: 914_496}
+
+
+@pytest.mark.parametrize(("bottleneck_dim", "expected"), MAMBADAPTER_POINTS.items())
+def test_paper_figure_2_mambadapter(bottleneck_dim: int, expected: int) -> None:
+    assert count(get_peft_model(ast(), MambAdapterConfig(bottleneck_dim=bottleneck_dim))) == expected
+
+
+@pytest.mark.parametrize(("bottleneck_dim", "expected"), BOTTLENECK_POINTS.items())
+def test_paper_figure_2_bottleneck(bottleneck_dim: int, expected: int) -> None:
+    assert count(get_peft_model(ast(), BottleneckConfig(bottleneck_dim=bottleneck_dim))) == expected
+
+
+def test_paper_whisper_small() -> None:
+    """The printed 1.1 M fits the count without norms."""
+    sizes = {
+        "d_model": 768,
+        "encoder_layers": 12,
+        "decoder_layers": 1,
+        "encoder_ffn_dim": 3072,
+        "decoder_ffn_dim": 3072,
+    }
+    for train_norms, expected in ((False, 1_121_588), (True, 1_121_588 + 19_968)):
+        with torch.device("meta"):
+            model = WhisperModel(WhisperConfig(**sizes, encoder_attention_heads=12, decoder_attention_heads=12))
+        config = MambAdapterConfig(bottleneck_dim=104, d_state=16, d_conv=8, train_norms=train_norms)
+        assert count(get_peft_model(model, config)) == expected
+
+
+def test_norms_number_the_same_in_pre_norm_and_post_norm_hosts(host: Host) -> None:
+    """One norm for each adapted sublayer, and the one that ends the encoder."""
+    config = MambAdapterConfig(bottleneck_dim=2, placement="both")
+    model = get_peft_model(host.model(), config)
+    norms = {name.rsplit(".", 1)[0] for name, p in model.named_parameters() if ".mambadapter_norm." in name}
+    adapted = [name for name, p in model.named_parameters() if name.endswith(".scale")]
+    assert len(norms) == len(adapted) + 1
+
+
+def test_trainable_parameters_sums_up(host: Host, method: tuple) -> None:
+    plain = host.model()
+    head = sum(p.numel() for name, p in plain.named_parameters() if name.split(".")[0] in ("projector", "classifier"))
+    backbone = sum(p.numel() for p in plain.parameters()) - head
+    model = apply_method(plain, *method, check=False)
+    counts = trainable_parameters(model)
+    assert counts["head"] == head
+    assert counts["total"] == counts["adapter"] + head == count(model)
+    assert counts["share_of_backbone"] == counts["adapter"] / backbone
+    assert (counts["adapter"] == 0) == (method == METHOD_OPTIONS["linear"])
+
+
+def test_trainable_parameters_of_full_fine_tuning(host: Host) -> None:
+    model = apply_method(host.model(), "full")
+    counts = trainable_parameters(model)
+    assert counts["total"] == count(model)
+    assert counts["head"] > 0
+    fixed = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    assert counts["share_of_backbone"] == counts["adapter"] / (counts["adapter"] + fixed)
