@@ -101,7 +101,8 @@ def run_cell(cell: Cell, manifest: str, backbone: str, output: str) -> dict[str,
 
     import torch
 
-    from mambavox.training import AdaptConfig, adapt
+    from mambavox.training.adapt import adapt
+    from mambavox.training.config import AdaptConfig
 
     torch.set_num_threads(1)
     task = next(task for task in TASKS if task.name == cell.task)
