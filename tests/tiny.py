@@ -56,7 +56,7 @@ def save_backbone(family: str, folder: Path) -> Path:
             )
         )
         # The table of a new AST is zero, which no test could tell from a lost one.
-        torch.nn.init.normal_(model.embeddings.position_embeddings)
+        torch.nn.init.normal_(model.embeddings.position_embeddings, std=0.05)
         extractor = ASTFeatureExtractor(num_mel_bins=32, max_length=96)
     elif family == "whisper":
         model = WhisperForConditionalGeneration(

@@ -119,9 +119,13 @@ def adapt(
             parameters=parameters,
             seconds=trainer.seconds,
             learning_rate=learning_rate,
-            max_seconds=max_seconds,
+            max_seconds=backbone.front_end.max_seconds,
             clips={name: len(part) for name, part in parts.items()},
-            cut=sum(duration(example.source) > max_seconds for part in parts.values() for example in part.examples),
+            cut=sum(
+                duration(example.source) > backbone.front_end.max_seconds
+                for part in parts.values()
+                for example in part.examples
+            ),
             skipped=[{"name": problem.name, "reason": problem.reason} for problem in skipped],
             notes=splits.notes,
             device=_device_name(trainer.args.device),
@@ -204,9 +208,11 @@ def fitting_seconds(examples: Sequence[Example], limit: float) -> float:
 
 def natural_order(labels: set[str]) -> list[str]:
     """Labels in alphabetical order, but with numbers by value: 2 before 10."""
-    return sorted(
-        labels, key=lambda label: [(not part.isdigit(), part.zfill(20)) for part in re.split(r"(\d+)", label)]
-    )
+
+    def parts(label: str) -> list[str]:
+        return [part.zfill(20) if part.isdigit() else part for part in re.split(r"(\d+)", label)]
+
+    return sorted(labels, key=parts)
 
 
 def learning_curve(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:

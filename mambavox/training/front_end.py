@@ -28,7 +28,7 @@ class FrontEnd:
         extractor: the backbone's feature extractor. ``max_seconds`` becomes one of its attributes (and so of
             ``preprocessor_config.json``), and for AST ``max_length`` with it.
         config: the backbone's configuration.
-        max_seconds: longer recordings are cut there.
+        max_seconds: longer recordings are cut there; AST rounds it up to whole patches.
 
     Attributes:
         extractor: as given.
@@ -54,6 +54,13 @@ class FrontEnd:
         extractor.max_seconds = max_seconds
         if config.model_type == "audio-spectrogram-transformer":
             extractor.max_length = patched_frames(config, self._frames(self.max_samples))
+            # The last patch is computed anyway; sound is better than padding there.
+            self.max_samples = round(_seconds(extractor.max_length) * self.sampling_rate)
+
+    @property
+    def max_seconds(self) -> float:
+        """Length at which waveforms are cut."""
+        return self.max_samples / self.sampling_rate
 
     @property
     def is_spectrogram(self) -> bool:
@@ -120,10 +127,14 @@ def longest_seconds(extractor: Any, config: PretrainedConfig) -> float:
     """
     _min_samples(extractor, config)
     if config.model_type == "audio-spectrogram-transformer":
-        return float((config.max_length - 1) * _FRAME_SECONDS + _WINDOW_SECONDS)
+        return _seconds(config.max_length)
     if config.model_type == "whisper":
         return float(extractor.n_samples / extractor.sampling_rate)
     return _LONGEST_SECONDS
+
+
+def _seconds(frames: int) -> float:
+    return float((frames - 1) * _FRAME_SECONDS + _WINDOW_SECONDS)
 
 
 def patched_frames(config: PretrainedConfig, frames: int) -> int:
@@ -134,7 +145,9 @@ def patched_frames(config: PretrainedConfig, frames: int) -> int:
         frames: the clip's frames.
     """
     columns = -(-max(frames - config.patch_size, 0) // config.time_stride) + 1
-    return int(config.patch_size + (columns - 1) * config.time_stride)
+    covering = int(config.patch_size + (columns - 1) * config.time_stride)
+    # The model's own length may end in frames that no patch covers; its table is not to be stretched for them.
+    return int(config.max_length) if frames <= config.max_length < covering else covering
 
 
 def _min_samples(extractor: Any, config: PretrainedConfig) -> int:

@@ -3,7 +3,11 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 from tiny import save_backbone, write_recordings
+
+# Models this small are only slowed down by more, above all where other tests run beside these.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import FAMILIES
-from transformers import AutoModel
+from transformers import ASTConfig, AutoModel
 
 from mambavox.errors import ConfigError, HostError
 from mambavox.training.backbone import backbone_limit, load_backbone, resized_positions
+from mambavox.training.front_end import patched_frames
 
 LABELS = ["a", "b", "c"]
 
@@ -117,3 +118,12 @@ def test_other_families_are_refused(tmp_path: Path, backbone: Callable[[str], st
     (tmp_path / "preprocessor_config.json").write_bytes(extractor.read_bytes())
     with pytest.raises(HostError, match=r"'bert'.*expected AST, Whisper"):
         load_backbone(str(tmp_path), LABELS)
+
+
+def test_frames_that_no_patch_covers_do_not_stretch_the_table() -> None:
+    config = ASTConfig()  # 1024 frames; 101 patches of 16 in steps of 10 end at 1016
+    assert patched_frames(config, 1024) == 1024
+    assert patched_frames(config, 1016) == 1016
+    assert patched_frames(config, 1015) == 1016
+    assert patched_frames(config, 3) == 16
+    assert patched_frames(config, 1025) == 1026

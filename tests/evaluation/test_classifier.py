@@ -1,0 +1,132 @@
+"""The saved classifier gives what the training saw."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from tiny import FAMILIES
+
+from mambavox.data import read_examples
+from mambavox.errors import AudioError, ConfigError, DataError, RunError
+from mambavox.evaluation.classifier import AudioClassifier
+from mambavox.evaluation.evaluate import evaluate_run
+from mambavox.training.adapt import adapt
+from mambavox.training.config import AdaptConfig
+from mambavox.training.result import AdaptResult
+
+
+@pytest.fixture(scope="module")
+def runs(backbone: Callable[[str], str], tones: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Folder of a short run, made when first asked for."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def path(family: str, method: str = "mambadapter") -> Path:
+        output = folder / f"{family}-{method}"
+        if not output.is_dir():
+            adapt(
+                AdaptConfig(
+                    data=tones,
+                    backbone=backbone(family),
+                    output=str(output),
+                    method=method,
+                    epochs=3,
+                    learning_rate=0.02,
+                    tensorboard=False,
+                    device="cpu",
+                )
+            )
+        return output
+
+    return path
+
+
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [*((family, "mambadapter") for family in FAMILIES), ("ast", "full"), ("ast", "linear"), ("hubert", "lora")],
+)
+def test_a_saved_run_equals_the_training(runs: Callable[..., Path], family: str, method: str) -> None:
+    run = runs(family, method)
+    trained = AdaptResult.load(run).scores
+    for part in ("valid", "test"):
+        evaluation = evaluate_run(run, part=part, device="cpu")  # type: ignore[arg-type]
+        assert evaluation.scores == trained[part]
+        assert evaluation.confusion.sum() == trained[part].clips
+        assert np.trace(evaluation.confusion) == trained[part].correct
+
+
+def test_reloaded_logits_are_those_of_the_trained_model(
+    backbone: Callable[[str], str], tones: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal scores of a few clips could be luck; equal logits are not."""
+    from mambavox.training import adapt as module
+
+    seen = []
+    predict = module.predict_logits
+    monkeypatch.setattr(module, "predict_logits", lambda *args: seen.append(predict(*args)) or seen[-1])
+    config = AdaptConfig(
+        data=tones, backbone=backbone("ast"), output=str(tmp_path / "run"), epochs=2, tensorboard=False, device="cpu"
+    )
+    adapt(config.replace(learning_rate=0.05))
+    examples = [example for example in read_examples(tones) if example.fields["split"] == "test"]
+    logits = AudioClassifier.from_pretrained(tmp_path / "run", device="cpu").logits(examples)
+    np.testing.assert_array_equal(logits, seen[1])
+    assert np.ptp(logits) > 0
+
+
+def test_every_form_of_a_recording(runs: Callable[..., Path], tones: str) -> None:
+    classifier = AudioClassifier.from_pretrained(runs("ast"), device="cpu")
+    file = f"{tones}/low_0.wav"
+    waveform, rate = soundfile.read(file, dtype="float32")
+    expected = classifier(file)
+    assert [item["label"] for item in expected] in (["high", "low"], ["low", "high"])
+    assert expected[0]["score"] >= expected[1]["score"]
+    assert sum(item["score"] for item in expected) == pytest.approx(1.0)
+    for source in (Path(file), Path(file).read_bytes(), waveform, (waveform, rate), {"path": file, "bytes": None}):
+        assert classifier(source) == expected
+    assert classifier([]) == []
+    batch = classifier([file, f"{tones}/high_0.wav", file], batch_size=2)
+    assert len(batch) == 3
+    assert batch[0][0]["score"] == pytest.approx(expected[0]["score"], abs=1e-6)
+    with pytest.raises(AudioError, match=r"gone\.wav"):
+        classifier("gone.wav")
+
+
+def test_no_run(tmp_path: Path, runs: Callable[..., Path]) -> None:
+    with pytest.raises(RunError, match="holds no run"):
+        AudioClassifier.from_pretrained(tmp_path)
+    (tmp_path / "run.yaml").write_bytes((runs("ast") / "run.yaml").read_bytes())
+    with pytest.raises(RunError, match=r"not finished.*--resume"):
+        AudioClassifier.from_pretrained(tmp_path)
+
+
+def test_a_backbone_that_has_moved(runs: Callable[..., Path], tmp_path: Path, backbone: Callable[[str], str]) -> None:
+    for file in runs("ast").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = AdaptConfig.load(tmp_path / "run.yaml", {"backbone": "gone/away"})
+    (tmp_path / "run.yaml").write_text(config.to_yaml())
+    with pytest.raises(ConfigError, match="gone/away"):
+        AudioClassifier.from_pretrained(tmp_path)
+    moved = AudioClassifier.from_pretrained(tmp_path, backbone=backbone("ast"), device="cpu")
+    waveform = np.random.default_rng(0).standard_normal(4000).astype(np.float32)
+    assert moved(waveform) == AudioClassifier.from_pretrained(runs("ast"), device="cpu")(waveform)
+
+
+def test_evaluation_of_other_data(runs: Callable[..., Path], tmp_path: Path) -> None:
+    for label in ("low", "high"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for number in range(2):
+            soundfile.write(tmp_path / "data" / label / f"{number}.wav", np.full(4000, 0.1), 16_000)
+    (tmp_path / "data" / "low" / "broken.wav").write_bytes(b"nothing")
+    with pytest.raises(AudioError, match=r"broken\.wav"):
+        evaluate_run(runs("ast"), data=str(tmp_path / "data"), device="cpu")
+    evaluation = evaluate_run(runs("ast"), data=str(tmp_path / "data"), on_error="skip", device="cpu")
+    assert (evaluation.part, evaluation.scores.clips, len(evaluation.skipped)) == ("all", 4, 1)
+    # Equal recordings of two classes: one class right, the other wholly mistaken for it.
+    worst, best = evaluation.classes()
+    assert (worst.recall, worst.mistaken_for, best.recall) == (0.0, best.label, 1.0)
+    (tmp_path / "data" / "middle").mkdir()
+    soundfile.write(tmp_path / "data" / "middle" / "0.wav", np.full(4000, 0.1), 16_000)
+    with pytest.raises(DataError, match=r"not trained on: middle; it knows high, low"):
+        evaluate_run(runs("ast"), data=str(tmp_path / "data"), on_error="skip", device="cpu")

@@ -1,0 +1,63 @@
+"""Tables, plots and JSON of several runs."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mambavox.evaluation.report import comparison_table, plot_comparison, write_results
+from mambavox.training.result import AdaptResult
+from mambavox.training.scores import score
+
+
+@pytest.fixture
+def results() -> dict[str, AdaptResult]:
+    """Results of two methods, as a run would give them."""
+    first = AdaptResult(
+        method="mambadapter",
+        backbone="nano-ast",
+        scores={"valid": score([0, 1], [0, 1]), "test": score([0, 1, 1, 0], [0, 1, 1, 1])},
+        learning_curve=[
+            {"epoch": n, "train_loss": 1 / n, "valid_loss": 1 / n, "valid_accuracy": n / 4} for n in (1, 2, 3)
+        ],
+        best_epoch=3,
+        parameters={"adapter": 12_345, "head": 2_316, "total": 14_661, "share_of_backbone": 0.0041},
+        seconds=12.34,
+        learning_rate=5e-3,
+        max_seconds=1.0,
+        clips={"train": 10, "valid": 2, "test": 4},
+        cut=0,
+        skipped=[],
+        notes=[],
+        device="cpu",
+        versions={"torch": "2"},
+    )
+    bigger = {"adapter": 3_000_000, "head": 2_316, "total": 3_002_316, "share_of_backbone": 1.0}
+    return {"mambadapter": first, "full": replace(first, method="full", parameters=bigger)}  # type: ignore[arg-type]
+
+
+def test_table(results: dict[str, AdaptResult]) -> None:
+    stream = io.StringIO()
+    Console(file=stream, width=140).print(comparison_table(results))
+    text = stream.getvalue()
+    for expected in ("mambadapter", "14,661", "2,316", "0.41%", "75.0 % [30.1, 95.4]", "12.3", "3,002,316", "100.00%"):
+        assert expected in text
+    assert "test accuracy" in text
+
+
+def test_json(results: dict[str, AdaptResult], tmp_path: Path) -> None:
+    write_results(results, tmp_path / "results.json", task="tones")
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["task"] == "tones"
+    assert content["methods"]["full"]["scores"]["test"]["accuracy"] == 0.75
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_plot(results: dict[str, AdaptResult], tmp_path: Path) -> None:
+    plot_comparison(results, tmp_path / "report.png", "two methods")
+    content = (tmp_path / "report.png").read_bytes()
+    assert content.startswith(b"\x89PNG")
+    assert len(content) > 20_000

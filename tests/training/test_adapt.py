@@ -1,0 +1,238 @@
+"""One run: what it writes, and what a user is told about mistakes."""
+
+import errno
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from tiny import write_recordings
+from transformers import AutoModelForAudioClassification
+
+from mambavox.errors import AudioError, ConfigError, DataError, RunError
+from mambavox.training.adapt import adapt, fitting_seconds, natural_order
+from mambavox.training.config import AdaptConfig
+from mambavox.training.trainer import AdaptTrainer
+
+
+@pytest.fixture
+def config(backbone: Callable[[str], str], tones: str, tmp_path: Path) -> Callable[..., AdaptConfig]:
+    """A quick run, with whatever is to be different."""
+
+    def make(**changes: Any) -> AdaptConfig:
+        values = {
+            "data": tones,
+            "backbone": backbone("ast"),
+            "output": str(tmp_path / "run"),
+            "epochs": 2,
+            "batch_size": 4,
+            "tensorboard": False,
+            "device": "cpu",
+        }
+        return AdaptConfig.from_mapping({**values, **changes})
+
+    return make
+
+
+def test_the_run_folder(config: Callable[..., AdaptConfig], tmp_path: Path) -> None:
+    result = adapt(config(tensorboard=True, bottleneck_dim=4))
+    run = tmp_path / "run"
+    assert sorted(path.name for path in run.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "labels.json",
+        "metrics.json",
+        "preprocessor_config.json",
+        "run.yaml",
+        "tensorboard",
+    ]
+    assert any((run / "tensorboard").iterdir())
+    assert json.loads((run / "labels.json").read_text()) == ["high", "low"]
+    assert AdaptConfig.load(run / "run.yaml") == config(tensorboard=True, bottleneck_dim=4)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["scores"]["test"]["clips"] == metrics["clips"]["test"] == 4
+    assert [row["epoch"] for row in metrics["learning_curve"]] == [1, 2]
+    assert {"train_loss", "valid_loss", "valid_accuracy"} < metrics["learning_curve"][0].keys()
+    assert metrics["versions"]["torch"] == torch.__version__
+    assert metrics["parameters"]["adapter"] > 0
+    assert result.parameters == metrics["parameters"]
+    card = (run / "README.md").read_text()
+    assert "import mambavox" in card
+    assert f'AudioClassifier.from_pretrained("{run}")' in card
+
+
+def test_full_fine_tuning_saves_a_plain_model(config: Callable[..., AdaptConfig], tmp_path: Path) -> None:
+    adapt(config(method="full"))
+    assert not (tmp_path / "run" / "adapter_config.json").exists()
+    model = AutoModelForAudioClassification.from_pretrained(tmp_path / "run")
+    assert model.config.id2label == {0: "high", 1: "low"}
+    assert model.config.max_length == 32
+
+
+def test_a_run_folder_runs_again(config: Callable[..., AdaptConfig], tmp_path: Path) -> None:
+    first = adapt(config())
+    again = adapt(AdaptConfig.load(tmp_path / "run" / "run.yaml", {"output": str(tmp_path / "again")}))
+    assert again.learning_curve == first.learning_curve
+    other = adapt(config(seed=1, output=str(tmp_path / "other")))
+    assert other.learning_curve != first.learning_curve
+
+
+def test_checkpoints_stay_when_asked(config: Callable[..., AdaptConfig], tmp_path: Path) -> None:
+    adapt(config(), keep_checkpoints=True)
+    last = tmp_path / "run" / "checkpoints" / "checkpoint-2"
+    # Adapter-sized: neither the backbone nor pickled arguments.
+    assert not (last / "model.safetensors").exists()
+    assert (last / "adapter_model.safetensors").exists()
+    assert not (last / "training_args.bin").exists()
+
+
+def test_it_learns(config: Callable[..., AdaptConfig]) -> None:
+    result = adapt(config(epochs=40, method="full", learning_rate=5e-3))
+    assert result.learning_curve[-1]["train_loss"] < 0.2 < result.learning_curve[0]["train_loss"]
+    assert result.scores["test"].accuracy == 1.0
+
+
+def test_the_best_epoch_is_kept(config: Callable[..., AdaptConfig]) -> None:
+    result = adapt(config(epochs=8, method="full", learning_rate=5e-3))
+    best = max(result.learning_curve, key=lambda row: (row["valid_accuracy"], -row["valid_loss"]))
+    assert result.best_epoch == best["epoch"]
+    assert result.scores["valid"].accuracy == best["valid_accuracy"]
+
+
+def test_an_output_in_use(config: Callable[..., AdaptConfig], tmp_path: Path) -> None:
+    adapt(config(epochs=1))
+    with pytest.raises(RunError, match=r"holds a finished run.*--resume.*--overwrite"):
+        adapt(config(epochs=2))
+    assert len(adapt(config(epochs=2), overwrite=True).learning_curve) == 2
+    with pytest.raises(RunError, match="expected one of them"):
+        adapt(config(), resume=True, overwrite=True)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_something_else_is_left_alone(
+    config: Callable[..., AdaptConfig], tmp_path: Path, overwrite: bool
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "README.md").write_text("mine")
+    with pytest.raises(RunError, match=r"is not empty and holds no run.*--output"):
+        adapt(config(), overwrite=overwrite)
+    assert (tmp_path / "run" / "README.md").read_text() == "mine"
+
+
+def test_mistakes_about_data(config: Callable[..., AdaptConfig], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--data"):
+        adapt(config(data=None))
+    with pytest.raises(DataError, match="nowhere"):
+        adapt(config(data=str(tmp_path / "nowhere")))
+    with pytest.raises(DataError, match=r"'word'.*label.*--label-column"):
+        adapt(config(label_column="word"))
+    one = write_recordings(tmp_path / "one")
+    rows = [json.loads(line) for line in (one / "manifest.jsonl").read_text().splitlines()]
+    (one / "manifest.jsonl").write_text("".join(json.dumps({**row, "label": "low"}) + "\n" for row in rows))
+    with pytest.raises(DataError, match="only class is 'low'"):
+        adapt(config(data=str(one)))
+    (one / "manifest.jsonl").write_text("".join(json.dumps({**row, "label": None}) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"'label' is empty.*--label-column"):
+        adapt(config(data=str(one)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_recordings_are_fatal_or_skipped_by_name(config: Callable[..., AdaptConfig], tmp_path: Path) -> None:
+    data = write_recordings(tmp_path / "data")
+    (data / "low_0.wav").write_bytes(b"no audio at all")
+    soundfile.write(data / "high_3.wav", np.zeros(100), 16_000)
+    with pytest.raises(AudioError) as raised:
+        adapt(config(data=str(data), min_seconds=0.1))
+    assert "low_0.wav" in str(raised.value)
+    assert "high_3.wav" in str(raised.value)
+    result = adapt(config(data=str(data), min_seconds=0.1, on_error="skip"))
+    assert sorted(Path(row["name"]).name for row in result.skipped) == ["high_3.wav", "low_0.wav"]
+    assert sum(result.clips.values()) == 10
+
+
+def test_very_short_and_very_long_recordings(
+    config: Callable[..., AdaptConfig], backbone: Callable[[str], str], tmp_path: Path
+) -> None:
+    data = write_recordings(tmp_path / "data")
+    soundfile.write(data / "low_0.wav", np.full(5, 0.1), 16_000)
+    soundfile.write(data / "high_1.wav", np.full(48_000, 0.1), 16_000)
+    for family in ("ast", "hubert", "wav2vec2"):
+        result = adapt(config(data=str(data), backbone=backbone(family), output=str(tmp_path / family), epochs=1))
+        assert result.cut >= 1
+        assert result.max_seconds < 0.4
+
+
+def test_mistakes_about_the_method(config: Callable[..., AdaptConfig]) -> None:
+    with pytest.raises(ConfigError, match="method is 'magic'"):
+        adapt(config().replace(method="magic"))
+    with pytest.raises(ConfigError, match="bottleneck_dim is 0"):
+        adapt(config(bottleneck_dim=0))
+    with pytest.raises(ConfigError, match="patience=1"):
+        adapt(config(patience=1, split_column="none", valid_fraction=0.0))
+
+
+def test_masks_need_a_spectrogram(config: Callable[..., AdaptConfig], backbone: Callable[[str], str]) -> None:
+    with pytest.raises(ConfigError, match=r"hears waveforms.*--no-spec-augment"):
+        adapt(config(backbone=backbone("hubert"), spec_augment=True))
+
+
+def test_a_gpu_that_is_not_there(config: Callable[..., AdaptConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="no GPU"):
+        adapt(config(device="cuda"))
+
+
+def test_divergence_ends_the_run(config: Callable[..., AdaptConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "mambavox.training.trainer._mean_cross_entropy",
+        lambda outputs, labels, num_items_in_batch=None: outputs["logits"].sum() * float("nan"),
+    )
+    with pytest.raises(RunError, match=r"diverged.*--learning-rate"):
+        adapt(config())
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(
+    config: Callable[..., AdaptConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = AdaptTrainer._save_optimizer_and_scheduler
+
+    def fails_later(self: AdaptTrainer, output_dir: str) -> None:
+        if output_dir.endswith("checkpoint-3"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, output_dir)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdaptTrainer, "_save_optimizer_and_scheduler", fails_later)
+        with pytest.raises(RunError, match=r"disk is full.*checkpoint-2 is kept.*--resume"):
+            adapt(config(epochs=4))
+    assert (
+        adapt(config(epochs=4), resume=True).learning_curve
+        == adapt(config(epochs=4, output=str(tmp_path / "whole"))).learning_curve
+    )
+
+
+def test_lengths_and_labels() -> None:
+    assert natural_order({"10", "2", "1"}) == ["1", "2", "10"]
+    assert natural_order({"b", "a2", "a10", "a"}) == ["a", "a2", "a10", "b"]
+
+
+def test_fitting_seconds(tones: str) -> None:
+    from mambavox.data import Example
+
+    examples = [Example((np.zeros(16_000 * seconds, np.float32), 16_000)) for seconds in [1] * 98 + [2, 9]]
+    assert fitting_seconds(examples, 30.0) == 2.0
+    assert fitting_seconds(examples, 0.5) == 0.5
+    assert fitting_seconds(examples[:40] + examples[-1:], 30.0) == 9.0
+
+
+def test_yaml_of_a_run_is_plain(config: Callable[..., AdaptConfig], tmp_path: Path) -> None:
+    adapt(config(epochs=1))
+    content = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    assert content["learning_rate"] is None
+    assert content["method"] == "mambadapter"
