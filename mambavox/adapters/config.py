@@ -157,6 +157,9 @@ class MambAdapterConfig(AdapterConfig):
         d_state: state size of the Mamba block.
         d_conv: width of its causal convolution in frames.
         expand: its inner width in multiples of ``bottleneck_dim``.
+        init: how the Mamba block starts. ``"mamba"`` is the block's own initialisation; ``"paper"`` that of the
+            authors' code, which sets its matrices so close to zero that the scan's contribution vanishes in
+            float32 at the start, and which trains more slowly (see :func:`mambavox.adapters.mixers.mamba_mixer`).
 
     Source:
         MambAdapter (arXiv 2606.15638), equation 3 and the authors' code for what the text leaves open.
@@ -176,7 +179,7 @@ class MambAdapterConfig(AdapterConfig):
         self._check_sizes("d_state", "d_conv", "expand")
 
     def make_mixer(self) -> nn.Module:
-        """A Mamba block with the paper's initialisation."""
+        """A Mamba block."""
         return mamba_mixer(self.bottleneck_dim, self.d_state, self.d_conv, self.expand, self.init)
 
 
