@@ -1,0 +1,199 @@
+"""The commands, as a user types them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from tiny import FAMILIES
+from typer.testing import CliRunner
+
+from mambavox.cli import app
+from mambavox.cli.adapt import parse_options
+from mambavox.training.config import AdaptConfig
+
+QUICK = ("--epochs", "1", "--batch-size", "4", "--no-tensorboard", "--device", "cpu")
+
+
+def _run(*arguments: str, code: int = 0) -> tuple[str, str]:
+    """Standard output and error of a command that ends with a code."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def run(backbone: Callable[[str], str], tones: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A finished run, trained until it tells the tones apart."""
+    folder = str(tmp_path_factory.mktemp("run") / "tones")
+    flags = ("--epochs", "40", "--learning-rate", "5e-3", "--method", "full", "--batch-size", "4", "--no-tensorboard")
+    _run("adapt", "--data", tones, "--backbone", backbone("ast"), "--output", folder, "--device", "cpu", *flags)
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapt_trains_every_family(backbone: Callable[[str], str], tones: str, tmp_path: Path, family: str) -> None:
+    flags = ("--data", tones, "--backbone", backbone(family), "--output", tmp_path / family, "--bottleneck-dim", "4")
+    out, _ = _run("adapt", *map(str, flags), "--epochs", "2", "--no-tensorboard", "--device", "cpu")
+    assert "test: accuracy" in out
+    assert "epoch 2/2" in out
+    assert f"mambavox predict {tmp_path / family} FILE" in out
+    metrics = json.loads((tmp_path / family / "metrics.json").read_text())
+    losses = [row["valid_loss"] for row in metrics["learning_curve"]]
+    assert np.isfinite(losses).all()
+    assert losses[0] != losses[1], "the second epoch must have changed the model"
+    assert AdaptConfig.load(tmp_path / family / "run.yaml").method_options == {"bottleneck_dim": 4}
+
+
+def test_adapt_with_a_file_and_overrides(backbone: Callable[[str], str], tones: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        f"data: {tones}\nbackbone: {backbone('ast')}\noutput: {tmp_path / 'run'}\nepochs: 1\nlearning_rate: 1e-2\n"
+        "tensorboard: false\ndevice: cpu\nd_state: 4\n"
+    )
+    _run("adapt", "--config", str(file), "--learning-rate", "1e-3", "--no-train-norms", "--spec-augment")
+    config = AdaptConfig.load(tmp_path / "run" / "run.yaml")
+    assert (config.learning_rate, config.epochs, config.spec_augment) == (1e-3, 1, True)
+    assert config.method_options == {"d_state": 4, "train_norms": False}
+    # --resume takes the configuration from the run; it is finished, so nothing is run again.
+    out, _ = _run("adapt", "--output", str(tmp_path / "run"), "--resume")
+    assert "test: accuracy" in out
+
+
+def test_default_output_is_named_after_the_data(
+    backbone: Callable[[str], str], tones: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _run("adapt", "--data", tones, "--backbone", backbone("ast"), *QUICK)
+    assert (tmp_path / "runs" / "tones" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        ((), 1, ["no data given", "--data"]),
+        (("--data", "nowhere"), 1, ["nowhere"]),
+        (("--data", "TONES", "--label-column", "word"), 1, ["'word'", "--label-column"]),
+        (("--data", "TONES", "--method", "magic"), 1, ["magic", "mambadapter"]),
+        (("--data", "TONES", "--backbone", "no/such"), 1, ["no/such", "could not be fetched"]),
+        (("--data", "TONES", "--learning-rte", "1"), 2, ["learning_rte", "learning_rate"]),
+        (("--data", "TONES", "--method", "linear", "--r", "4", "--x"), 2, ["unknown key"]),
+        (("--data", "TONES", "stray"), 2, ["stray"]),
+        (("--data", "TONES", "--epochs", "many"), 2, ["--epochs"]),
+        (("--data", "TONES", "--epochs", "0"), 1, ["epochs=0", "at least 1"]),
+        (("--config", "nowhere.yaml"), 1, ["nowhere.yaml"]),
+        (("--data", "TONES", "--resume", "--overwrite"), 1, ["--resume", "--overwrite"]),
+    ],
+)
+def test_mistakes_are_told_in_words(
+    tones: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str, ...],
+    code: int,
+    words: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, err = _run("adapt", *(tones if flag == "TONES" else flag for flag in flags), code=code)
+    for word in words:
+        assert word in err.replace("\n", " ")
+    assert "Traceback" not in out + err
+
+
+def test_an_output_in_use(run: str, tones: str, backbone: Callable[[str], str]) -> None:
+    _, err = _run("adapt", "--data", tones, "--backbone", backbone("ast"), "--output", run, *QUICK, code=1)
+    assert err.startswith("error: ")
+    assert "--overwrite" in err
+
+
+def test_bad_recordings_raise_or_are_skipped(backbone: Callable[[str], str], tones: str, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for file in Path(tones).iterdir():
+        (data / file.name).write_bytes(file.read_bytes())
+    (data / "low_0.wav").write_bytes(b"RIFF")
+    flags = ("--data", data, "--backbone", backbone("ast"), "--output", tmp_path / "run", *QUICK)
+    _, err = _run("adapt", *map(str, flags), code=1)
+    assert "low_0.wav" in err
+    assert "--on-error skip" in err
+    out, _ = _run("adapt", *map(str, flags), "--on-error", "skip")
+    assert "1 recordings left out" in out
+
+
+def test_predict(run: str, tones: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.wav").write_bytes(b"nothing")
+    files = (f"{tones}/low_0.wav", str(tmp_path / "broken.wav"), f"{tones}/high_2.wav")
+    out, err = _run("predict", run, *files, code=1)
+    lines = out.splitlines()
+    assert lines[0].startswith(f"{files[0]}  low 0.")
+    assert lines[1].startswith(f"{files[2]}  high 0.")
+    assert len(lines) == 2
+    assert "broken.wav" in err
+    out, _ = _run("predict", run, *files, "--json", "--batch-size", "2", code=1)
+    rows = json.loads(out)
+    assert [row["file"] for row in rows] == list(files)
+    assert "broken.wav" in rows[1]["error"]
+    assert [item["label"] for item in rows[2]["predictions"]] == ["high", "low"]
+    out, _ = _run("predict", run, files[0], "--top", "2")
+    assert " low 0." in out
+    assert " high 0." in out
+    _, err = _run("predict", str(tmp_path), files[0], code=1)
+    assert "holds no run" in err
+
+
+def test_evaluate(run: str, tones: str) -> None:
+    metrics = json.loads((Path(run) / "metrics.json").read_text())
+    out, _ = _run("evaluate", run, "--json", "--device", "cpu")
+    figures = json.loads(out)
+    assert {key: figures[key] for key in metrics["scores"]["test"]} == metrics["scores"]["test"]
+    assert figures["confusion"] == [[2, 0], [0, 2]]
+    out, _ = _run("evaluate", run, "--part", "valid", "--worst", "1")
+    assert "valid: 4 clips" in out
+    assert "accuracy 100.0 % [51.0, 100.0]" in out
+    assert len([line for line in out.splitlines() if line.startswith("  ")]) == 1
+    out, _ = _run("evaluate", run, "--data", tones, "--part", "all")
+    assert "all: 12 clips" in out
+    _, err = _run("evaluate", run, "--part", "tset", code=2)
+    assert "train, valid, test, all" in err
+
+
+def test_info() -> None:
+    out, _ = _run("info", "--json")
+    facts = json.loads(out)
+    assert facts["selected_backend"] in {row["name"] for row in facts["backends"] if row["available"]}
+    assert all(row["reason"] for row in facts["backends"])
+    assert {"mambadapter", "bottleneck", "lora", "linear", "full"} <= facts["methods"].keys()
+    out, _ = _run("info")
+    for word in ("torch", "Whisper", "scan backend", "mambadapter"):
+        assert word in out
+    rows = json.loads(_run("info", "--method", "mambadapter", "--json")[0])
+    options = {row["option"]: row for row in rows}
+    assert options["bottleneck_dim"]["default"] == 12
+    assert all(row["meaning"] for row in rows), [row["option"] for row in rows if not row["meaning"]]
+    assert "it takes no options" in _run("info", "--method", "full")[0]
+    _run("info", "--method", "magic", code=2)
+
+
+def test_help_names_every_key() -> None:
+    from dataclasses import fields
+
+    out, _ = _run("adapt", "--help")
+    for spec in fields(AdaptConfig):
+        if spec.name != "method_options":
+            assert "--" + spec.name.replace("_", "-")[:15] in out
+
+
+def test_options_of_the_method() -> None:
+    words = ["--bottleneck-dim", "12", "--no-train-norms", "--scale-init=0.5", "--learn-scale", "--layers", "[0,2]"]
+    assert parse_options(words) == {
+        "bottleneck_dim": "12",
+        "train_norms": False,
+        "scale_init": "0.5",
+        "learn_scale": True,
+        "layers": [0, 2],
+    }
+    assert parse_options(["--a", "true", "--b", "none"]) == {"a": True, "b": "none"}
+    with pytest.raises(typer.BadParameter, match="stray"):
+        parse_options(["stray"])
