@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from mambavox.adapters import MambAdapterConfig
 from mambavox.adapters.hosts import find_stacks
-from mambavox.adapters.layers import SublayerAdapter
+from mambavox.adapters.layers import Projections, SublayerAdapter
+from mambavox.adapters.mixers import mamba_mixer
 
 
 def first(value: Any) -> Tensor:
@@ -98,3 +99,18 @@ def test_paper_initialisation() -> None:
     torch.testing.assert_close(parts["mixer.A_log"].exp(), torch.arange(1.0, 9.0).expand(128, 8))
     assert (parts["mixer.D"] == 1).all()
     assert parts["mixer.dt_proj.bias"].any()
+
+
+def test_paper_initialisation_is_nearly_silent() -> None:
+    """Why it is not the default: the figures of the mixer's docstring."""
+    loudness, scan_share = {}, {}
+    for init in ("paper", "mamba"):
+        torch.manual_seed(0)
+        mixer = mamba_mixer(12, d_state=8, d_conv=24, expand=2, init=init).double()
+        projected = Projections(768, 12).double().down(torch.randn(2, 200, 768, dtype=torch.float64))
+        with torch.no_grad():
+            loudness[init] = float(mixer(projected).std())
+            mixer.D.zero_()
+            scan_share[init] = float(mixer(projected).std()) / loudness[init]
+    assert loudness["paper"] < 1e-9 and loudness["mamba"] > 1e-3
+    assert scan_share["paper"] < 1e-12 and scan_share["mamba"] > 1e-3

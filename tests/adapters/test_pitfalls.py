@@ -144,6 +144,10 @@ def test_auto_peft_model_needs_no_task_type(saved_hosts: dict[str, Path], tmp_pa
     model = apply_method(host.auto_class.from_pretrained(saved_hosts["ast"]), "mambadapter", SMALL, check=False)
     train_step(model.eval(), host.inputs())
     model.save_pretrained(tmp_path)
+    # Without the import PEFT does not know the adapter's type, so the card says it, once, also when saved again.
+    model.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert card.count("import mambavox") == 1 and "library_name: peft" in card
     loaded = AutoPeftModel.from_pretrained(tmp_path)
     assert torch.equal(logits(loaded, host.inputs()), logits(model, host.inputs()))
 
