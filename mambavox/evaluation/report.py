@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rich.table import Table
 
 from mambavox.training.result import AdaptResult
@@ -34,19 +34,18 @@ def comparison_table(results: Mapping[str, AdaptResult]) -> Table:
     Args:
         results: of the runs on one task, by name.
     """
-    parts = {headline(result)[0] for result in results.values()}
-    table = Table(title=None, header_style="bold")
-    table.add_column("method")
-    table.add_column("trainable", justify="right")
-    table.add_column("of them head", justify="right")
-    table.add_column("share of backbone", justify="right")
-    table.add_column(f"{'/'.join(sorted(parts))} accuracy [95 %]", justify="right")
-    table.add_column("training s", justify="right")
+    part = "/".join(sorted({headline(result)[0] for result in results.values()}))
+    heads = sorted({result.parameters["head"] for result in results.values()})
+    table = Table(
+        header_style="bold",
+        caption=f"trainable: the head's {' or '.join(f'{head:,}' for head in heads)} included; backbone share: without",
+    )
+    for column in ("method", "trainable", "of backbone", f"{part} accuracy [95 %]", "seconds"):
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for name, result in results.items():
         table.add_row(
             name,
             f"{result.parameters['total']:,}",
-            f"{result.parameters['head']:,}",
             f"{result.parameters['share_of_backbone']:.2%}",
             str(headline(result)[1]),
             f"{result.seconds:.1f}",
@@ -74,7 +73,7 @@ def plot_comparison(results: Mapping[str, AdaptResult], path: Path, title: str) 
         path: the picture; its ending says the format.
         title: above it.
     """
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     figure.suptitle(title, fontsize=13, fontweight="bold")
     for index, (name, result) in enumerate(results.items()):
@@ -90,31 +89,25 @@ def plot_comparison(results: Mapping[str, AdaptResult], path: Path, title: str) 
             capsize=4,
             linewidth=1.5,
         )
-        left.annotate(
-            name,
-            (result.parameters["total"], scores.accuracy),
-            xytext=(9, 5),
-            textcoords="offset points",
-            color=color,
-            fontsize=10,
-            fontweight="bold",
-        )
         curve = [row for row in result.learning_curve if "valid_accuracy" in row]
         right.plot(
             [row["epoch"] for row in curve],
             [row["valid_accuracy"] for row in curve],
             color=color,
             marker=marker,
-            markersize=4,
+            markersize=5,
             linewidth=1.8,
             label=name,
         )
     part = "/".join(sorted({headline(result)[0] for result in results.values()}))
     left.set_xscale("log")
-    left.margins(x=0.25)
+    left.margins(x=0.15)
     left.set(xlabel="trainable parameters, head included", ylabel=f"{part} accuracy", title="accuracy (95 % interval)")
     right.set(xlabel="epoch", ylabel="valid accuracy", title="learning curves")
-    right.legend(frameon=False, loc="lower right")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    # Below both, because points of methods of one size lie too close for names beside them.
+    handles, names = right.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=11)
     for axes in (left, right):
         _style(axes)
     figure.savefig(path, dpi=150)

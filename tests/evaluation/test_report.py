@@ -43,7 +43,16 @@ def test_table(results: dict[str, AdaptResult]) -> None:
     stream = io.StringIO()
     Console(file=stream, width=140).print(comparison_table(results))
     text = stream.getvalue()
-    for expected in ("mambadapter", "14,661", "2,316", "0.41%", "75.0 % [30.1, 95.4]", "12.3", "3,002,316", "100.00%"):
+    for expected in (
+        "mambadapter",
+        "14,661",
+        "2,316 included",
+        "0.41%",
+        "75.0 % [30.1, 95.4]",
+        "12.3",
+        "3,002,316",
+        "100.00%",
+    ):
         assert expected in text
     assert "test accuracy" in text
 
