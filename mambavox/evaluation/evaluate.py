@@ -7,7 +7,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from sklearn.metrics import confusion_matrix
 
 from mambavox.data import AudioProblem, Example
 from mambavox.errors import DataError
@@ -129,12 +128,14 @@ def evaluate_run(
     examples, chosen, skipped = _examples(config, part or (None if own else "all"), console)
     targets = class_indices(examples, classifier.labels)
     predictions = classifier.logits(examples, batch_size or config.batch_size).argmax(axis=1)
+    confusion = np.zeros((len(classifier.labels), len(classifier.labels)), dtype=np.int64)
+    np.add.at(confusion, (targets, predictions), 1)
     return Evaluation(
         data=config.data or "",
         part=chosen,
         scores=score(targets, predictions),
         labels=classifier.labels,
-        confusion=confusion_matrix(targets, predictions, labels=range(len(classifier.labels))),
+        confusion=confusion,
         skipped=skipped,
     )
 

@@ -168,8 +168,9 @@ class RunFolder:
             return True
         if "No space left" in str(error) or "Disk quota" in str(error):
             return True
-        # torch's writer says only that it failed.
-        return "PytorchStreamWriter" in str(error) and shutil.disk_usage(self.path).free < _SMALL
+        # torch's writer says only that it failed, in one of several ways.
+        from_torch = any(word in str(error) for word in ("PytorchStreamWriter", "inline_container", "iostream"))
+        return from_torch and shutil.disk_usage(self.path).free < _SMALL
 
 
 def write_atomically(path: Path, text: str) -> None:

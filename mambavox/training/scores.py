@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binomtest
-from sklearn.metrics import f1_score
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -54,6 +52,10 @@ def score(targets: Sequence[int] | NDArray[np.integer], predictions: Sequence[in
     Source:
         Wilson 1927, the interval that stays inside 0 to 1 and is right for small samples.
     """
+    # Here, because both take seconds to import, which predicting need not wait for.
+    from scipy.stats import binomtest
+    from sklearn.metrics import f1_score
+
     right, predicted = np.asarray(targets), np.asarray(predictions)
     correct, clips = int((right == predicted).sum()), len(right)
     low, high = binomtest(correct, clips).proportion_ci(0.95, method="wilson")

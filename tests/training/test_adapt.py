@@ -4,6 +4,7 @@ import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 import soundfile
 import torch
 import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from tiny import write_recordings
 from transformers import AutoModelForAudioClassification
 
@@ -197,18 +200,27 @@ def test_divergence_ends_the_run(config: Callable[..., AdaptConfig], monkeypatch
         adapt(config())
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 101824 vs 101744"),  # torch.save's
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
 def test_a_full_disk_keeps_the_last_checkpoint(
-    config: Callable[..., AdaptConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Callable[..., AdaptConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     save = AdaptTrainer._save_optimizer_and_scheduler
 
     def fails_later(self: AdaptTrainer, output_dir: str) -> None:
         if output_dir.endswith("checkpoint-3"):
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise error
         save(self, output_dir)
 
     with monkeypatch.context() as patch:
         patch.setattr(AdaptTrainer, "_save_optimizer_and_scheduler", fails_later)
+        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
         with pytest.raises(RunError, match=r"disk is full.*checkpoint-2 is kept.*--resume"):
             adapt(config(epochs=4))
     assert (
@@ -236,3 +248,12 @@ def test_yaml_of_a_run_is_plain(config: Callable[..., AdaptConfig], tmp_path: Pa
     content = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
     assert content["learning_rate"] is None
     assert content["method"] == "mambadapter"
+
+
+def test_bf16_autocast_trains_float32_weights(config: Callable[..., AdaptConfig], tmp_path: Path) -> None:
+    result = adapt(config(bf16=True, learning_rate=0.01))
+    assert np.isfinite([row["train_loss"] for row in result.learning_curve]).all()
+    weights = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    plain = adapt(config(bf16=False, learning_rate=0.01, output=str(tmp_path / "plain")))
+    assert plain.learning_curve != result.learning_curve
