@@ -43,35 +43,9 @@ LANGUAGES = {
 }
 """Language of a text -> espeak voice; English takes every accent."""
 COUNTING = (
-    *(),
-    *(),
+    *("cmn", "ja", "ko", "vi", "th", "id", "fi", "et", "hu", "el", "he", "fa", "ka"),
+    *("ta", "bn", "ro", "uk", "sk", "da", "nb", "is", "eu", "cy", "ga", "lv"),
 )
-    "cmn",
-    "ja",
-    "ko",
-    "vi",
-    "th",
-    "id",
-    "fi",
-    "et",
-    "hu",
-    "el",
-    "he",
-    "fa",
-    "ka",
-    "ta",
-    "bn",
-    "ro",
-    "uk",
-    "sk",
-    "da",
-    "nb",
-    "is",
-    "eu",
-    "cy",
-    "ga",
-    "lv",
-]
 """Languages of which only the numbers are spoken (no text at hand, or a script that espeak-ng reads badly)."""
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 DRINKS = ["americano", "cappuccino", "coffee", "drip", "espresso", "house", "iced", "latte", "mocha"]

@@ -126,8 +126,8 @@ class Sampler:
         self.pools = {kind: torch.where((corpus.kinds == kind) & (chosen == held_out))[0] for kind in SHARES}
         self.clip_lengths = corpus.starts.diff()
 
-    def crops(self, clips: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-        """A random window of each clip: features ``(clips, frames, 64)`` and phones ``(clips, frames)``.
+    def crops(self, clips: Tensor, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A random window of each clip: features ``(clips, frames, 64)``, phones and whether the clip sounds there.
 
         A clip shorter than the window lies somewhere inside it, between digital silence.
         """
@@ -149,7 +149,7 @@ class Sampler:
         phones = torch.where(inside, self.corpus.phones[offset + before], 0)
         # The silence around a recording is as unlabelled as the recording, or it would give away the kind of clip.
         known = self.corpus.kinds[clips][:, None] != REAL
-        return warp_frequency(features), torch.where(known, phones, UNKNOWN)
+        return warp_frequency(features), torch.where(known, phones, UNKNOWN), inside
 
     def draw(self, frames: int) -> Batch:
         """A batch of about ``TOKENS`` patches; in long clips several words follow each other."""
@@ -161,15 +161,16 @@ class Sampler:
             repeats = several if kind == WORD else 1
             clips = self.pools[kind][torch.randint(len(self.pools[kind]), (count, repeats))]
             width = -(-frames // repeats)
-            features, phones = self.crops(clips.flatten(), width)
+            features, phones, inside = self.crops(clips.flatten(), width)
             parts.append(
                 (
                     features.view(count, -1, NUM_MEL_BINS)[:, :frames],
                     phones.view(count, -1)[:, :frames],
+                    inside.view(count, -1)[:, :frames],
                     F.pad(clips, (0, several - repeats), value=-1),
                 )
             )
-        features, phones, clips = (torch.cat(column) for column in zip(*parts, strict=True))
+        features, phones, inside, clips = (torch.cat(column) for column in zip(*parts, strict=True))
         labels = {name: values[clips[:, 0]] for name, values in self.corpus.labels.items()}
         words = torch.where(clips >= 0, self.corpus.labels["word"][clips], -1)
         # A word that the window cuts in half, or a wake word in a long recording of which a part is seen, is no label.
@@ -177,9 +178,24 @@ class Sampler:
         mixed = (clips[:, 1:] >= 0).any(1)
         for name in ("language", "speaker"):
             labels[name] = labels[name].masked_fill(mixed, -1)
-        clean = features + 2.0 * torch.randn(len(features), 1, 1) - 1.0
-        clean = clean.clamp_min(FLOOR)
-        return Batch(clean, distort(clean), phones, words, labels, self.corpus.numbers[clips[:, 0]])
+        clean = (features + 2.0 * torch.randn(len(features), 1, 1) - 1.0).clamp_min(FLOOR)
+        noisy = distort(clean)
+        padding = self.padding(inside, clips)
+        phones = phones.masked_fill(padding & (phones != UNKNOWN), 0)
+        clean, noisy = (part.masked_fill(padding[..., None], 0.0) for part in (clean, noisy))
+        return Batch(clean, noisy, phones, words, labels, self.corpus.numbers[clips[:, 0]])
+
+    def padding(self, inside: Tensor, clips: Tensor) -> Tensor:
+        """Frames ``(batch, frames)`` that hold zeros, with which ``ASTFeatureExtractor`` fills up short clips.
+
+        Three clips in ten are short: a word as it is, anything else cut somewhere.
+        """
+        frames = inside.shape[1]
+        end = torch.where(inside, torch.arange(frames), 0).amax(1, keepdim=True)
+        cut = torch.empty(len(inside), 1).uniform_(0.3, 1.3) * frames
+        is_word = (self.corpus.kinds[clips[:, 0]] == WORD)[:, None]
+        end = torch.where(is_word, end, end.minimum(cut.long()))
+        return (torch.arange(frames) > end) & (torch.rand(len(inside), 1) < 0.3)
 
 
 def some(batch: int, probability: float) -> Tensor:
