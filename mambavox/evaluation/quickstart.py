@@ -20,9 +20,6 @@ from mambavox.training.run_folder import RUN_FILES
 SHOWN_METHOD = "mambadapter"
 """The method whose run is copied to the top of the folder."""
 
-# Each chosen on the valid part, of 1e-4 .. 1e-2 in thirds of a decade.
-LEARNING_RATES = {"mambadapter": 5e-3, "bottleneck": 5e-3, "lora": 5e-3, "linear": 1e-2, "full": 3e-4}
-
 RESULTS_FILE = "results.json"
 _OWN = (RESULTS_FILE, "report.png", "example.wav", "data", "methods")
 
@@ -68,7 +65,6 @@ def quickstart(
             data=(folder / "data").as_posix(),
             output=(folder / "methods" / method).as_posix(),
             method=method,
-            learning_rate=LEARNING_RATES.get(method),
             epochs=epochs,
             seed=seed,
             device="cpu",  # so that everyone's figures are the same
