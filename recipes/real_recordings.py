@@ -24,13 +24,17 @@ from typing import Any
 
 GRID = (3e-4, 2e-3, 1e-2)
 SEEDS = (0, 1, 2)
-# About 20,000 trained parameters for each of the three adapters on nano-ast.
-METHODS: dict[str, dict[str, Any]] = {
-    "mambadapter": {"bottleneck_dim": 12, "d_state": 8, "d_conv": 24, "expand": 2},
-    "bottleneck": {"bottleneck_dim": 8},
-    "lora": {"r": 4, "lora_alpha": 8},
-    "linear": {},
-    "full": {},
+MAMBADAPTER = {"bottleneck_dim": 12, "d_state": 8, "d_conv": 24, "expand": 2}
+# About 20,000 trained parameters for each of the three adapters on nano-ast. Row of the table: method and its options.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mambadapter": ("mambadapter", MAMBADAPTER),
+    "bottleneck": ("bottleneck", {"bottleneck_dim": 8}),
+    "lora": ("lora", {"r": 4, "lora_alpha": 8}),
+    "linear": ("linear", {}),
+    "full": ("full", {}),
+}
+ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mambadapter-paper-init": ("mambadapter", {**MAMBADAPTER, "init": "paper"}),
 }
 
 
@@ -106,13 +110,14 @@ def run_cell(cell: Cell, manifest: str, backbone: str, output: str) -> dict[str,
 
     torch.set_num_threads(1)
     task = next(task for task in TASKS if task.name == cell.task)
+    method, options = {**METHODS, **ABLATIONS}[cell.method]
     run = Path(output) / "work" / cell.file_name.removesuffix(".json")
     config = AdaptConfig(
         data=manifest,
         output=str(run),
         backbone=backbone,
-        method=cell.method,
-        method_options=METHODS[cell.method],
+        method=method,
+        method_options=options,
         test_fold=cell.fold,
         epochs=task.epochs,
         batch_size=task.batch_size,
@@ -171,34 +176,31 @@ def run_all(cells: list[Cell], arguments: argparse.Namespace) -> dict[Cell, dict
     return done
 
 
-def grid_cells(task: Task) -> Iterator[Cell]:
-    for method in METHODS:
+def grid_cells(task: Task, methods: list[str]) -> Iterator[Cell]:
+    for method in methods:
         for learning_rate in GRID:
             yield Cell(task.name, method, learning_rate, task.folds[0], 0)
 
 
 def final_cells(task: Task, rates: dict[str, float]) -> Iterator[Cell]:
-    for method in METHODS:
+    for method in rates:
         for seed in SEEDS:
             for fold in task.folds:
                 yield Cell(task.name, method, rates[method], fold, seed)
 
 
-def best_rates(task: Task, done: dict[Cell, dict[str, Any]]) -> dict[str, float]:
+def best_rates(task: Task, methods: list[str], done: dict[Cell, dict[str, Any]]) -> dict[str, float]:
     """Learning rate of each method with the best valid accuracy; among equals the lowest valid loss."""
 
     def quality(cell: Cell) -> tuple[float, float]:
         return done[cell]["valid_accuracy"], -done[cell]["valid_loss"]
 
-    return {
-        method: max((cell for cell in grid_cells(task) if cell.method == method), key=quality).learning_rate
-        for method in METHODS
-    }
+    return {method: max(grid_cells(task, [method]), key=quality).learning_rate for method in methods}
 
 
 def summary(task: Task, rates: dict[str, float], done: dict[Cell, dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
-    for method in METHODS:
+    for method in rates:
         accuracies, seconds = [], []
         for seed in SEEDS:
             runs = [done[cell] for cell in final_cells(task, rates) if cell.method == method and cell.seed == seed]
@@ -224,7 +226,7 @@ def table(rows: list[dict[str, Any]], tasks: list[Task]) -> str:
         "| method | trained parameters (head not counted) | " + " | ".join(task.name for task in tasks) + " |",
         "|---|--:|" + "--:|" * len(tasks),
     ]
-    for method in METHODS:
+    for method in dict.fromkeys(row["method"] for row in rows):
         own = {row["task"]: row for row in rows if row["method"] == method}
         cells = [
             f"{row['mean']:.1f} ± {row['deviation']:.1f} (lr {row['learning_rate']:g})"
@@ -240,6 +242,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/real-recordings"))
     parser.add_argument("--backbone", default="nano-ast")
     parser.add_argument("--tasks", nargs="+", choices=[task.name for task in TASKS])
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *ABLATIONS], default=list(METHODS))
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
     arguments = parser.parse_args()
     # Before the workers load torch: threads that spin for each other's core cost more than they give.
@@ -251,8 +254,8 @@ def main() -> None:
     }
     rows = []
     for task in tasks:
-        done = run_all(list(grid_cells(task)), arguments)
-        rates = best_rates(task, done)
+        done = run_all(list(grid_cells(task, arguments.methods)), arguments)
+        rates = best_rates(task, arguments.methods, done)
         done |= run_all(list(final_cells(task, rates)), arguments)
         rows += summary(task, rates, done)
         (arguments.output / "results.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
