@@ -30,7 +30,11 @@ _NEW_MODULES = ("classifier", "projector", "layer_weights")
 _UNUSED = "masked_spec_embed"
 _SPECIAL_TOKENS = 2  # AST's class and distillation tokens, at the start of its position table
 # Said by PEFT and WavLM's code about transformers' and torch's; nothing that a user could mend.
-_HARMLESS = ("`is_gradient_checkpointing` is deprecated", "Support for mismatched key_padding_mask and attn_mask")
+_HARMLESS = (
+    "`is_gradient_checkpointing` is deprecated",
+    "Support for mismatched key_padding_mask and attn_mask",
+    "At least one mel filter has all zero values",  # AST's own 128 bands at 16 kHz
+)
 
 
 @dataclass(frozen=True)
