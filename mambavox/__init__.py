@@ -1,14 +1,16 @@
 """Mamba state-space models for speech and audio.
 
-Importing the package registers its adapters with PEFT, so that ``peft.PeftModel.from_pretrained`` knows them.
+After ``import mambavox`` PEFT knows the adapters, so that ``peft.PeftModel.from_pretrained`` loads them.
 """
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from mambavox.adapters import BottleneckConfig, MambAdapterConfig
+from mambavox._peft_hook import register_with_peft
 
 if TYPE_CHECKING:
+    from mambavox.adapters import BottleneckConfig, MambAdapterConfig
     from mambavox.evaluation.classifier import AudioClassifier
 
 try:
@@ -18,11 +20,19 @@ except PackageNotFoundError:  # a source tree that was never installed
 
 __all__ = ["AudioClassifier", "BottleneckConfig", "MambAdapterConfig", "__version__"]
 
+# Loaded when asked for: peft and transformers take seconds to import.
+_HOMES = {
+    "AudioClassifier": "mambavox.evaluation.classifier",
+    "BottleneckConfig": "mambavox.adapters",
+    "MambAdapterConfig": "mambavox.adapters",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Load the classifier, and transformers' models with it, only when it is asked for."""
-    if name == "AudioClassifier":
-        from mambavox.evaluation.classifier import AudioClassifier
+    """A public name from the room where it lives."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mambavox' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
 
-        return AudioClassifier
-    raise AttributeError(f"module 'mambavox' has no attribute {name!r}")
+
+register_with_peft()
