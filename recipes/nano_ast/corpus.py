@@ -269,6 +269,7 @@ def load_or_build(data: Path, work: Path, seed: int, scale: float) -> Corpus:
     """``build``, kept in ``work`` so that a resumed run does not speak everything again."""
     path = work / f"corpus-{seed}-{scale}.pt"
     if not path.exists():
+        work.mkdir(parents=True, exist_ok=True)
         corpus = build(data, seed, scale)
         torch.save(vars(corpus), path)
     return Corpus(**torch.load(path, mmap=True))

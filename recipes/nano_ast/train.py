@@ -26,6 +26,7 @@ LENGTHS = {98: 0.35, 130: 0.15, 160: 0.15, 200: 0.12, 250: 0.15, 498: 0.08}
 TOKENS = 1800
 """Patches in a batch: short clips come in large batches."""
 SHARES = {WORD: 0.52, SENTENCE: 0.12, REAL: 0.18, SOUND: 0.18}
+CHECKPOINT_STEPS = 200
 SINGLE_LABELS = {"language": 0.2, "speaker": 0.2, "sound": 0.7}
 """Loss weights of the labels that a clip has one of."""
 
@@ -345,6 +346,7 @@ def train(corpus: Corpus, work: Path, steps: int, seed: int) -> tuple[ASTModel, 
     sample = corpus.features[:: max(1, len(corpus.features) // 200_000)].float()
     torch.manual_seed(seed)
     model, objective = make_model(), Objective(corpus, float(sample.mean()), float(sample.std()))
+    work.mkdir(parents=True, exist_ok=True)
     stateful = {"model": model, "objective": objective}
     optimizers = make_optimizers(model, objective)
     peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
@@ -374,7 +376,7 @@ def train(corpus: Corpus, work: Path, steps: int, seed: int) -> tuple[ASTModel, 
             for optimizer in optimizers:
                 optimizer.step()
             progress.advance(task)
-            if (step + 1) % 200 == 0 or step + 1 == steps:
+            if (step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == steps:
                 report = validate(model, objective, held_out)
                 values = "  ".join(f"{name} {value:.3f}" for name, value in report.items())
                 progress.print(f"step {step + 1}  {time.monotonic() - started:.0f} s  {values}", soft_wrap=True)
@@ -392,6 +394,8 @@ def export(model: ASTModel, objective: Objective, output: Path) -> None:
     # Half precision is for the disk alone: what the configuration says is what from_pretrained makes of it.
     model.config.dtype = torch.float32
     model.config.save_pretrained(output)
+    # safetensors leaves its file to its owner alone; this one is installed for everyone.
+    (output / "model.safetensors").chmod(0o644)
     ASTFeatureExtractor(
         num_mel_bins=NUM_MEL_BINS, max_length=MAX_FRAMES, mean=round(objective.mean, 4), std=round(objective.std, 4)
     ).save_pretrained(output)
@@ -410,7 +414,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    arguments.work.mkdir(parents=True, exist_ok=True)
     corpus = load_or_build(arguments.data, arguments.work, arguments.seed, arguments.scale)
     sizes = ", ".join(f"{len(names)} {name}s" for name, names in corpus.classes.items())
     print(f"{len(corpus.kinds)} clips, {len(corpus.features) / 360_000:.1f} hours, {sizes}")
