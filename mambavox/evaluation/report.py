@@ -114,7 +114,7 @@ def plot_comparison(results: Mapping[str, AdaptResult], path: Path, title: str) 
 
 
 def _style(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.grid(color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
