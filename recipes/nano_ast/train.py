@@ -310,7 +310,7 @@ class Objective(nn.Module):
 
 
 def make_optimizers(model: ASTModel, objective: Objective) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers (it learns about twice as fast here), AdamW for everything else."""
+    """Muon for the matrices of the layers (ahead of AdamW in trials of 200 steps), AdamW for everything else."""
     matrices = [parameter for parameter in model.layers.parameters() if parameter.ndim == 2]
     chosen = {id(parameter) for parameter in matrices}
     rest = [
