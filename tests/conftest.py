@@ -1,16 +1,18 @@
 """What every room's tests share."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+
+# Read when the libraries are imported. A hub lookup must fail at once, not time out; and on tiny models a second
+# thread costs more than it gives. Processes that tests start inherit both.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from tiny import save_backbone, write_recordings
 
-# A hub lookup must fail at once, not time out.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# On tiny models a second thread costs more than it gives; processes that tests start inherit the variable.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 RECORDINGS = Path(__file__).parents[1].parent / "shared" / "data"
@@ -27,3 +29,22 @@ def recordings() -> Path:
     if not RECORDINGS.is_dir():
         pytest.skip("the real recordings (../shared/data) are not on this machine")
     return RECORDINGS
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Folder of a tiny backbone of a family, made when first asked for."""
+    folder = tmp_path_factory.mktemp("backbones")
+
+    def path(family: str) -> str:
+        if not (folder / family).is_dir():
+            save_backbone(family, folder / family)
+        return str(folder / family)
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def tones(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of 12 short recordings of two classes, with a manifest."""
+    return str(write_recordings(tmp_path_factory.mktemp("data") / "tones"))
