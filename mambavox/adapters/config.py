@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, cast, get_args
 from peft import PeftConfig, PeftType
 from torch import nn
 
-from mambavox.adapters.mixers import gelu_mixer, mamba_mixer
+from mambavox.adapters.mixers import mamba_mixer
 from mambavox.errors import ConfigError
 
 Where = Literal["encoder", "decoder", "both"]
@@ -201,4 +201,4 @@ class BottleneckConfig(AdapterConfig):
 
     def make_mixer(self) -> nn.Module:
         """A GELU."""
-        return gelu_mixer()
+        return nn.GELU()

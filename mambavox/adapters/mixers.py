@@ -30,8 +30,3 @@ def mamba_mixer(bottleneck_dim: int, d_state: int, d_conv: int, expand: int, ini
             elif name.endswith("weight"):
                 nn.init.xavier_uniform_(parameter, gain=0.02)
     return mamba
-
-
-def gelu_mixer() -> nn.GELU:
-    """GELU, frame by frame: the classic bottleneck adapter."""
-    return nn.GELU()
