@@ -12,19 +12,21 @@ from mambavox._peft_hook import register_with_peft
 if TYPE_CHECKING:
     from mambavox.adapters import BottleneckConfig, MambAdapterConfig
     from mambavox.evaluation.classifier import AudioClassifier
+    from mambavox.nn.speed_up import speed_up
 
 try:
     __version__ = version("mambavox")
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["AudioClassifier", "BottleneckConfig", "MambAdapterConfig", "__version__"]
+__all__ = ["AudioClassifier", "BottleneckConfig", "MambAdapterConfig", "__version__", "speed_up"]
 
 # Loaded when asked for: peft and transformers take seconds to import.
 _HOMES = {
     "AudioClassifier": "mambavox.evaluation.classifier",
     "BottleneckConfig": "mambavox.adapters",
     "MambAdapterConfig": "mambavox.adapters",
+    "speed_up": "mambavox.nn.speed_up",
 }
 
 

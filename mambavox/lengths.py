@@ -1,7 +1,9 @@
-"""Lengths of padded batches: masks, and reversal inside each row's own length.
+"""Sequences of different lengths in one tensor: padded batches and packed batches.
 
-A row of a padded batch holds ``lengths[row]`` valid frames, then padding. Everything here works on frames;
-which frames belong to which samples or seconds is the front end's affair.
+A row of a padded batch holds ``lengths[row]`` valid frames, then padding. A packed batch is one row in which sequences
+lie end to end, sequence ``i`` in frames ``cu_seqlens[i] .. cu_seqlens[i + 1]`` (cumulative lengths, as in
+flash-attention).
+Everything here works on frames; which frames belong to which samples or seconds is the front end's affair.
 """
 
 import torch
@@ -46,3 +48,67 @@ def length_mask(lengths: Tensor, time: int) -> Tensor:
         ``(batch, time)``, true where the frame lies inside its row's length.
     """
     return torch.arange(time, device=lengths.device)[None, :] < lengths[:, None]
+
+
+def check_cu_seqlens(cu_seqlens: Tensor, batch: int, time: int) -> Tensor:
+    """Validate the boundaries of a packed batch.
+
+    Args:
+        cu_seqlens: ``(sequences + 1,)`` integer first frame of each sequence, then the number of frames.
+        batch: number of rows of the packed tensors.
+        time: their number of frames.
+
+    Returns:
+        The boundaries as ``int64``.
+
+    Raises:
+        ConfigError: more than one row, wrong shape, a non-integer dtype, or (outside ``torch.compile``) boundaries that
+            do not rise from 0 to ``time``.
+    """
+    if batch != 1:
+        raise ConfigError(f"cu_seqlens is given and batch is {batch}; expected a packed batch of one row")
+    if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2:
+        raise ConfigError(f"cu_seqlens has shape {tuple(cu_seqlens.shape)}; expected (sequences + 1,), at least (2,)")
+    if cu_seqlens.is_floating_point() or cu_seqlens.dtype == torch.bool:
+        raise ConfigError(f"cu_seqlens has dtype {cu_seqlens.dtype}; expected an integer dtype (frames)")
+    if not torch.compiler.is_compiling() and cu_seqlens.device.type == "cpu":
+        falls = bool((cu_seqlens[1:] < cu_seqlens[:-1]).any())
+        if cu_seqlens[0] != 0 or cu_seqlens[-1] != time or falls:
+            raise ConfigError(
+                f"cu_seqlens is {cu_seqlens.tolist()}; expected numbers rising from 0 to {time}, the frames"
+            )
+    return cu_seqlens.to(torch.int64)
+
+
+def unpack(packed: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Packed to padded batch.
+
+    Args:
+        packed: ``(1, time, channels)``.
+        cu_seqlens: ``(sequences + 1,)``.
+
+    Returns:
+        ``(sequences, longest, channels)``, zero beyond each sequence's length.
+    """
+    pieces = packed[0].split((cu_seqlens[1:] - cu_seqlens[:-1]).tolist())
+    return torch.nn.utils.rnn.pad_sequence(list(pieces), batch_first=True)
+
+
+def pack(padded: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Inverse of ``unpack``: ``(sequences, longest, channels)`` to ``(1, time, channels)``."""
+    lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).tolist()
+    return torch.cat([row[:length] for row, length in zip(padded, lengths, strict=True)])[None]
+
+
+def reverse_inside(tensor: Tensor, lengths: Tensor | None) -> Tensor:
+    """Reverse each row's own frames and leave its padding where it is.
+
+    Args:
+        tensor: ``(batch, time, channels)``.
+        lengths: ``(batch,)`` valid frames of each row; all of them where not given.
+    """
+    if lengths is None:
+        return tensor.flip(1)
+    frames = torch.arange(tensor.shape[1], device=tensor.device)[None, :]
+    source = torch.where(frames < lengths[:, None], lengths[:, None] - 1 - frames, frames)
+    return tensor.gather(1, source[:, :, None].expand_as(tensor))

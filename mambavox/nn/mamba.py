@@ -173,8 +173,8 @@ class Mamba(nn.Module):
             initial_state=None if state is None else state.conv,
             return_final_state=True,
             lengths=lengths,
+            activation="silu",
         )
-        x = F.silu(x)
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         y, ssm_state = selective_scan(
             x,

@@ -8,11 +8,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MambaState:
-    """What one Mamba block remembers of the frames it has seen.
+    """What one Mamba or Mamba-2 block remembers of the frames it has seen.
 
     Attributes:
-        conv: ``(batch, d_inner, d_conv - 1)`` the last inputs of the convolution, oldest first.
-        ssm: ``(batch, d_inner, d_state)`` the scan's state, float32.
+        conv: ``(batch, channels, d_conv - 1)`` the last inputs of the convolution, oldest first; channels are
+            ``d_inner``, for Mamba-2 ``d_inner + 2 * ngroups * d_state``.
+        ssm: the scan's state in float32, ``(batch, d_inner, d_state)``, for Mamba-2
+            ``(batch, nheads, headdim, d_state)``.
     """
 
     conv: Tensor

@@ -1,44 +1,67 @@
 """Which implementation of the selective scan is used, and why not the others."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from mambavox.errors import BackendError
-from mambavox.ops.scan_reference import selective_scan_reference
-from mambavox.ops.scan_torch import selective_scan_torch
+from mambavox.ops import scan_cpu, scan_torch, scan_triton
 
 
-@dataclass(frozen=True)
-class Backend:
+class Implementation(Protocol):
+    """What the file of a fast backend has.
+
+    ``forward`` takes the arguments of ``selective_scan_reference`` and ``training``, and returns the output, the final
+    state and, where training, the states from which ``backward`` starts; ``backward`` takes the gradients of the first
+    two, the same arguments and those states, and returns the gradient of every tensor, ``None`` for one not given.
+    """
+
+    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the scan."""
+        ...
+
+    def backward(self, *arguments: Any) -> tuple[Tensor | None, ...]:
+        """Run it backwards."""
+        ...
+
+    def checkpoint_shape(self, x_shape: torch.Size, d_state: int, sequences: int) -> tuple[int, ...]:
+        """Shape of the states kept for the backward pass; ``sequences`` is the number of rows of the state."""
+        ...
+
+    def why_not(self, device: torch.device) -> str | None:
+        """Reason why the backend cannot run on a device, or ``None`` where it can."""
+        ...
+
+
+class Backend(NamedTuple):
     """One implementation of the scan.
 
     Attributes:
         name: what ``backend=`` takes.
-        scan: the function; arguments of ``selective_scan_reference``, returns output and final state.
         summary: one line for ``mambavox info``.
-        device_types: device types it runs on, or ``None`` for any.
+        implementation: its file; ``None`` for the definition, which autograd differentiates.
+        float64: whether it takes float64 tensors.
     """
 
     name: str
-    scan: Callable[..., tuple[Tensor, Tensor]]
     summary: str
-    device_types: tuple[str, ...] | None = None
+    implementation: Implementation | None
+    float64: bool
 
-    def why_not(self, device: torch.device) -> str | None:
-        """Reason why the backend cannot run on a device, or ``None`` where it can."""
-        if self.device_types is not None and device.type not in self.device_types:
-            return f"runs on {', '.join(self.device_types)}, not on {device.type}"
-        return None
+    def why_not(self, device: torch.device, float64: bool = False) -> str | None:
+        """Reason why the backend cannot run on such tensors, or ``None`` where it can."""
+        if float64 and not self.float64:
+            return "does not take float64"
+        return None if self.implementation is None else self.implementation.why_not(device)
 
 
 # Fastest first: the first that can run is taken.
 BACKENDS: tuple[Backend, ...] = (
-    Backend("torch", selective_scan_torch, "chunked, plain torch operations, any device"),
-    Backend("reference", selective_scan_reference, "the definition: one Python step a frame"),
+    Backend("triton", "fused GPU kernels", scan_triton, float64=False),
+    Backend("cpu", "native CPU kernels", scan_cpu, float64=False),
+    Backend("torch", "chunked, plain torch operations, any device", scan_torch, float64=True),
+    Backend("reference", "the definition: one Python step a frame", None, float64=True),
 )
 
 
@@ -50,31 +73,44 @@ class BackendStatus(NamedTuple):
     reason: str
 
 
-def backend_for(device: torch.device, name: str | None = None) -> Backend:
-    """Choose a backend.
-
-    Args:
-        device: where the tensors live.
-        name: a backend's name, or ``None`` for the fastest that runs on the device.
+def named(name: str) -> Backend:
+    """The backend of that name.
 
     Raises:
-        BackendError: no backend has that name, or it cannot run on the device.
+        BackendError: there is none.
     """
-    if name is None:
-        return next(backend for backend in BACKENDS if backend.why_not(device) is None)
     for backend in BACKENDS:
         if backend.name == name:
-            reason = backend.why_not(device)
-            if reason is not None:
-                raise BackendError(f"scan backend {name!r} {reason}; leave backend=None to have one chosen")
             return backend
     known = ", ".join(backend.name for backend in BACKENDS)
     raise BackendError(f"no scan backend is called {name!r}; there are: {known}")
 
 
+# A compiled graph is bound to the device it was compiled for.
+@torch.compiler.assume_constant_result
+def choose(device_type: str, float64: bool = False, name: str | None = None) -> str:
+    """Name of the backend to use.
+
+    Args:
+        device_type: type of the device where the tensors live.
+        float64: whether a tensor is float64.
+        name: the backend asked for, or ``None`` for the fastest that can run.
+
+    Raises:
+        BackendError: no backend has that name, or it cannot run on such tensors.
+    """
+    device = torch.device(device_type)
+    if name is None:
+        return next(backend.name for backend in BACKENDS if backend.why_not(device, float64) is None)
+    reason = named(name).why_not(device, float64)
+    if reason is not None:
+        raise BackendError(f"scan backend {name!r} {reason}; leave backend=None to have one chosen")
+    return name
+
+
 def selected_backend(device: torch.device | str = "cpu") -> str:
     """Name of the backend that ``backend=None`` takes on a device."""
-    return backend_for(torch.device(device)).name
+    return choose(torch.device(device).type)
 
 
 def backend_report(device: torch.device | str = "cpu") -> list[BackendStatus]:

@@ -1,0 +1,59 @@
+/* What the shared library exports: which instruction sets this machine has, and the kernels compiled for one of them. */
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "arrays.h"
+
+typedef struct {
+    const char *name;
+    int (*scan_forward)(const Scan *), (*scan_backward)(const Scan *);
+    int (*conv_forward)(const Conv *), (*conv_backward)(const Conv *);
+} Kernels;
+
+#define DECLARE(isa)                                                          \
+    int scan_forward_##isa(const Scan *), scan_backward_##isa(const Scan *); \
+    int conv_forward_##isa(const Conv *), conv_backward_##isa(const Conv *)
+#define KERNELS(isa) {#isa, scan_forward_##isa, scan_backward_##isa, conv_forward_##isa, conv_backward_##isa}
+
+DECLARE(baseline);
+#if defined(__x86_64__)
+DECLARE(avx2);
+DECLARE(avx512);
+static const Kernels kernels[] = {KERNELS(baseline), KERNELS(avx2), KERNELS(avx512)};
+#else
+static const Kernels kernels[] = {KERNELS(baseline)};
+#endif
+
+/* Number of instruction sets that this machine runs; they are numbered from the slowest. */
+int mambavox_instruction_sets(void) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 1;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512vl"))
+        return 2;
+    return 3;
+#else
+    return 1;
+#endif
+}
+
+const char *mambavox_instruction_set_name(int set) { return kernels[set].name; }
+
+/* All return 0, or 1 where memory ran out. */
+int mambavox_scan_forward(const Scan *scan, int set) { return kernels[set].scan_forward(scan); }
+int mambavox_scan_backward(const Scan *scan, int set) { return kernels[set].scan_backward(scan); }
+int mambavox_conv_forward(const Conv *conv, int set) { return kernels[set].conv_forward(conv); }
+int mambavox_conv_backward(const Conv *conv, int set) { return kernels[set].conv_backward(conv); }
+
+/* Before a large tensor is first written: ask for huge pages, since a fault on every 4 KiB costs as much as the scan itself. */
+void mambavox_use_huge_pages(void *data, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t first = ((uintptr_t)data + page - 1) / page * page, last = ((uintptr_t)data + (uintptr_t)bytes) / page * page;
+    if (last > first) madvise((void *)first, last - first, MADV_HUGEPAGE);
+#else
+    (void)data, (void)bytes;
+#endif
+}

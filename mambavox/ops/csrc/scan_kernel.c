@@ -1,0 +1,334 @@
+/* The selective scan, forward and backward, for one instruction set (ISA names it; library.c chooses).
+
+   A task is one row and one block of channels; it walks over the row's frames in spans, and in a span over tiles of TILE channels: a
+   block is wide, so that few memory pages are in use at a time, and a tile small, so that it stays in the first-level cache. The lanes of a
+   vector are channels; a few states (STATES) of each are held in registers. Training stores the state before each span; the
+   backward pass computes the span's states again from there, then runs it backwards. */
+
+#include <stdlib.h>
+
+#include "tiles.h"
+
+#define NAME_(name, isa) name##_##isa
+#define NAME(name, isa) NAME_(name, isa)
+#ifndef TILE
+#define TILE 64
+#endif
+#define APART 80 /* floats between buffers: at distances of 4 KiB a load waits for stores to another buffer */
+#define LOG2_E 1.44269504f
+#define LN_2 0.693147181f
+#define PADDED(channels) (((channels) + 15) / 16 * 16)
+
+/* What one thread works in; buffers hold a tile, (SPAN, TILE), or the block's channels, (block / LANES, d_state, LANES). */
+typedef struct {
+    float *memory;
+    float *dt, *u, *x, *y, *z, *slope, *grad_y, *grad_u, *grad_dt;
+    float *B, *C;
+    float *A, *state, *grad, *grad_A;
+    float *D, *dt_bias, *grad_D, *grad_dt_bias;
+    float *states, *decays, *lanes_B, *lanes_C, *out_B, *out_C;
+} Workspace;
+
+static int workspace_open(Workspace *w, const Scan *s) {
+    int64_t width = PADDED(s->block), tile = SPAN * TILE + APART, row = SPAN * ((s->d_state + 15) / 16 * 16);
+    int64_t state = width * s->d_state, span = (SPAN + 1) * STATES_BACKWARD * LANES;
+    int64_t total = 9 * tile + 4 * row + 4 * state + 4 * width + 4 * span;
+    float *next = aligned_alloc(64, (size_t)(total * 4 + 63) / 64 * 64);
+    if (!next) return 0;
+    w->memory = next;
+#define TAKE(field, count) w->field = next, next += (count)
+    TAKE(dt, tile), TAKE(u, tile), TAKE(x, tile), TAKE(y, tile), TAKE(z, tile);
+    TAKE(slope, tile), TAKE(grad_y, tile), TAKE(grad_u, tile), TAKE(grad_dt, tile);
+    TAKE(B, row), TAKE(C, row), TAKE(out_B, row), TAKE(out_C, row);
+    TAKE(A, state), TAKE(state, state), TAKE(grad, state), TAKE(grad_A, state);
+    TAKE(D, width), TAKE(dt_bias, width), TAKE(grad_D, width), TAKE(grad_dt_bias, width);
+    TAKE(states, span), TAKE(decays, span), TAKE(lanes_B, span), TAKE(lanes_C, span);
+#undef TAKE
+    return 1;
+}
+
+/* values[channel][d_state] to (width / LANES, d_state, LANES) and back. */
+static void gather_states(const float *values, int64_t d_state, int channels, float factor, float *to) {
+    for (int c = 0; c < PADDED(channels); c++)
+        for (int64_t n = 0; n < d_state; n++)
+            to[(c / LANES * d_state + n) * LANES + c % LANES] = c < channels && values ? factor * values[c * d_state + n] : 0.0f;
+}
+static void scatter_states(const float *from, int64_t d_state, int channels, float *values) {
+    for (int c = 0; c < channels; c++)
+        for (int64_t n = 0; n < d_state; n++) values[c * d_state + n] = from[(c / LANES * d_state + n) * LANES + c % LANES];
+}
+static void load_channels(const float *values, int64_t channel, int channels, float *to) {
+    for (int c = 0; c < PADDED(channels); c++) to[c] = c < channels && values ? values[channel + c] : 0.0f;
+}
+
+/* A tile's inputs: dt after bias and softplus, u = dt x, and y = D x to begin with. `slope` receives the derivative of dt by its input where
+   wanted. The task comes next to the frames `away` from these. */
+INLINE void load_inputs(const Scan *s, const Row *row, Workspace *w, int64_t first, int frames, int64_t channel, int tile, int width,
+                        int away, float *slope) {
+    load_tile(&s->x, row, first, frames, s->reverse, channel + tile, width, TILE, away, w->x);
+    load_tile(&s->dt, row, first, frames, s->reverse, channel + tile, width, TILE, away, w->dt);
+    if (s->z.data) load_tile(&s->z, row, first, frames, s->reverse, channel + tile, width, TILE, away, w->z);
+    for (int c = 0; c < width; c += LANES) {
+        const Vector bias = load(w->dt_bias + tile + c), D = load(w->D + tile + c);
+        for (int at = c; at < frames * TILE; at += TILE) {
+            Vector step = load(w->dt + at) + bias, input = load(w->x + at);
+            if (s->dt_softplus) {
+                if (slope) store(slope + at, sigmoid(step));
+                step = softplus(step);
+            }
+            store(w->dt + at, step);
+            store(w->u + at, step * input);
+            store(w->y + at, D * input);
+        }
+    }
+}
+
+/* Advance `count` states of LANES channels over a span; y gains what they give. */
+INLINE void advance(int count, int frames, int d_state, const float *dt, const float *u, const float *B, const float *C,
+                    const float *A, float *state, float *y) {
+    Vector h[STATES];
+    for (int n = 0; n < count; n++) h[n] = load(state + n * LANES);
+    for (int t = 0; t < frames; t++) {
+        Vector step = load(dt + t * TILE), input = load(u + t * TILE), output = load(y + t * TILE);
+#pragma GCC unroll 16
+        for (int n = 0; n < count; n++) {
+            h[n] = exp2_of_product(step, load(A + n * LANES)) * h[n] + input * B[t * d_state + n];
+            output += h[n] * C[t * d_state + n];
+        }
+        store(y + t * TILE, output);
+    }
+    for (int n = 0; n < count; n++) store(state + n * LANES, h[n]);
+}
+
+static void forward_task(const Scan *s, const Row *row, int64_t index, int64_t channel, Workspace *w) {
+    const int channels = (int)(s->d_inner - channel < s->block ? s->d_inner - channel : s->block), d_state = (int)s->d_state;
+    const int64_t state_at = (index * s->d_inner + channel) * d_state;
+    gather_states(s->A + channel * d_state, d_state, channels, LOG2_E, w->A);
+    gather_states(s->initial_state ? s->initial_state + state_at : NULL, d_state, channels, 1.0f, w->state);
+    load_channels(s->D, channel, channels, w->D);
+    load_channels(s->dt_bias, channel, channels, w->dt_bias);
+
+    for (int64_t first = 0; first < row->length; first += SPAN) {
+        const int frames = (int)(row->length - first < SPAN ? row->length - first : SPAN);
+        load_tile(&s->B, row, first, frames, s->reverse, 0, d_state, d_state, 0, w->B);
+        load_tile(&s->C, row, first, frames, s->reverse, 0, d_state, d_state, 0, w->C);
+        if (s->checkpoints)
+            memcpy(s->checkpoints + ((row->checkpoint + first / SPAN) * PADDED(s->d_inner) + channel) * d_state, w->state,
+                   (size_t)PADDED(channels) * d_state * sizeof(float));
+        for (int tile = 0; tile < channels; tile += TILE) {
+            const int width = channels - tile < TILE ? channels - tile : TILE;
+            load_inputs(s, row, w, first, frames, channel, tile, width, SPAN, NULL);
+            for (int c = 0; c < width; c += LANES) {
+                const int64_t at = (tile + c) / LANES * (int64_t)d_state * LANES;
+                int n = 0;
+#define ADVANCE(count)                                                                                                         \
+    for (; STATES >= count && n + count <= d_state; n += count)                                                                \
+    advance(count, frames, d_state, w->dt + c, w->u + c, w->B + n, w->C + n, w->A + at + n * LANES, w->state + at + n * LANES, \
+            w->y + c)
+                ADVANCE(16);
+                ADVANCE(8);
+                ADVANCE(4);
+                ADVANCE(1);
+#undef ADVANCE
+                if (s->z.data)
+                    for (int at = c; at < frames * TILE; at += TILE) {
+                        Vector z = load(w->z + at);
+                        store(w->y + at, load(w->y + at) * z * sigmoid(z));
+                    }
+            }
+            store_tile(&s->y, row, first, frames, s->reverse, channel + tile, width, TILE, w->y);
+        }
+    }
+    scatter_states(w->state, d_state, channels, s->final_state + state_at);
+    clear_padding(&s->y, row, channel, channels);
+}
+
+/* One span backwards for `count` states of LANES channels, which add their part to the lane sums of B's and C's gradients. */
+INLINE void retreat(int count, int frames, int d_state, int gated, const float *dt, const float *u, const float *B,
+                    const float *C, const float *A, const float *state, float *grad, float *grad_A, const float *grad_y, float *y,
+                    float *grad_u, float *grad_dt, float *states, float *decays, float *lanes_B, float *lanes_C) {
+    Vector h[STATES_BACKWARD], a[STATES_BACKWARD];
+    for (int n = 0; n < count; n++) {
+        h[n] = load(state + n * LANES);
+        store(states + n * LANES, h[n]);
+    }
+    for (int t = 0; t < frames; t++) {
+        Vector step = load(dt + t * TILE), input = load(u + t * TILE);
+#pragma GCC unroll 16
+        for (int n = 0; n < count; n++) {
+            Vector decay = exp2_of_product(step, load(A + n * LANES));
+            h[n] = decay * h[n] + input * B[t * d_state + n];
+            store(decays + (t * count + n) * LANES, decay);
+            store(states + ((t + 1) * count + n) * LANES, h[n]);
+        }
+        if (gated) {
+            Vector output = load(y + t * TILE);
+#pragma GCC unroll 16
+            for (int n = 0; n < count; n++) output += h[n] * C[t * d_state + n];
+            store(y + t * TILE, output);
+        }
+    }
+    for (int n = 0; n < count; n++) {
+        h[n] = load(grad + n * LANES);
+        a[n] = broadcast(0.0f);
+    }
+    for (int t = frames - 1; t >= 0; t--) {
+        Vector step = load(dt + t * TILE), input = load(u + t * TILE), above = load(grad_y + t * TILE);
+        Vector by_u = load(grad_u + t * TILE), by_dt = load(grad_dt + t * TILE);
+#pragma GCC unroll 16
+        for (int n = 0; n < count; n++) {
+            float *at_C = lanes_C + (t * count + n) * LANES, *at_B = lanes_B + (t * count + n) * LANES;
+            Vector sum_C = above * load(states + ((t + 1) * count + n) * LANES);
+            h[n] += above * C[t * d_state + n];
+            Vector sum_B = input * h[n];
+            store(at_C, load(at_C) + sum_C);
+            store(at_B, load(at_B) + sum_B);
+            by_u += h[n] * B[t * d_state + n];
+            h[n] *= load(decays + (t * count + n) * LANES);
+            Vector exponent = h[n] * load(states + (t * count + n) * LANES);
+            by_dt += exponent * load(A + n * LANES);
+            a[n] += exponent * step;
+        }
+        store(grad_u + t * TILE, by_u);
+        store(grad_dt + t * TILE, by_dt);
+    }
+    for (int n = 0; n < count; n++) {
+        store(grad + n * LANES, h[n]);
+        store(grad_A + n * LANES, load(grad_A + n * LANES) + a[n]);
+    }
+}
+
+/* out[t][i] gains lanes[t][i] summed over its lanes, for i < count. */
+INLINE void reduce_lanes(int count, int frames, int d_state, const float *lanes, float *out) {
+    float sums[LANES];
+    Vector vectors[LANES];
+    for (int i = 0; i < frames * count; i += LANES) {
+        for (int k = 0; k < LANES; k++) vectors[k] = i + k < frames * count ? load(lanes + (i + k) * LANES) : broadcast(0.0f);
+        sum_lanes(vectors, sums);
+        for (int k = 0; k < LANES && i + k < frames * count; k++) out[(i + k) / count * d_state + (i + k) % count] += sums[k];
+    }
+}
+
+/* The gradient of the output, before the gate where there is one; z keeps what, times that output, is z's gradient. */
+INLINE void load_gradient(const Scan *s, const Row *row, Workspace *w, int64_t first, int frames, int64_t channel, int tile, int width) {
+    load_tile(&s->grad_y, row, first, frames, s->reverse, channel + tile, width, TILE, -SPAN, w->grad_y);
+    memset(w->grad_u, 0, (size_t)frames * TILE * sizeof(float));
+    memset(w->grad_dt, 0, (size_t)frames * TILE * sizeof(float));
+    if (!s->z.data) return;
+    for (int at = 0; at < frames * TILE; at += LANES) {
+        Vector z = load(w->z + at), gate = sigmoid(z), above = load(w->grad_y + at);
+        store(w->z + at, above * gate * (1.0f + z * (1.0f - gate)));
+        store(w->grad_y + at, above * gate * z);
+    }
+}
+
+/* From the gradients by dt and u = dt x to those of the tensors that were given. Sums over time go span by span, which rounds less. */
+INLINE void store_gradients(const Scan *s, const Row *row, Workspace *w, int64_t first, int frames, int64_t channel, int tile, int width) {
+    for (int c = 0; c < width; c += LANES) {
+        const Vector D = load(w->D + tile + c);
+        Vector by_D = broadcast(0.0f), by_bias = broadcast(0.0f);
+        for (int at = c; at < frames * TILE; at += TILE) {
+            Vector x = load(w->x + at), above = load(w->grad_y + at), by_u = load(w->grad_u + at);
+            Vector by_dt = load(w->grad_dt + at) * LN_2 + by_u * x;
+            if (s->dt_softplus) by_dt *= load(w->slope + at);
+            if (s->z.data) store(w->z + at, load(w->z + at) * load(w->y + at));
+            store(w->grad_dt + at, by_dt);
+            store(w->grad_u + at, by_u * load(w->dt + at) + D * above);
+            by_D += above * x;
+            by_bias += by_dt;
+        }
+        store(w->grad_D + tile + c, load(w->grad_D + tile + c) + by_D);
+        store(w->grad_dt_bias + tile + c, load(w->grad_dt_bias + tile + c) + by_bias);
+    }
+    store_tile(&s->grad_x, row, first, frames, s->reverse, channel + tile, width, TILE, w->grad_u);
+    store_tile(&s->grad_dt, row, first, frames, s->reverse, channel + tile, width, TILE, w->grad_dt);
+    if (s->z.data) store_tile(&s->grad_z, row, first, frames, s->reverse, channel + tile, width, TILE, w->z);
+}
+
+static void backward_task(const Scan *s, const Row *row, int64_t index, int64_t channel, Workspace *w) {
+    const int channels = (int)(s->d_inner - channel < s->block ? s->d_inner - channel : s->block), d_state = (int)s->d_state;
+    const int64_t state_at = (index * s->d_inner + channel) * d_state;
+    const size_t block_bytes = (size_t)PADDED(channels) * sizeof(float);
+    Array grad_B = s->grad_B, grad_C = s->grad_C;
+    grad_B.data += channel / s->block * s->block_stride * sizeof(float);
+    grad_C.data += channel / s->block * s->block_stride * sizeof(float);
+    gather_states(s->A + channel * d_state, d_state, channels, LOG2_E, w->A);
+    gather_states(s->grad_final_state ? s->grad_final_state + state_at : NULL, d_state, channels, 1.0f, w->grad);
+    load_channels(s->D, channel, channels, w->D);
+    load_channels(s->dt_bias, channel, channels, w->dt_bias);
+    memset(w->grad_A, 0, block_bytes * d_state);
+    memset(w->grad_D, 0, block_bytes);
+    memset(w->grad_dt_bias, 0, block_bytes);
+
+    for (int64_t first = (row->length - 1) / SPAN * SPAN; row->length && first >= 0; first -= SPAN) {
+        const int frames = (int)(row->length - first < SPAN ? row->length - first : SPAN);
+        const int64_t state_step = PADDED(s->d_inner) * d_state;
+        const float *states = s->checkpoints + (row->checkpoint + first / SPAN) * state_step + channel * d_state;
+        load_tile(&s->B, row, first, frames, s->reverse, 0, d_state, d_state, 0, w->B);
+        load_tile(&s->C, row, first, frames, s->reverse, 0, d_state, d_state, 0, w->C);
+        memset(w->out_B, 0, (size_t)frames * d_state * sizeof(float));
+        memset(w->out_C, 0, (size_t)frames * d_state * sizeof(float));
+        for (int tile = 0; tile < channels; tile += TILE) {
+            const int width = channels - tile < TILE ? channels - tile : TILE;
+            load_inputs(s, row, w, first, frames, channel, tile, width, -SPAN, w->slope);
+            load_gradient(s, row, w, first, frames, channel, tile, width);
+            if (first)
+                for (int i = 0; i < width * d_state; i += 16) __builtin_prefetch(states - state_step + tile * d_state + i, 0, 2);
+            int n = 0;
+#define RETREAT(count)                                                                                                           \
+    for (; STATES_BACKWARD >= count && n + count <= d_state; n += count) {                                                       \
+        memset(w->lanes_B, 0, sizeof(Vector) * frames * count);                                                                  \
+        memset(w->lanes_C, 0, sizeof(Vector) * frames * count);                                                                  \
+        for (int c = 0; c < width; c += LANES) {                                                                                 \
+            const int64_t at = ((tile + c) / LANES * (int64_t)d_state + n) * LANES;                                              \
+            retreat(count, frames, d_state, s->z.data != NULL, w->dt + c, w->u + c, w->B + n, w->C + n, w->A + at,         \
+                    states + at, w->grad + at, w->grad_A + at, w->grad_y + c, w->y + c, w->grad_u + c, w->grad_dt + c, w->states, \
+                    w->decays, w->lanes_B, w->lanes_C);                                                                          \
+        }                                                                                                                        \
+        reduce_lanes(count, frames, d_state, w->lanes_B, w->out_B + n);                                                          \
+        reduce_lanes(count, frames, d_state, w->lanes_C, w->out_C + n);                                                          \
+    }
+            RETREAT(8)
+            RETREAT(4)
+            RETREAT(1)
+#undef RETREAT
+            store_gradients(s, row, w, first, frames, channel, tile, width);
+        }
+        store_tile(&grad_B, row, first, frames, s->reverse, 0, d_state, d_state, w->out_B);
+        store_tile(&grad_C, row, first, frames, s->reverse, 0, d_state, d_state, w->out_C);
+    }
+    scatter_states(w->grad, d_state, channels, s->grad_initial_state + state_at);
+    scatter_states(w->grad_A, d_state, channels, s->grad_A + state_at);
+    memcpy(s->grad_D + index * s->d_inner + channel, w->grad_D, (size_t)channels * sizeof(float));
+    memcpy(s->grad_dt_bias + index * s->d_inner + channel, w->grad_dt_bias, (size_t)channels * sizeof(float));
+    clear_padding(&s->grad_x, row, channel, channels);
+    clear_padding(&s->grad_dt, row, channel, channels);
+    if (s->z.data) clear_padding(&s->grad_z, row, channel, channels);
+    clear_padding(&grad_B, row, 0, d_state);
+    clear_padding(&grad_C, row, 0, d_state);
+}
+
+static int run(const Scan *s, int backward) {
+    const int64_t blocks = (s->d_inner + s->block - 1) / s->block, tasks = s->rows * blocks;
+    int failed = 0;
+#pragma omp parallel num_threads((int)s->threads) if (s->threads > 1) reduction(| : failed)
+    {
+        Workspace workspace = {0};
+        int open = workspace_open(&workspace, s);
+        failed |= !open;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < tasks; task++) {
+            const int64_t index = task / blocks, channel = task % blocks * s->block;
+            if (!open) continue;
+            if (backward)
+                backward_task(s, s->row + index, index, channel, &workspace);
+            else
+                forward_task(s, s->row + index, index, channel, &workspace);
+        }
+        if (open) free(workspace.memory);
+    }
+    return failed;
+}
+
+int NAME(scan_forward, ISA)(const Scan *s) { return run(s, 0); }
+int NAME(scan_backward, ISA)(const Scan *s) { return run(s, 1); }
