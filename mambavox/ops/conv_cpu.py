@@ -75,6 +75,9 @@ def backward(
     d_inner, width = weight.shape
     table, taps, bias32, threads, block = _arguments(x, weight, bias, lengths, cu_seqlens)
     state, above = _time_first(initial_state), _time_first(grad_final_state)
+    if 0 in grad_y.stride():
+        # The gradient of a sum is one number, expanded; the kernel reads rows of numbers.
+        grad_y = grad_y.contiguous()
     grad_x = native.empty(x.shape, x.dtype)
     grad_weight = native.empty((len(table), width, d_inner))
     grad_bias = native.empty((len(table), d_inner))

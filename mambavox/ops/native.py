@@ -90,6 +90,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return None, f"cannot be loaded: {error}"
     library.mambavox_instruction_set_name.restype = ctypes.c_char_p
     library.mambavox_use_huge_pages.argtypes = (ctypes.c_void_p, ctypes.c_int64)
+    library.mambavox_multiply_adds.argtypes = (ctypes.c_int64, ctypes.c_int64, ctypes.c_int)
+    library.mambavox_multiply_adds.restype = ctypes.c_int64
     for name, structure in (("scan", Scan), ("conv", Conv)):
         for direction in ("forward", "backward"):
             function = getattr(library, f"mambavox_{name}_{direction}")
@@ -131,6 +133,25 @@ def run(function: str, arguments: Scan | Conv, instruction_set: int | None = Non
         raise MemoryError(f"{function}: no memory for the kernel's buffers")
 
 
+def multiply_adds(iterations: int, threads: int) -> int:
+    """Do rounds of multiply-adds in the registers of each thread: how long it takes is the machine's vector rate.
+
+    Args:
+        iterations: rounds of a thread.
+        threads: how many threads work.
+
+    Returns:
+        The multiply-adds done by all threads, every lane of a vector counted.
+
+    Raises:
+        RuntimeError: the library cannot be used.
+    """
+    library, reason = _load()
+    if library is None:
+        raise RuntimeError(f"the native library {reason}")
+    return library.mambavox_multiply_adds(iterations, threads, _best_set())
+
+
 def array(tensor: Tensor | None) -> Array:
     """Describe a ``(batch, time, channel)`` tensor of any strides."""
     if tensor is None:
@@ -165,21 +186,21 @@ def rows(batch: int, time: int, lengths: Tensor | None, cu_seqlens: Tensor | Non
     Returns:
         ``(rows, 5)`` int64: batch entry, first frame, length, frames up to the next sequence, first checkpoint.
     """
-    table = torch.empty(batch if cu_seqlens is None else len(cu_seqlens) - 1, 5, dtype=torch.int64)
-    index = torch.arange(len(table))
-    if cu_seqlens is None:
-        table[:, 0] = index
-        table[:, 1] = 0
-        table[:, 2] = time if lengths is None else lengths
-        table[:, 3] = time
-        table[:, 4] = index * (time // SPAN + 1)
-    else:
+    if cu_seqlens is not None:
         starts = cu_seqlens[:-1]
-        table[:, 0] = 0
-        table[:, 1] = starts
-        table[:, 2] = table[:, 3] = cu_seqlens[1:] - starts
-        table[:, 4] = starts // SPAN + index
+        count = cu_seqlens[1:] - starts
+        index = torch.arange(len(starts))
+        return torch.stack([torch.zeros_like(starts), starts, count, count, starts // SPAN + index], dim=1)
+    table = _full_rows(batch, time)
+    if lengths is not None:
+        table = table.clone()
+        table[:, 2] = lengths
     return table
+
+
+@functools.lru_cache(maxsize=64)
+def _full_rows(batch: int, time: int) -> Tensor:
+    return torch.tensor([[row, 0, time, time, row * (time // SPAN + 1)] for row in range(batch)]).view(batch, 5)
 
 
 def spans(batch: int, time: int, sequences: int) -> int:

@@ -106,6 +106,9 @@ def backward(
     table = native.rows(batch, time, lengths, cu_seqlens)
     threads, block = native.threads_and_block(len(table), d_inner, x.numel() * d_state)
     blocks = -(-d_inner // block)
+    if 0 in grad_y.stride():
+        # The gradient of a sum is one number, expanded; the kernel reads rows of numbers.
+        grad_y = grad_y.contiguous()
     A32, D32, bias32, above_state = (native.float32(tensor) for tensor in (A, D, dt_bias, grad_final_state))
     grad_x = native.empty(x.shape, x.dtype)
     grad_dt = native.empty(dt.shape, dt.dtype)

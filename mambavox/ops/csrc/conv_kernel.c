@@ -64,7 +64,9 @@ static void forward_task(const Conv *s, const Row *row, int64_t index, int64_t c
                       w->x + k * lanes);
     for (int64_t first = 0; first < row->length; first += SPAN) {
         const int frames = span_length(row, first);
-        load_tile(&s->x, row, first, frames, s->reverse, channel, channels, lanes, SPAN, w->x + past * lanes);
+        PREFETCH(&s->x, first + SPAN, channel, channels, READ);
+        PREFETCH(&s->y, first, channel, channels, WRITE);
+        load_tile(&s->x, row, first, frames, s->reverse, channel, channels, lanes, w->x + past * lanes);
         for (int c = 0; c < lanes; c += LANES) convolve_span(w, frames, taps, lanes, c);
         if (s->silu)
             for (int i = 0; i < frames * lanes; i += LANES) {
@@ -85,7 +87,7 @@ static void load_past(const Conv *s, const Row *row, int64_t index, int64_t firs
     for (int k = 0; k < past; k++) {
         const int64_t frame = first - past + k;
         if (frame >= 0)
-            load_tile(&s->x, row, frame, 1, s->reverse, channel, channels, lanes, 0, to + k * lanes);
+            load_tile(&s->x, row, frame, 1, s->reverse, channel, channels, lanes, to + k * lanes);
         else
             load_channels(s->initial_state ? s->initial_state + (index * past + past + frame) * s->d_inner : NULL, channel, channels,
                           lanes, to + k * lanes);
@@ -106,8 +108,11 @@ static void backward_task(const Conv *s, const Row *row, int64_t index, int64_t 
                       carried + k * lanes);
     for (int64_t first = (row->length - 1) / SPAN * SPAN; row->length && first >= 0; first -= SPAN) {
         const int frames = span_length(row, first);
+        PREFETCH(&s->x, first - SPAN, channel, channels, READ);
+        PREFETCH(&s->grad_y, first - SPAN, channel, channels, READ);
+        PREFETCH(&s->grad_x, first, channel, channels, WRITE);
         load_past(s, row, index, first, past, channel, channels, lanes, w->x);
-        load_tile(&s->x, row, first, frames, s->reverse, channel, channels, lanes, -SPAN, w->x + past * lanes);
+        load_tile(&s->x, row, first, frames, s->reverse, channel, channels, lanes, w->x + past * lanes);
         memmove(w->grad_x + frames * lanes, w->grad_x, (size_t)past * lanes * sizeof(float));
         memset(w->grad_x, 0, (size_t)frames * lanes * sizeof(float));
         for (int c = 0; c < lanes; c += LANES)
@@ -115,7 +120,7 @@ static void backward_task(const Conv *s, const Row *row, int64_t index, int64_t 
         float above[SPAN * LANES];
         for (int c = 0; c < channels; c += LANES) {
             const int count = channels - c < LANES ? channels - c : LANES;
-            load_tile(&s->grad_y, row, first, frames, s->reverse, channel + c, count, LANES, -SPAN, above);
+            load_tile(&s->grad_y, row, first, frames, s->reverse, channel + c, count, LANES, above);
             Vector by_bias = load(w->grad_bias + c);
             for (int t = 0; t < frames; t++) {
                 Vector by_y = load(above + t * LANES);

@@ -1,6 +1,6 @@
 /* The selective scan, forward and backward, for one instruction set (ISA names it; library.c chooses).
 
-   A task is one row and one block of channels; it walks over the row's frames in spans, and in a span over tiles of TILE channels: a
+   A task is one row and one block of channels; it walks over the row's frames in spans, and in a span over tiles of channels: a
    block is wide, so that few memory pages are in use at a time, and a tile small, so that it stays in the first-level cache. The lanes of a
    vector are channels; a few states (STATES) of each are held in registers. Training stores the state before each span; the
    backward pass computes the span's states again from there, then runs it backwards. */
@@ -11,15 +11,16 @@
 
 #define NAME_(name, isa) name##_##isa
 #define NAME(name, isa) NAME_(name, isa)
-#ifndef TILE
-#define TILE 64
-#endif
+/* Channels of a tile. Backward a wider one pays: the lanes of B's and C's gradients are summed once a tile. */
+#define TILE_FORWARD 64
+#define TILE_BACKWARD 256
+#define STRIDE (TILE_BACKWARD + 16) /* floats from one frame of a tile to the next: no power of two, or frames would share cache sets */
 #define APART 80 /* floats between buffers: at distances of 4 KiB a load waits for stores to another buffer */
 #define LOG2_E 1.44269504f
 #define LN_2 0.693147181f
 #define PADDED(channels) (((channels) + 15) / 16 * 16)
 
-/* What one thread works in; buffers hold a tile, (SPAN, TILE), or the block's channels, (block / LANES, d_state, LANES). */
+/* What one thread works in; buffers hold a tile, (SPAN, STRIDE), or the block's channels, (block / LANES, d_state, LANES). */
 typedef struct {
     float *memory;
     float *dt, *u, *x, *y, *z, *slope, *grad_y, *grad_u, *grad_dt;
@@ -30,7 +31,7 @@ typedef struct {
 } Workspace;
 
 static int workspace_open(Workspace *w, const Scan *s) {
-    int64_t width = PADDED(s->block), tile = SPAN * TILE + APART, row = SPAN * ((s->d_state + 15) / 16 * 16);
+    int64_t width = PADDED(s->block), tile = SPAN * STRIDE + APART, row = SPAN * ((s->d_state + 15) / 16 * 16);
     int64_t state = width * s->d_state, span = (SPAN + 1) * STATES_BACKWARD * LANES;
     int64_t total = 9 * tile + 4 * row + 4 * state + 4 * width + 4 * span;
     float *next = aligned_alloc(64, (size_t)(total * 4 + 63) / 64 * 64);
@@ -62,19 +63,25 @@ static void load_channels(const float *values, int64_t channel, int channels, fl
 }
 
 /* A tile's inputs: dt after bias and softplus, u = dt x, and y = D x to begin with. `slope` receives the derivative of dt by its input where
-   wanted. The task comes next to the frames `away` from these. */
+   wanted. The task comes next to the same channels of the frames from `next` on. */
 INLINE void load_inputs(const Scan *s, const Row *row, Workspace *w, int64_t first, int frames, int64_t channel, int tile, int width,
-                        int away, float *slope) {
-    load_tile(&s->x, row, first, frames, s->reverse, channel + tile, width, TILE, away, w->x);
-    load_tile(&s->dt, row, first, frames, s->reverse, channel + tile, width, TILE, away, w->dt);
-    if (s->z.data) load_tile(&s->z, row, first, frames, s->reverse, channel + tile, width, TILE, away, w->z);
+                        int64_t next, float *slope) {
+    PREFETCH(&s->x, next, channel + tile, width, READ);
+    PREFETCH(&s->dt, next, channel + tile, width, READ);
+    load_tile(&s->x, row, first, frames, s->reverse, channel + tile, width, STRIDE, w->x);
+    load_tile(&s->dt, row, first, frames, s->reverse, channel + tile, width, STRIDE, w->dt);
+    if (s->z.data) {
+        PREFETCH(&s->z, next, channel + tile, width, READ);
+        load_tile(&s->z, row, first, frames, s->reverse, channel + tile, width, STRIDE, w->z);
+    }
     for (int c = 0; c < width; c += LANES) {
         const Vector bias = load(w->dt_bias + tile + c), D = load(w->D + tile + c);
-        for (int at = c; at < frames * TILE; at += TILE) {
+        for (int at = c; at < frames * STRIDE; at += STRIDE) {
             Vector step = load(w->dt + at) + bias, input = load(w->x + at);
             if (s->dt_softplus) {
-                if (slope) store(slope + at, sigmoid(step));
-                step = softplus(step);
+                Vector e = exp_negative(-absolute(step));
+                if (slope) store(slope + at, sigmoid_from(step, e));
+                step = softplus_from(step, e);
             }
             store(w->dt + at, step);
             store(w->u + at, step * input);
@@ -89,13 +96,13 @@ INLINE void advance(int count, int frames, int d_state, const float *dt, const f
     Vector h[STATES];
     for (int n = 0; n < count; n++) h[n] = load(state + n * LANES);
     for (int t = 0; t < frames; t++) {
-        Vector step = load(dt + t * TILE), input = load(u + t * TILE), output = load(y + t * TILE);
+        Vector step = load(dt + t * STRIDE), input = load(u + t * STRIDE), output = load(y + t * STRIDE);
 #pragma GCC unroll 16
         for (int n = 0; n < count; n++) {
             h[n] = exp2_of_product(step, load(A + n * LANES)) * h[n] + input * B[t * d_state + n];
             output += h[n] * C[t * d_state + n];
         }
-        store(y + t * TILE, output);
+        store(y + t * STRIDE, output);
     }
     for (int n = 0; n < count; n++) store(state + n * LANES, h[n]);
 }
@@ -110,14 +117,20 @@ static void forward_task(const Scan *s, const Row *row, int64_t index, int64_t c
 
     for (int64_t first = 0; first < row->length; first += SPAN) {
         const int frames = (int)(row->length - first < SPAN ? row->length - first : SPAN);
-        load_tile(&s->B, row, first, frames, s->reverse, 0, d_state, d_state, 0, w->B);
-        load_tile(&s->C, row, first, frames, s->reverse, 0, d_state, d_state, 0, w->C);
-        if (s->checkpoints)
-            memcpy(s->checkpoints + ((row->checkpoint + first / SPAN) * PADDED(s->d_inner) + channel) * d_state, w->state,
-                   (size_t)PADDED(channels) * d_state * sizeof(float));
-        for (int tile = 0; tile < channels; tile += TILE) {
-            const int width = channels - tile < TILE ? channels - tile : TILE;
-            load_inputs(s, row, w, first, frames, channel, tile, width, SPAN, NULL);
+        load_tile(&s->B, row, first, frames, s->reverse, 0, d_state, d_state, w->B);
+        load_tile(&s->C, row, first, frames, s->reverse, 0, d_state, d_state, w->C);
+        const int64_t state_step = PADDED(s->d_inner) * d_state;
+        float *states = s->checkpoints ? s->checkpoints + (row->checkpoint + first / SPAN) * state_step + channel * d_state : NULL;
+        for (int tile = 0; tile < channels; tile += TILE_FORWARD) {
+            const int width = channels - tile < TILE_FORWARD ? channels - tile : TILE_FORWARD;
+            load_inputs(s, row, w, first, frames, channel, tile, width, first + SPAN, NULL);
+            PREFETCH(&s->y, first, channel + tile, width, WRITE);
+            if (states) {
+                const int64_t from = tile * (int64_t)d_state, count = PADDED(width) * d_state;
+                memcpy(states + from, w->state + from, (size_t)count * sizeof(float));
+                if (first + SPAN < row->length)
+                    for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(states + state_step + from + i, 1, 2);
+            }
             for (int c = 0; c < width; c += LANES) {
                 const int64_t at = (tile + c) / LANES * (int64_t)d_state * LANES;
                 int n = 0;
@@ -131,12 +144,12 @@ static void forward_task(const Scan *s, const Row *row, int64_t index, int64_t c
                 ADVANCE(1);
 #undef ADVANCE
                 if (s->z.data)
-                    for (int at = c; at < frames * TILE; at += TILE) {
+                    for (int at = c; at < frames * STRIDE; at += STRIDE) {
                         Vector z = load(w->z + at);
                         store(w->y + at, load(w->y + at) * z * sigmoid(z));
                     }
             }
-            store_tile(&s->y, row, first, frames, s->reverse, channel + tile, width, TILE, w->y);
+            store_tile(&s->y, row, first, frames, s->reverse, channel + tile, width, STRIDE, w->y);
         }
     }
     scatter_states(w->state, d_state, channels, s->final_state + state_at);
@@ -153,7 +166,7 @@ INLINE void retreat(int count, int frames, int d_state, int gated, const float *
         store(states + n * LANES, h[n]);
     }
     for (int t = 0; t < frames; t++) {
-        Vector step = load(dt + t * TILE), input = load(u + t * TILE);
+        Vector step = load(dt + t * STRIDE), input = load(u + t * STRIDE);
 #pragma GCC unroll 16
         for (int n = 0; n < count; n++) {
             Vector decay = exp2_of_product(step, load(A + n * LANES));
@@ -162,10 +175,10 @@ INLINE void retreat(int count, int frames, int d_state, int gated, const float *
             store(states + ((t + 1) * count + n) * LANES, h[n]);
         }
         if (gated) {
-            Vector output = load(y + t * TILE);
+            Vector output = load(y + t * STRIDE);
 #pragma GCC unroll 16
             for (int n = 0; n < count; n++) output += h[n] * C[t * d_state + n];
-            store(y + t * TILE, output);
+            store(y + t * STRIDE, output);
         }
     }
     for (int n = 0; n < count; n++) {
@@ -173,8 +186,8 @@ INLINE void retreat(int count, int frames, int d_state, int gated, const float *
         a[n] = broadcast(0.0f);
     }
     for (int t = frames - 1; t >= 0; t--) {
-        Vector step = load(dt + t * TILE), input = load(u + t * TILE), above = load(grad_y + t * TILE);
-        Vector by_u = load(grad_u + t * TILE), by_dt = load(grad_dt + t * TILE);
+        Vector step = load(dt + t * STRIDE), input = load(u + t * STRIDE), above = load(grad_y + t * STRIDE);
+        Vector by_u = load(grad_u + t * STRIDE), by_dt = load(grad_dt + t * STRIDE);
 #pragma GCC unroll 16
         for (int n = 0; n < count; n++) {
             float *at_C = lanes_C + (t * count + n) * LANES, *at_B = lanes_B + (t * count + n) * LANES;
@@ -189,8 +202,8 @@ INLINE void retreat(int count, int frames, int d_state, int gated, const float *
             by_dt += exponent * load(A + n * LANES);
             a[n] += exponent * step;
         }
-        store(grad_u + t * TILE, by_u);
-        store(grad_dt + t * TILE, by_dt);
+        store(grad_u + t * STRIDE, by_u);
+        store(grad_dt + t * STRIDE, by_dt);
     }
     for (int n = 0; n < count; n++) {
         store(grad + n * LANES, h[n]);
@@ -198,24 +211,37 @@ INLINE void retreat(int count, int frames, int d_state, int gated, const float *
     }
 }
 
-/* out[t][i] gains lanes[t][i] summed over its lanes, for i < count. */
-INLINE void reduce_lanes(int count, int frames, int d_state, const float *lanes, float *out) {
-    float sums[LANES];
+/* out[i] gains the sum of the lanes of vector i, for `count` vectors. */
+INLINE void reduce_lanes(int count, const float *lanes, float *out) {
     Vector vectors[LANES];
-    for (int i = 0; i < frames * count; i += LANES) {
-        for (int k = 0; k < LANES; k++) vectors[k] = i + k < frames * count ? load(lanes + (i + k) * LANES) : broadcast(0.0f);
+    float sums[LANES];
+    int i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        for (int k = 0; k < LANES; k++) vectors[k] = load(lanes + (i + k) * LANES);
         sum_lanes(vectors, sums);
-        for (int k = 0; k < LANES && i + k < frames * count; k++) out[(i + k) / count * d_state + (i + k) % count] += sums[k];
+        store(out + i, load(out + i) + load(sums));
     }
+    if (i == count) return;
+    for (int k = 0; k < LANES; k++) vectors[k] = i + k < count ? load(lanes + (i + k) * LANES) : broadcast(0.0f);
+    sum_lanes(vectors, sums);
+    for (int k = 0; i + k < count; k++) out[i + k] += sums[k];
+}
+
+/* sums[t][i] for i < count, to row t of a tile from column n on. */
+static void place_sums(int count, int frames, int n, int d_state, const float *sums, float *tile) {
+    for (int t = 0; t < frames; t++)
+        for (int i = 0; i < count; i++) tile[t * d_state + n + i] = sums[t * count + i];
 }
 
 /* The gradient of the output, before the gate where there is one; z keeps what, times that output, is z's gradient. */
 INLINE void load_gradient(const Scan *s, const Row *row, Workspace *w, int64_t first, int frames, int64_t channel, int tile, int width) {
-    load_tile(&s->grad_y, row, first, frames, s->reverse, channel + tile, width, TILE, -SPAN, w->grad_y);
-    memset(w->grad_u, 0, (size_t)frames * TILE * sizeof(float));
-    memset(w->grad_dt, 0, (size_t)frames * TILE * sizeof(float));
+    PREFETCH(&s->grad_y, first - SPAN, channel + tile, width, READ);
+    load_tile(&s->grad_y, row, first, frames, s->reverse, channel + tile, width, STRIDE, w->grad_y);
+    if (s->z.data) PREFETCH(&s->grad_z, first, channel + tile, width, WRITE);
+    memset(w->grad_u, 0, (size_t)frames * STRIDE * sizeof(float));
+    memset(w->grad_dt, 0, (size_t)frames * STRIDE * sizeof(float));
     if (!s->z.data) return;
-    for (int at = 0; at < frames * TILE; at += LANES) {
+    for (int at = 0; at < frames * STRIDE; at += LANES) {
         Vector z = load(w->z + at), gate = sigmoid(z), above = load(w->grad_y + at);
         store(w->z + at, above * gate * (1.0f + z * (1.0f - gate)));
         store(w->grad_y + at, above * gate * z);
@@ -227,7 +253,7 @@ INLINE void store_gradients(const Scan *s, const Row *row, Workspace *w, int64_t
     for (int c = 0; c < width; c += LANES) {
         const Vector D = load(w->D + tile + c);
         Vector by_D = broadcast(0.0f), by_bias = broadcast(0.0f);
-        for (int at = c; at < frames * TILE; at += TILE) {
+        for (int at = c; at < frames * STRIDE; at += STRIDE) {
             Vector x = load(w->x + at), above = load(w->grad_y + at), by_u = load(w->grad_u + at);
             Vector by_dt = load(w->grad_dt + at) * LN_2 + by_u * x;
             if (s->dt_softplus) by_dt *= load(w->slope + at);
@@ -240,9 +266,9 @@ INLINE void store_gradients(const Scan *s, const Row *row, Workspace *w, int64_t
         store(w->grad_D + tile + c, load(w->grad_D + tile + c) + by_D);
         store(w->grad_dt_bias + tile + c, load(w->grad_dt_bias + tile + c) + by_bias);
     }
-    store_tile(&s->grad_x, row, first, frames, s->reverse, channel + tile, width, TILE, w->grad_u);
-    store_tile(&s->grad_dt, row, first, frames, s->reverse, channel + tile, width, TILE, w->grad_dt);
-    if (s->z.data) store_tile(&s->grad_z, row, first, frames, s->reverse, channel + tile, width, TILE, w->z);
+    store_tile(&s->grad_x, row, first, frames, s->reverse, channel + tile, width, STRIDE, w->grad_u);
+    store_tile(&s->grad_dt, row, first, frames, s->reverse, channel + tile, width, STRIDE, w->grad_dt);
+    if (s->z.data) store_tile(&s->grad_z, row, first, frames, s->reverse, channel + tile, width, STRIDE, w->z);
 }
 
 static void backward_task(const Scan *s, const Row *row, int64_t index, int64_t channel, Workspace *w) {
@@ -264,13 +290,15 @@ static void backward_task(const Scan *s, const Row *row, int64_t index, int64_t 
         const int frames = (int)(row->length - first < SPAN ? row->length - first : SPAN);
         const int64_t state_step = PADDED(s->d_inner) * d_state;
         const float *states = s->checkpoints + (row->checkpoint + first / SPAN) * state_step + channel * d_state;
-        load_tile(&s->B, row, first, frames, s->reverse, 0, d_state, d_state, 0, w->B);
-        load_tile(&s->C, row, first, frames, s->reverse, 0, d_state, d_state, 0, w->C);
+        load_tile(&s->B, row, first, frames, s->reverse, 0, d_state, d_state, w->B);
+        load_tile(&s->C, row, first, frames, s->reverse, 0, d_state, d_state, w->C);
         memset(w->out_B, 0, (size_t)frames * d_state * sizeof(float));
         memset(w->out_C, 0, (size_t)frames * d_state * sizeof(float));
-        for (int tile = 0; tile < channels; tile += TILE) {
-            const int width = channels - tile < TILE ? channels - tile : TILE;
-            load_inputs(s, row, w, first, frames, channel, tile, width, -SPAN, w->slope);
+        for (int tile = 0; tile < channels; tile += TILE_BACKWARD) {
+            const int width = channels - tile < TILE_BACKWARD ? channels - tile : TILE_BACKWARD;
+            load_inputs(s, row, w, first, frames, channel, tile, width, first - SPAN, w->slope);
+            PREFETCH(&s->grad_x, first, channel + tile, width, WRITE);
+            PREFETCH(&s->grad_dt, first, channel + tile, width, WRITE);
             load_gradient(s, row, w, first, frames, channel, tile, width);
             if (first)
                 for (int i = 0; i < width * d_state; i += 16) __builtin_prefetch(states - state_step + tile * d_state + i, 0, 2);
@@ -285,8 +313,8 @@ static void backward_task(const Scan *s, const Row *row, int64_t index, int64_t 
                     states + at, w->grad + at, w->grad_A + at, w->grad_y + c, w->y + c, w->grad_u + c, w->grad_dt + c, w->states, \
                     w->decays, w->lanes_B, w->lanes_C);                                                                          \
         }                                                                                                                        \
-        reduce_lanes(count, frames, d_state, w->lanes_B, w->out_B + n);                                                          \
-        reduce_lanes(count, frames, d_state, w->lanes_C, w->out_C + n);                                                          \
+        reduce_lanes(frames * count, w->lanes_B, w->out_B + n * frames);                                                         \
+        reduce_lanes(frames * count, w->lanes_C, w->out_C + n * frames);                                                         \
     }
             RETREAT(8)
             RETREAT(4)
@@ -294,8 +322,19 @@ static void backward_task(const Scan *s, const Row *row, int64_t index, int64_t 
 #undef RETREAT
             store_gradients(s, row, w, first, frames, channel, tile, width);
         }
-        store_tile(&grad_B, row, first, frames, s->reverse, 0, d_state, d_state, w->out_B);
-        store_tile(&grad_C, row, first, frames, s->reverse, 0, d_state, d_state, w->out_C);
+        /* The sums of a group of states lie together; B and C are no longer needed. */
+        int n = 0;
+#define PLACE(count)                                                           \
+    for (; STATES_BACKWARD >= count && n + count <= d_state; n += count) {     \
+        place_sums(count, frames, n, d_state, w->out_B + n * frames, w->B);    \
+        place_sums(count, frames, n, d_state, w->out_C + n * frames, w->C);    \
+    }
+        PLACE(8)
+        PLACE(4)
+        PLACE(1)
+#undef PLACE
+        store_tile(&grad_B, row, first, frames, s->reverse, 0, d_state, d_state, w->B);
+        store_tile(&grad_C, row, first, frames, s->reverse, 0, d_state, d_state, w->C);
     }
     scatter_states(w->grad, d_state, channels, s->grad_initial_state + state_at);
     scatter_states(w->grad_A, d_state, channels, s->grad_A + state_at);

@@ -93,20 +93,28 @@ INLINE void write_row(int64_t dtype, char *to, int64_t step, int channels, const
     for (; c < channels; c++) write_one(dtype, to + c * step, from[c]);
 }
 
-/* frames x channels to tile[frame][width]. The rows `away` frames from here, which the task comes to next, are asked for: they lie pages
-   apart, which no hardware prefetcher follows. */
+/* Ask for frames first .. first + SPAN, to be read or (WRITE) written soon: rows of a wide tensor lie pages apart, which no hardware
+   prefetcher follows, and a store to memory that is not in the cache waits for it. */
+enum { READ = 0, WRITE = 1 };
+#define PREFETCH(array, first, channel, channels, purpose)                                                              \
+    do {                                                                                                                \
+        const Stream ahead = stream(array, row, first, s->reverse, channel);                                            \
+        if (ahead.channel <= 4)                                                                                         \
+            for (int t = 0; t < SPAN; t++)                                                                              \
+                for (int64_t byte = 0; byte < (channels) * ahead.channel; byte += 64)                                   \
+                    __builtin_prefetch(ahead.at + t * ahead.frame + byte, purpose, 2);                                  \
+    } while (0)
+
+/* frames x channels to tile[frame][width]. */
 static __attribute__((noinline)) void load_tile(const Array *array, const Row *row, int64_t first, int frames, int64_t reverse,
-                                                int64_t channel, int channels, int width, int away, float *tile) {
+                                                int64_t channel, int channels, int width, float *tile) {
     const Stream s = stream(array, row, first, reverse, channel);
     const char *at = s.at;
-    for (int t = 0; t < frames; t++, at += s.frame, tile += width) {
-        if (away && s.channel <= 4)
-            for (int64_t byte = 0; byte < channels * s.channel; byte += 64) __builtin_prefetch(at + away * s.frame + byte, 0, 2);
+    for (int t = 0; t < frames; t++, at += s.frame, tile += width)
         if (s.dtype == FLOAT32 && s.channel == 4 && channels % 64 == 0) /* the usual case */
             for (int c = 0; c < channels; c += LANES) store(tile + c, load((const float *)at + c));
         else
             read_row(s.dtype, at, s.channel, channels, width, tile);
-    }
 }
 static __attribute__((noinline)) void store_tile(const Array *array, const Row *row, int64_t first, int frames, int64_t reverse,
                                                  int64_t channel, int channels, int width, const float *tile) {

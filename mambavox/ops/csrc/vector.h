@@ -96,21 +96,36 @@ INLINE Vector exp_negative(Vector x) {
     return exp2_parts(f, rounded);
 }
 
-INLINE Vector sigmoid(Vector x) {
-    Vector e = exp_negative(-absolute(x)), positive = 1.0f / (1.0f + e);
+/* 1 / x for x of 1 .. 2, within 1.5 units in the last place. */
+INLINE Vector reciprocal(Vector x) {
+#if LANES == 16
+    Vector r = _mm512_rcp14_ps(x);
+    return r + r * (1.0f - x * r);
+#else
+    return 1.0f / x;
+#endif
+}
+
+/* The logistic function, given e = exp(-|x|). */
+INLINE Vector sigmoid_from(Vector x, Vector e) {
+    Vector positive = reciprocal(1.0f + e);
     Integers negative = x < 0.0f;
     return (Vector)(((Integers)(e * positive) & negative) | ((Integers)positive & ~negative));
 }
+INLINE Vector sigmoid(Vector x) { return sigmoid_from(x, exp_negative(-absolute(x))); }
 
-/* log(1 + exp(x)); the logarithm by atanh, which keeps small results relatively exact. */
-INLINE Vector softplus(Vector x) {
-    Vector e = exp_negative(-absolute(x)), s = e / (2.0f + e), square = s * s;
-    Vector p = square * 0.12144784f + 0.107153692f;
-    p = p * square + 0.143082985f;
-    p = p * square + 0.199994442f;
-    p = p * square + 0.333333378f;
-    p = p * square + 1.0f;
-    return vector_max(broadcast(0.0f), x) + 2.0f * s * p;
+/* log(1 + exp(x)), given e = exp(-|x|). log(1 + e) as a polynomial times e keeps small results relatively exact (4e-8). */
+INLINE Vector softplus_from(Vector x, Vector e) {
+    Vector p = e * -0.00331846853f + 0.020204568f;
+    p = p * e + -0.0576644146f;
+    p = p * e + 0.106805528f;
+    p = p * e + -0.153553948f;
+    p = p * e + 0.196954001f;
+    p = p * e + -0.249585874f;
+    p = p * e + 0.333305113f;
+    p = p * e + -0.499999328f;
+    p = p * e + 1.0f;
+    return vector_max(broadcast(0.0f), x) + p * e;
 }
 
 /* sums[i] = sum of the lanes of vectors[i], for LANES vectors: a tree of shuffles. */
