@@ -1,7 +1,8 @@
-"""Blocks made of the operations: Mamba, Mamba-2 and their streaming state."""
+"""Blocks made of the operations: Mamba, Mamba-2, both directions, and the streaming state."""
 
+from mambavox.nn.bidirectional import ExtBiMamba
 from mambavox.nn.mamba import Mamba
 from mambavox.nn.mamba2 import Mamba2
 from mambavox.nn.streaming import MambaState
 
-__all__ = ["Mamba", "Mamba2", "MambaState"]
+__all__ = ["ExtBiMamba", "Mamba", "Mamba2", "MambaState"]

@@ -127,6 +127,7 @@ class Mamba(nn.Module):
         lengths: Tensor | None = ...,
         state: MambaState | None = ...,
         return_state: Literal[False] = ...,
+        reverse: bool = ...,
     ) -> Tensor: ...
 
     @overload
@@ -137,6 +138,7 @@ class Mamba(nn.Module):
         state: MambaState | None = ...,
         *,
         return_state: Literal[True],
+        reverse: bool = ...,
     ) -> tuple[Tensor, MambaState]: ...
 
     def forward(
@@ -145,6 +147,7 @@ class Mamba(nn.Module):
         lengths: Tensor | None = None,
         state: MambaState | None = None,
         return_state: bool = False,
+        reverse: bool = False,
     ) -> Tensor | tuple[Tensor, MambaState]:
         """Process a batch of sequences, or the next piece of a batch of streams.
 
@@ -154,6 +157,7 @@ class Mamba(nn.Module):
                 state.
             state: what an earlier call returned; a stream cut anywhere gives the uncut output.
             return_state: also return the state after each row's last valid frame.
+            reverse: go through each row from its own last valid frame to its first.
 
         Returns:
             ``(batch, time, d_model)``, with ``return_state`` also the state.
@@ -166,6 +170,14 @@ class Mamba(nn.Module):
                 f"hidden_states has shape {tuple(hidden_states.shape)}; expected (batch, time, d_model={self.d_model})"
             )
         x, z = self.in_proj(hidden_states).chunk(2, dim=-1)
+        y, state = self._scan(x, z, lengths, state, reverse)
+        output = self.out_proj(y)
+        return (output, state) if return_state else output
+
+    def _scan(
+        self, x: Tensor, z: Tensor, lengths: Tensor | None, state: MambaState | None, reverse: bool
+    ) -> tuple[Tensor, MambaState]:
+        """What stands between the projections: ``x, z (batch, time, d_inner)`` to the gated output and the state."""
         x, conv_state = causal_conv1d(
             x,
             self.conv1d.weight.squeeze(1),
@@ -173,6 +185,7 @@ class Mamba(nn.Module):
             initial_state=None if state is None else state.conv,
             return_final_state=True,
             lengths=lengths,
+            reverse=reverse,
             activation="silu",
         )
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
@@ -189,10 +202,10 @@ class Mamba(nn.Module):
             dt_softplus=True,
             initial_state=None if state is None else state.ssm,
             lengths=lengths,
+            reverse=reverse,
             return_final_state=True,
         )
-        output = self.out_proj(y)
-        return (output, MambaState(conv_state, ssm_state)) if return_state else output
+        return y, MambaState(conv_state, ssm_state)
 
     def step(self, hidden_states: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
         """Process one frame of every stream.

@@ -211,6 +211,7 @@ class Mamba2(nn.Module):
         lengths: Tensor | None = ...,
         state: MambaState | None = ...,
         return_state: Literal[False] = ...,
+        reverse: bool = ...,
     ) -> Tensor: ...
 
     @overload
@@ -221,6 +222,7 @@ class Mamba2(nn.Module):
         state: MambaState | None = ...,
         *,
         return_state: Literal[True],
+        reverse: bool = ...,
     ) -> tuple[Tensor, MambaState]: ...
 
     def forward(
@@ -229,6 +231,7 @@ class Mamba2(nn.Module):
         lengths: Tensor | None = None,
         state: MambaState | None = None,
         return_state: bool = False,
+        reverse: bool = False,
     ) -> Tensor | tuple[Tensor, MambaState]:
         """Process a batch of sequences, or the next piece of a batch of streams.
 
@@ -238,6 +241,7 @@ class Mamba2(nn.Module):
                 state.
             state: what an earlier call returned; a stream cut anywhere gives the uncut output.
             return_state: also return the state after each row's last valid frame.
+            reverse: go through each row from its own last valid frame to its first.
 
         Returns:
             ``(batch, time, d_model)``, with ``return_state`` also the state.
@@ -262,9 +266,11 @@ class Mamba2(nn.Module):
             initial_state=None if state is None else state.conv,
             return_final_state=True,
             lengths=lengths,
+            reverse=reverse,
+            activation="silu",
         )
         grouped = self.ngroups * self.d_state
-        x, B, C = F.silu(xBC).split([self.d_inner, grouped, grouped], dim=-1)
+        x, B, C = xBC.split([self.d_inner, grouped, grouped], dim=-1)
         # The step size is made in the state's precision, also where the block runs in bfloat16.
         dt = F.softplus(dt.to(self._state_dtype) + self.dt_bias).clamp(*self.dt_limit)
         heads = (self.nheads, self.headdim)
@@ -278,6 +284,7 @@ class Mamba2(nn.Module):
             z=z.unflatten(-1, heads) if self.norm is None else None,
             initial_state=None if state is None else state.ssm,
             lengths=lengths,
+            reverse=reverse,
             chunk_size=self.chunk_size,
             return_final_state=True,
         )
