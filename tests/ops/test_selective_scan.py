@@ -248,7 +248,7 @@ class TestParityWithTheDefinition:
         assert_same(found, {name: expected[name] for name in found}, relative=1e-5)
         assert_same(rounded, {name: expected[name] for name in rounded}, relative=2**-7)
 
-    @settings(max_examples=330, deadline=None)
+    @settings(max_examples=1000, deadline=None)
     @given(
         name=st.sampled_from(FAST),
         batch=st.integers(1, 3),
