@@ -19,7 +19,7 @@ quickstart: setup
 	$(BIN)/mambavox quickstart --output runs/quickstart --overwrite
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 check: setup
 	$(BIN)/ruff check .
@@ -28,7 +28,7 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	$(BIN)/python benchmarks/scan.py
+	$(BIN)/mambavox bench scan
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -48,7 +48,7 @@ class BuildKernels(build_ext):
         with TemporaryDirectory() as folder:
             objects = []
             for name, flags in INSTRUCTION_SETS.items():
-                kernels = [str(SOURCES / "scan_kernel.c"), str(SOURCES / "conv_kernel.c")]
+                kernels = [str(SOURCES / file) for file in ("scan_kernel.c", "conv_kernel.c", "rates.c")]
                 objects += self.compiler.compile(
                     kernels,
                     output_dir=f"{folder}/{name}",

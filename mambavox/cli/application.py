@@ -6,6 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from mambavox.cli.adapt import adapt_command
+from mambavox.cli.bench import bench_command
 from mambavox.cli.console import print_error
 from mambavox.cli.evaluate import evaluate_command
 from mambavox.cli.info import info_command
@@ -38,4 +39,5 @@ app.command("adapt", context_settings={"allow_extra_args": True, "ignore_unknown
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
 app.command("info")(info_command)
+app.command("bench")(bench_command)
 app.command("quickstart")(quickstart_command)

@@ -90,8 +90,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return None, f"cannot be loaded: {error}"
     library.mambavox_instruction_set_name.restype = ctypes.c_char_p
     library.mambavox_use_huge_pages.argtypes = (ctypes.c_void_p, ctypes.c_int64)
-    library.mambavox_multiply_adds.argtypes = (ctypes.c_int64, ctypes.c_int64, ctypes.c_int)
-    library.mambavox_multiply_adds.restype = ctypes.c_int64
+    library.mambavox_multiply_add_rate.argtypes = (ctypes.c_int64, ctypes.c_int64, ctypes.c_int)
+    library.mambavox_multiply_add_rate.restype = ctypes.c_double
     for name, structure in (("scan", Scan), ("conv", Conv)):
         for direction in ("forward", "backward"):
             function = getattr(library, f"mambavox_{name}_{direction}")
@@ -133,15 +133,12 @@ def run(function: str, arguments: Scan | Conv, instruction_set: int | None = Non
         raise MemoryError(f"{function}: no memory for the kernel's buffers")
 
 
-def multiply_adds(iterations: int, threads: int) -> int:
-    """Do rounds of multiply-adds in the registers of each thread: how long it takes is the machine's vector rate.
+def multiply_add_rate(iterations: int, threads: int) -> float:
+    """Multiply-adds a second that the machine does in its registers, all threads together, every lane counted.
 
     Args:
-        iterations: rounds of a thread.
+        iterations: rounds of each thread.
         threads: how many threads work.
-
-    Returns:
-        The multiply-adds done by all threads, every lane of a vector counted.
 
     Raises:
         RuntimeError: the library cannot be used.
@@ -149,7 +146,7 @@ def multiply_adds(iterations: int, threads: int) -> int:
     library, reason = _load()
     if library is None:
         raise RuntimeError(f"the native library {reason}")
-    return library.mambavox_multiply_adds(iterations, threads, _best_set())
+    return library.mambavox_multiply_add_rate(iterations, threads, _best_set())
 
 
 def array(tensor: Tensor | None) -> Array:

@@ -9,12 +9,15 @@ typedef struct {
     const char *name;
     int (*scan_forward)(const Scan *), (*scan_backward)(const Scan *);
     int (*conv_forward)(const Conv *), (*conv_backward)(const Conv *);
+    double (*multiply_add_rate)(int64_t, int64_t);
 } Kernels;
 
 #define DECLARE(isa)                                                          \
     int scan_forward_##isa(const Scan *), scan_backward_##isa(const Scan *); \
-    int conv_forward_##isa(const Conv *), conv_backward_##isa(const Conv *)
-#define KERNELS(isa) {#isa, scan_forward_##isa, scan_backward_##isa, conv_forward_##isa, conv_backward_##isa}
+    int conv_forward_##isa(const Conv *), conv_backward_##isa(const Conv *); \
+    double multiply_add_rate_##isa(int64_t, int64_t)
+#define KERNELS(isa) \
+    {#isa, scan_forward_##isa, scan_backward_##isa, conv_forward_##isa, conv_backward_##isa, multiply_add_rate_##isa}
 
 DECLARE(baseline);
 #if defined(__x86_64__)
@@ -46,6 +49,10 @@ int mambavox_scan_forward(const Scan *scan, int set) { return kernels[set].scan_
 int mambavox_scan_backward(const Scan *scan, int set) { return kernels[set].scan_backward(scan); }
 int mambavox_conv_forward(const Conv *conv, int set) { return kernels[set].conv_forward(conv); }
 int mambavox_conv_backward(const Conv *conv, int set) { return kernels[set].conv_backward(conv); }
+
+double mambavox_multiply_add_rate(int64_t iterations, int64_t threads, int set) {
+    return kernels[set].multiply_add_rate(iterations, threads);
+}
 
 /* Before a large tensor is first written: ask for huge pages, since a fault on every 4 KiB costs as much as the scan itself. */
 void mambavox_use_huge_pages(void *data, int64_t bytes) {
