@@ -1,12 +1,13 @@
 """Which implementation of the selective scan is used, and why not the others."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from mambavox.errors import BackendError
-from mambavox.ops import scan_cpu, scan_torch, scan_triton
+from mambavox.ops import native, scan_cpu, scan_torch, scan_triton
 
 
 class Implementation(Protocol):
@@ -42,12 +43,14 @@ class Backend(NamedTuple):
         summary: one line for ``mambavox info``.
         implementation: its file; ``None`` for the definition, which autograd differentiates.
         float64: whether it takes float64 tensors.
+        details: what else is to be said of it where it is used.
     """
 
     name: str
     summary: str
     implementation: Implementation | None
     float64: bool
+    details: Callable[[], str] = str
 
     def why_not(self, device: torch.device, float64: bool = False) -> str | None:
         """Reason why the backend cannot run on such tensors, or ``None`` where it can."""
@@ -56,10 +59,10 @@ class Backend(NamedTuple):
         return None if self.implementation is None else self.implementation.why_not(device)
 
 
-# Fastest first: the first that can run is taken.
+# The first that can run is taken. Triton can also run on a CPU, in its interpreter: a check of its kernels, not a way.
 BACKENDS: tuple[Backend, ...] = (
+    Backend("cpu", "native CPU kernels", scan_cpu, float64=False, details=native.describe),
     Backend("triton", "fused GPU kernels", scan_triton, float64=False),
-    Backend("cpu", "native CPU kernels", scan_cpu, float64=False),
     Backend("torch", "chunked, plain torch operations, any device", scan_torch, float64=True),
     Backend("reference", "the definition: one Python step a frame", None, float64=True),
 )
@@ -114,14 +117,14 @@ def selected_backend(device: torch.device | str = "cpu") -> str:
 
 
 def backend_report(device: torch.device | str = "cpu") -> list[BackendStatus]:
-    """Every backend, fastest first: whether it can run on a device, and why it is or is not the one used."""
+    """Every backend, in the order of choice: whether it can run on a device, and why it is or is not the one used."""
     device = torch.device(device)
     chosen = selected_backend(device)
     report = []
     for backend in BACKENDS:
         reason = backend.why_not(device)
         if backend.name == chosen:
-            verdict = f"used: {backend.summary}"
+            verdict = ", ".join(filter(None, [f"used: {backend.summary}", backend.details()]))
         elif reason is None:
             verdict = f"not used, {chosen!r} is faster: {backend.summary}"
         else:

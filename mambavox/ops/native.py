@@ -114,6 +114,11 @@ def instruction_sets() -> list[str]:
     ]
 
 
+def describe() -> str:
+    """The instruction set and the number of threads that the kernels use."""
+    return f"{instruction_sets()[_best_set()]}, threads: {torch.get_num_threads()}"
+
+
 @functools.cache
 def _best_set() -> int:
     return len(instruction_sets()) - 1

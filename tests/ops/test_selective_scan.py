@@ -562,6 +562,13 @@ def test_float64_takes_the_torch_backend():
     assert torch.equal(selective_scan(**tensors), selective_scan(**tensors, backend="torch"))
 
 
+def test_the_report_names_the_instruction_set():
+    if native.why_not():
+        pytest.skip(f"the native library {native.why_not()}")
+    (used,) = (row.reason for row in backend_report("cpu") if row.reason.startswith("used"))
+    assert native.instruction_sets()[-1] in used
+
+
 def test_without_the_native_library_the_report_says_why(monkeypatch, tmp_path):
     monkeypatch.setattr(native, "LIBRARY", tmp_path / "absent.so")
     native._load.cache_clear()
