@@ -64,10 +64,15 @@ static void forward_task(const Conv *s, const Row *row, int64_t index, int64_t c
                       w->x + k * lanes);
     for (int64_t first = 0; first < row->length; first += SPAN) {
         const int frames = span_length(row, first);
-        PREFETCH(&s->x, first + SPAN, channel, channels, READ);
-        PREFETCH(&s->y, first, channel, channels, WRITE);
+        Ahead reads = {0}, writes = {0};
+        look_ahead(&reads, &s->x, row, first + SPAN, s->reverse, channel);
+        look_ahead(&writes, &s->y, row, first, s->reverse, channel);
         load_tile(&s->x, row, first, frames, s->reverse, channel, channels, lanes, w->x + past * lanes);
-        for (int c = 0; c < lanes; c += LANES) convolve_span(w, frames, taps, lanes, c);
+        for (int c = 0; c < lanes; c += LANES) {
+            ask(&reads, c, READ);
+            ask(&writes, c, WRITE);
+            convolve_span(w, frames, taps, lanes, c);
+        }
         if (s->silu)
             for (int i = 0; i < frames * lanes; i += LANES) {
                 Vector y = load(w->y + i);
@@ -108,9 +113,10 @@ static void backward_task(const Conv *s, const Row *row, int64_t index, int64_t 
                       carried + k * lanes);
     for (int64_t first = (row->length - 1) / SPAN * SPAN; row->length && first >= 0; first -= SPAN) {
         const int frames = span_length(row, first);
-        PREFETCH(&s->x, first - SPAN, channel, channels, READ);
-        PREFETCH(&s->grad_y, first - SPAN, channel, channels, READ);
-        PREFETCH(&s->grad_x, first, channel, channels, WRITE);
+        Ahead reads = {0}, writes = {0};
+        look_ahead(&reads, &s->x, row, first - SPAN, s->reverse, channel);
+        look_ahead(&reads, &s->grad_y, row, first - SPAN, s->reverse, channel);
+        look_ahead(&writes, &s->grad_x, row, first, s->reverse, channel);
         load_past(s, row, index, first, past, channel, channels, lanes, w->x);
         load_tile(&s->x, row, first, frames, s->reverse, channel, channels, lanes, w->x + past * lanes);
         memmove(w->grad_x + frames * lanes, w->grad_x, (size_t)past * lanes * sizeof(float));
@@ -120,6 +126,8 @@ static void backward_task(const Conv *s, const Row *row, int64_t index, int64_t 
         float above[SPAN * LANES];
         for (int c = 0; c < channels; c += LANES) {
             const int count = channels - c < LANES ? channels - c : LANES;
+            ask(&reads, c, READ);
+            ask(&writes, c, WRITE);
             load_tile(&s->grad_y, row, first, frames, s->reverse, channel + c, count, LANES, above);
             Vector by_bias = load(w->grad_bias + c);
             for (int t = 0; t < frames; t++) {

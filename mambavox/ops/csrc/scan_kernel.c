@@ -23,7 +23,7 @@
 /* What one thread works in; buffers hold a tile, (SPAN, STRIDE), or the block's channels, (block / LANES, d_state, LANES). */
 typedef struct {
     float *memory;
-    float *dt, *u, *x, *y, *z, *slope, *grad_y, *grad_u, *grad_dt;
+    float *dt, *u, *y, *z, *slope, *grad_y, *grad_u, *grad_dt;
     float *B, *C;
     float *A, *state, *grad, *grad_A;
     float *D, *dt_bias, *grad_D, *grad_dt_bias;
@@ -33,12 +33,12 @@ typedef struct {
 static int workspace_open(Workspace *w, const Scan *s) {
     int64_t width = PADDED(s->block), tile = SPAN * STRIDE + APART, row = SPAN * ((s->d_state + 15) / 16 * 16);
     int64_t state = width * s->d_state, span = (SPAN + 1) * STATES_BACKWARD * LANES;
-    int64_t total = 9 * tile + 4 * row + 4 * state + 4 * width + 4 * span;
+    int64_t total = 8 * tile + 4 * row + 4 * state + 4 * width + 4 * span;
     float *next = aligned_alloc(64, (size_t)(total * 4 + 63) / 64 * 64);
     if (!next) return 0;
     w->memory = next;
 #define TAKE(field, count) w->field = next, next += (count)
-    TAKE(dt, tile), TAKE(u, tile), TAKE(x, tile), TAKE(y, tile), TAKE(z, tile);
+    TAKE(dt, tile), TAKE(u, tile), TAKE(y, tile), TAKE(z, tile);
     TAKE(slope, tile), TAKE(grad_y, tile), TAKE(grad_u, tile), TAKE(grad_dt, tile);
     TAKE(B, row), TAKE(C, row), TAKE(out_B, row), TAKE(out_C, row);
     TAKE(A, state), TAKE(state, state), TAKE(grad, state), TAKE(grad_A, state);
@@ -63,21 +63,18 @@ static void load_channels(const float *values, int64_t channel, int channels, fl
 }
 
 /* A tile's inputs: dt after bias and softplus, u = dt x, and y = D x to begin with. `slope` receives the derivative of dt by its input where
-   wanted. The task comes next to the same channels of the frames from `next` on. */
-INLINE void load_inputs(const Scan *s, const Row *row, Workspace *w, int64_t first, int frames, int64_t channel, int tile, int width,
-                        int64_t next, float *slope) {
-    PREFETCH(&s->x, next, channel + tile, width, READ);
-    PREFETCH(&s->dt, next, channel + tile, width, READ);
-    load_tile(&s->x, row, first, frames, s->reverse, channel + tile, width, STRIDE, w->x);
-    load_tile(&s->dt, row, first, frames, s->reverse, channel + tile, width, STRIDE, w->dt);
-    if (s->z.data) {
-        PREFETCH(&s->z, next, channel + tile, width, READ);
-        load_tile(&s->z, row, first, frames, s->reverse, channel + tile, width, STRIDE, w->z);
-    }
-    for (int c = 0; c < width; c += LANES) {
-        const Vector bias = load(w->dt_bias + tile + c), D = load(w->D + tile + c);
-        for (int at = c; at < frames * STRIDE; at += STRIDE) {
-            Vector step = load(w->dt + at) + bias, input = load(w->x + at);
+   wanted. */
+static __attribute__((noinline)) void load_inputs(const Scan *s, const Row *row, Workspace *w, int64_t first, int frames, int64_t channel,
+                                                  int tile, int width, float *slope) {
+    const Stream x_at = stream(&s->x, row, first, s->reverse, channel + tile), dt_at = stream(&s->dt, row, first, s->reverse, channel + tile);
+    const float *bias = w->dt_bias + tile, *D = w->D + tile;
+    const int padded = PADDED(width);
+    float x_row[TILE_BACKWARD], dt_row[TILE_BACKWARD];
+    for (int t = 0; t < frames; t++) {
+        const float *x = frame(&x_at, x_at.at + t * x_at.frame, width, padded, x_row);
+        const float *dt = frame(&dt_at, dt_at.at + t * dt_at.frame, width, padded, dt_row);
+        for (int c = 0, at = t * STRIDE; c < width; c += LANES, at += LANES) {
+            Vector step = load(dt + c) + load(bias + c), input = load(x + c);
             if (s->dt_softplus) {
                 Vector e = exp_negative(-absolute(step));
                 if (slope) store(slope + at, sigmoid_from(step, e));
@@ -85,9 +82,10 @@ INLINE void load_inputs(const Scan *s, const Row *row, Workspace *w, int64_t fir
             }
             store(w->dt + at, step);
             store(w->u + at, step * input);
-            store(w->y + at, D * input);
+            store(w->y + at, load(D + c) * input);
         }
     }
+    if (s->z.data) load_tile(&s->z, row, first, frames, s->reverse, channel + tile, width, STRIDE, w->z);
 }
 
 /* Advance `count` states of LANES channels over a span; y gains what they give. */
@@ -111,6 +109,7 @@ static void forward_task(const Scan *s, const Row *row, int64_t index, int64_t c
     const int channels = (int)(s->d_inner - channel < s->block ? s->d_inner - channel : s->block), d_state = (int)s->d_state;
     const int64_t state_at = (index * s->d_inner + channel) * d_state;
     gather_states(s->A + channel * d_state, d_state, channels, LOG2_E, w->A);
+    for (int64_t i = 0; i < PADDED(channels) * d_state; i += LANES) store(w->A + i, vector_max(broadcast(LOWEST_EXPONENT), load(w->A + i)));
     gather_states(s->initial_state ? s->initial_state + state_at : NULL, d_state, channels, 1.0f, w->state);
     load_channels(s->D, channel, channels, w->D);
     load_channels(s->dt_bias, channel, channels, w->dt_bias);
@@ -123,17 +122,23 @@ static void forward_task(const Scan *s, const Row *row, int64_t index, int64_t c
         float *states = s->checkpoints ? s->checkpoints + (row->checkpoint + first / SPAN) * state_step + channel * d_state : NULL;
         for (int tile = 0; tile < channels; tile += TILE_FORWARD) {
             const int width = channels - tile < TILE_FORWARD ? channels - tile : TILE_FORWARD;
-            load_inputs(s, row, w, first, frames, channel, tile, width, first + SPAN, NULL);
-            PREFETCH(&s->y, first, channel + tile, width, WRITE);
+            Ahead reads = {0}, writes = {0};
+            look_ahead(&reads, &s->x, row, first + SPAN, s->reverse, channel + tile);
+            look_ahead(&reads, &s->dt, row, first + SPAN, s->reverse, channel + tile);
+            if (s->z.data) look_ahead(&reads, &s->z, row, first + SPAN, s->reverse, channel + tile);
+            look_ahead(&writes, &s->y, row, first, s->reverse, channel + tile);
+            load_inputs(s, row, w, first, frames, channel, tile, width, NULL);
             if (states) {
-                const int64_t from = tile * (int64_t)d_state, count = PADDED(width) * d_state;
-                memcpy(states + from, w->state + from, (size_t)count * sizeof(float));
-                if (first + SPAN < row->length)
-                    for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(states + state_step + from + i, 1, 2);
+                const int64_t from = tile * (int64_t)d_state;
+                memcpy(states + from, w->state + from, (size_t)(PADDED(width) * d_state) * sizeof(float));
             }
             for (int c = 0; c < width; c += LANES) {
                 const int64_t at = (tile + c) / LANES * (int64_t)d_state * LANES;
                 int n = 0;
+                ask(&reads, c, READ);
+                ask(&writes, c, WRITE);
+                if (states && first + SPAN < row->length)
+                    for (int i = 0; i < d_state * LANES; i += 16) __builtin_prefetch(states + state_step + at + i, WRITE, 2);
 #define ADVANCE(count)                                                                                                         \
     for (; STATES >= count && n + count <= d_state; n += count)                                                                \
     advance(count, frames, d_state, w->dt + c, w->u + c, w->B + n, w->C + n, w->A + at + n * LANES, w->state + at + n * LANES, \
@@ -157,7 +162,7 @@ static void forward_task(const Scan *s, const Row *row, int64_t index, int64_t c
 }
 
 /* One span backwards for `count` states of LANES channels, which add their part to the lane sums of B's and C's gradients. */
-INLINE void retreat(int count, int frames, int d_state, int gated, const float *dt, const float *u, const float *B,
+INLINE void retreat(int count, int frames, int d_state, int gated, int add, const float *dt, const float *u, const float *B,
                     const float *C, const float *A, const float *state, float *grad, float *grad_A, const float *grad_y, float *y,
                     float *grad_u, float *grad_dt, float *states, float *decays, float *lanes_B, float *lanes_C) {
     Vector h[STATES_BACKWARD], a[STATES_BACKWARD];
@@ -194,8 +199,8 @@ INLINE void retreat(int count, int frames, int d_state, int gated, const float *
             Vector sum_C = above * load(states + ((t + 1) * count + n) * LANES);
             h[n] += above * C[t * d_state + n];
             Vector sum_B = input * h[n];
-            store(at_C, load(at_C) + sum_C);
-            store(at_B, load(at_B) + sum_B);
+            store(at_C, add ? load(at_C) + sum_C : sum_C);
+            store(at_B, add ? load(at_B) + sum_B : sum_B);
             by_u += h[n] * B[t * d_state + n];
             h[n] *= load(decays + (t * count + n) * LANES);
             Vector exponent = h[n] * load(states + (t * count + n) * LANES);
@@ -234,40 +239,58 @@ static void place_sums(int count, int frames, int n, int d_state, const float *s
 }
 
 /* The gradient of the output, before the gate where there is one; z keeps what, times that output, is z's gradient. */
-INLINE void load_gradient(const Scan *s, const Row *row, Workspace *w, int64_t first, int frames, int64_t channel, int tile, int width) {
-    PREFETCH(&s->grad_y, first - SPAN, channel + tile, width, READ);
-    load_tile(&s->grad_y, row, first, frames, s->reverse, channel + tile, width, STRIDE, w->grad_y);
-    if (s->z.data) PREFETCH(&s->grad_z, first, channel + tile, width, WRITE);
-    memset(w->grad_u, 0, (size_t)frames * STRIDE * sizeof(float));
-    memset(w->grad_dt, 0, (size_t)frames * STRIDE * sizeof(float));
-    if (!s->z.data) return;
-    for (int at = 0; at < frames * STRIDE; at += LANES) {
-        Vector z = load(w->z + at), gate = sigmoid(z), above = load(w->grad_y + at);
-        store(w->z + at, above * gate * (1.0f + z * (1.0f - gate)));
-        store(w->grad_y + at, above * gate * z);
+static __attribute__((noinline)) void load_gradient(const Scan *s, const Row *row, Workspace *w, int64_t first, int frames, int64_t channel,
+                                                    int tile, int width) {
+    const Stream grad_at = stream(&s->grad_y, row, first, s->reverse, channel + tile);
+    float grad_row[TILE_BACKWARD];
+    for (int t = 0; t < frames; t++) {
+        const float *grad_y = frame(&grad_at, grad_at.at + t * grad_at.frame, width, PADDED(width), grad_row);
+        for (int c = 0, at = t * STRIDE; c < width; c += LANES, at += LANES) {
+            Vector above = load(grad_y + c);
+            if (s->z.data) {
+                Vector z = load(w->z + at), gate = sigmoid(z);
+                store(w->z + at, above * gate * (1.0f + z * (1.0f - gate)));
+                above *= gate * z;
+            }
+            store(w->grad_y + at, above);
+            store(w->grad_u + at, broadcast(0.0f));
+            store(w->grad_dt + at, broadcast(0.0f));
+        }
     }
 }
 
 /* From the gradients by dt and u = dt x to those of the tensors that were given. Sums over time go span by span, which rounds less. */
-INLINE void store_gradients(const Scan *s, const Row *row, Workspace *w, int64_t first, int frames, int64_t channel, int tile, int width) {
-    for (int c = 0; c < width; c += LANES) {
-        const Vector D = load(w->D + tile + c);
-        Vector by_D = broadcast(0.0f), by_bias = broadcast(0.0f);
-        for (int at = c; at < frames * STRIDE; at += STRIDE) {
-            Vector x = load(w->x + at), above = load(w->grad_y + at), by_u = load(w->grad_u + at);
+static __attribute__((noinline)) void store_gradients(const Scan *s, const Row *row, Workspace *w, int64_t first, int frames, int64_t channel,
+                                                      int tile, int width) {
+    const Stream x_at = stream(&s->x, row, first, s->reverse, channel + tile);
+    const Stream grad_x_at = stream(&s->grad_x, row, first, s->reverse, channel + tile);
+    const Stream grad_dt_at = stream(&s->grad_dt, row, first, s->reverse, channel + tile);
+    const int padded = PADDED(width);
+    float x_row[TILE_BACKWARD], grad_x_row[TILE_BACKWARD], grad_dt_row[TILE_BACKWARD];
+    float by_D[TILE_BACKWARD], by_bias[TILE_BACKWARD];
+    memset(by_D, 0, (size_t)padded * sizeof(float));
+    memset(by_bias, 0, (size_t)padded * sizeof(float));
+    for (int t = 0; t < frames; t++) {
+        char *to_x = grad_x_at.at + t * grad_x_at.frame, *to_dt = grad_dt_at.at + t * grad_dt_at.frame;
+        const float *x_frame = frame(&x_at, x_at.at + t * x_at.frame, width, padded, x_row);
+        float *grad_x = frame_place(&grad_x_at, to_x, width, grad_x_row), *grad_dt = frame_place(&grad_dt_at, to_dt, width, grad_dt_row);
+        for (int c = 0, at = t * STRIDE; c < width; c += LANES, at += LANES) {
+            Vector x = load(x_frame + c), above = load(w->grad_y + at), by_u = load(w->grad_u + at);
             Vector by_dt = load(w->grad_dt + at) * LN_2 + by_u * x;
             if (s->dt_softplus) by_dt *= load(w->slope + at);
             if (s->z.data) store(w->z + at, load(w->z + at) * load(w->y + at));
-            store(w->grad_dt + at, by_dt);
-            store(w->grad_u + at, by_u * load(w->dt + at) + D * above);
-            by_D += above * x;
-            by_bias += by_dt;
+            store(grad_dt + c, by_dt);
+            store(grad_x + c, by_u * load(w->dt + at) + load(w->D + tile + c) * above);
+            store(by_D + c, load(by_D + c) + above * x);
+            store(by_bias + c, load(by_bias + c) + by_dt);
         }
-        store(w->grad_D + tile + c, load(w->grad_D + tile + c) + by_D);
-        store(w->grad_dt_bias + tile + c, load(w->grad_dt_bias + tile + c) + by_bias);
+        frame_done(&grad_x_at, to_x, width, grad_x);
+        frame_done(&grad_dt_at, to_dt, width, grad_dt);
     }
-    store_tile(&s->grad_x, row, first, frames, s->reverse, channel + tile, width, STRIDE, w->grad_u);
-    store_tile(&s->grad_dt, row, first, frames, s->reverse, channel + tile, width, STRIDE, w->grad_dt);
+    for (int c = 0; c < width; c += LANES) {
+        store(w->grad_D + tile + c, load(w->grad_D + tile + c) + load(by_D + c));
+        store(w->grad_dt_bias + tile + c, load(w->grad_dt_bias + tile + c) + load(by_bias + c));
+    }
     if (s->z.data) store_tile(&s->grad_z, row, first, frames, s->reverse, channel + tile, width, STRIDE, w->z);
 }
 
@@ -279,6 +302,7 @@ static void backward_task(const Scan *s, const Row *row, int64_t index, int64_t 
     grad_B.data += channel / s->block * s->block_stride * sizeof(float);
     grad_C.data += channel / s->block * s->block_stride * sizeof(float);
     gather_states(s->A + channel * d_state, d_state, channels, LOG2_E, w->A);
+    for (int64_t i = 0; i < PADDED(channels) * d_state; i += LANES) store(w->A + i, vector_max(broadcast(LOWEST_EXPONENT), load(w->A + i)));
     gather_states(s->grad_final_state ? s->grad_final_state + state_at : NULL, d_state, channels, 1.0f, w->grad);
     load_channels(s->D, channel, channels, w->D);
     load_channels(s->dt_bias, channel, channels, w->dt_bias);
@@ -296,30 +320,45 @@ static void backward_task(const Scan *s, const Row *row, int64_t index, int64_t 
         memset(w->out_C, 0, (size_t)frames * d_state * sizeof(float));
         for (int tile = 0; tile < channels; tile += TILE_BACKWARD) {
             const int width = channels - tile < TILE_BACKWARD ? channels - tile : TILE_BACKWARD;
-            load_inputs(s, row, w, first, frames, channel, tile, width, first - SPAN, w->slope);
-            PREFETCH(&s->grad_x, first, channel + tile, width, WRITE);
-            PREFETCH(&s->grad_dt, first, channel + tile, width, WRITE);
+            Ahead reads = {0}, writes = {0};
+            look_ahead(&reads, &s->x, row, first - SPAN, s->reverse, channel + tile);
+            look_ahead(&reads, &s->dt, row, first - SPAN, s->reverse, channel + tile);
+            look_ahead(&reads, &s->grad_y, row, first - SPAN, s->reverse, channel + tile);
+            look_ahead(&writes, &s->grad_x, row, first, s->reverse, channel + tile);
+            look_ahead(&writes, &s->grad_dt, row, first, s->reverse, channel + tile);
+            if (s->z.data) look_ahead(&reads, &s->z, row, first - SPAN, s->reverse, channel + tile);
+            if (s->z.data) look_ahead(&writes, &s->grad_z, row, first, s->reverse, channel + tile);
+            load_inputs(s, row, w, first, frames, channel, tile, width, w->slope);
             load_gradient(s, row, w, first, frames, channel, tile, width);
-            if (first)
-                for (int i = 0; i < width * d_state; i += 16) __builtin_prefetch(states - state_step + tile * d_state + i, 0, 2);
             int n = 0;
-#define RETREAT(count)                                                                                                           \
-    for (; STATES_BACKWARD >= count && n + count <= d_state; n += count) {                                                       \
-        memset(w->lanes_B, 0, sizeof(Vector) * frames * count);                                                                  \
-        memset(w->lanes_C, 0, sizeof(Vector) * frames * count);                                                                  \
-        for (int c = 0; c < width; c += LANES) {                                                                                 \
-            const int64_t at = ((tile + c) / LANES * (int64_t)d_state + n) * LANES;                                              \
-            retreat(count, frames, d_state, s->z.data != NULL, w->dt + c, w->u + c, w->B + n, w->C + n, w->A + at,         \
-                    states + at, w->grad + at, w->grad_A + at, w->grad_y + c, w->y + c, w->grad_u + c, w->grad_dt + c, w->states, \
-                    w->decays, w->lanes_B, w->lanes_C);                                                                          \
-        }                                                                                                                        \
-        reduce_lanes(frames * count, w->lanes_B, w->out_B + n * frames);                                                         \
-        reduce_lanes(frames * count, w->lanes_C, w->out_C + n * frames);                                                         \
+#define RETREAT_VECTOR(count, add)                                                                                                 \
+    const int64_t at = ((tile + c) / LANES * (int64_t)d_state + n) * LANES;                                                        \
+    retreat(count, frames, d_state, s->z.data != NULL, add, w->dt + c, w->u + c, w->B + n, w->C + n, w->A + at, states + at,       \
+            w->grad + at, w->grad_A + at, w->grad_y + c, w->y + c, w->grad_u + c, w->grad_dt + c, w->states, w->decays, w->lanes_B, \
+            w->lanes_C)
+#define RETREAT(count)                                                            \
+    for (; STATES_BACKWARD >= count && n + count <= d_state; n += count) {        \
+        for (int c = 0; c < width; c += LANES) {                                  \
+            if (!n) {                                                             \
+                ask(&reads, c, READ);                                             \
+                ask(&writes, c, WRITE);                                           \
+                const float *next = states - state_step + (tile + c) * d_state;   \
+                for (int i = 0; first && i < d_state * LANES; i += 16) __builtin_prefetch(next + i, READ, 2); \
+            }                                                                     \
+            if (c) {                                                              \
+                RETREAT_VECTOR(count, 1);                                         \
+            } else {                                                              \
+                RETREAT_VECTOR(count, 0);                                         \
+            }                                                                     \
+        }                                                                         \
+        reduce_lanes(frames * count, w->lanes_B, w->out_B + n * frames);          \
+        reduce_lanes(frames * count, w->lanes_C, w->out_C + n * frames);          \
     }
             RETREAT(8)
             RETREAT(4)
             RETREAT(1)
 #undef RETREAT
+#undef RETREAT_VECTOR
             store_gradients(s, row, w, first, frames, channel, tile, width);
         }
         /* The sums of a group of states lie together; B and C are no longer needed. */

@@ -93,17 +93,25 @@ INLINE void write_row(int64_t dtype, char *to, int64_t step, int channels, const
     for (; c < channels; c++) write_one(dtype, to + c * step, from[c]);
 }
 
-/* Ask for frames first .. first + SPAN, to be read or (WRITE) written soon: rows of a wide tensor lie pages apart, which no hardware
-   prefetcher follows, and a store to memory that is not in the cache waits for it. */
-enum { READ = 0, WRITE = 1 };
-#define PREFETCH(array, first, channel, channels, purpose)                                                              \
-    do {                                                                                                                \
-        const Stream ahead = stream(array, row, first, s->reverse, channel);                                            \
-        if (ahead.channel <= 4)                                                                                         \
-            for (int t = 0; t < SPAN; t++)                                                                              \
-                for (int64_t byte = 0; byte < (channels) * ahead.channel; byte += 64)                                   \
-                    __builtin_prefetch(ahead.at + t * ahead.frame + byte, purpose, 2);                                  \
-    } while (0)
+/* Spans of tensors that will be read, or written, soon. Frames of a wide tensor lie pages apart, which no hardware prefetcher follows, and
+   a store to memory that is not in the cache waits for it; so they are asked for between the computations, a few lines at a time. */
+enum { READ = 0, WRITE = 1, FAR = 1024 };
+typedef struct {
+    Stream streams[4];
+    int count;
+} Ahead;
+
+INLINE void look_ahead(Ahead *ahead, const Array *array, const Row *row, int64_t first, int64_t reverse, int64_t channel) {
+    const Stream s = stream(array, row, first, reverse, channel);
+    if (s.channel <= 4 && (s.frame >= FAR || s.frame <= -FAR)) ahead->streams[ahead->count++] = s;
+}
+/* Ask for SPAN frames of LANES channels from the tile's channel c on. */
+INLINE void ask(const Ahead *ahead, int c, const int purpose) {
+    for (int i = 0; i < ahead->count; i++) {
+        const Stream s = ahead->streams[i];
+        for (int t = 0; t < SPAN; t++) __builtin_prefetch(s.at + t * s.frame + c * s.channel, purpose, 2);
+    }
+}
 
 /* frames x channels to tile[frame][width]. */
 static __attribute__((noinline)) void load_tile(const Array *array, const Row *row, int64_t first, int frames, int64_t reverse,
@@ -125,6 +133,19 @@ static __attribute__((noinline)) void store_tile(const Array *array, const Row *
             for (int c = 0; c < channels; c += LANES) store((float *)at + c, load(tile + c));
         else
             write_row(s.dtype, at, s.channel, channels, tile);
+}
+
+/* The same a frame at a time, without a copy where the tensor's own memory will do: the frame at `at` as `width` floats, and the place
+   where a frame's results go before frame_done takes them to `at`. */
+INLINE int in_place(const Stream *s, int channels) { return s->dtype == FLOAT32 && s->channel == 4 && channels % LANES == 0; }
+INLINE const float *frame(const Stream *s, const char *at, int channels, int width, float *buffer) {
+    if (in_place(s, channels)) return (const float *)at;
+    read_row(s->dtype, at, s->channel, channels, width, buffer);
+    return buffer;
+}
+INLINE float *frame_place(const Stream *s, char *at, int channels, float *buffer) { return in_place(s, channels) ? (float *)at : buffer; }
+INLINE void frame_done(const Stream *s, char *at, int channels, const float *from) {
+    if (from != (const float *)at) write_row(s->dtype, at, s->channel, channels, from);
 }
 
 /* Zeros in the frames beyond the row's length. */

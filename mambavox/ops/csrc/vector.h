@@ -62,27 +62,30 @@ INLINE Vector absolute(Vector a) { return (Vector)((Integers)a & 0x7fffffff); }
 
 #define ROUND 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer, kept in the low bits */
 
-/* 2^f for f in -0.5 .. 0.5; the polynomial's relative error is 1.6e-8. */
-INLINE Vector exp2_fraction(Vector f) {
+/* 2^(f + n) for f in -0.5 .. 0.5, where n sits in the low bits of `rounded`; the polynomial's relative error is 1.6e-8. */
+INLINE Vector exp2_parts(Vector f, Vector rounded) {
     Vector p = f * 0.000153533621f + 0.00133988746f;
     p = p * f + 0.00961843736f;
     p = p * f + 0.0555033247f;
     p = p * f + 0.240226479f;
     p = p * f + 0.693147203f;
-    return p * f + 1.0f;
+    p = p * f + 1.0f;
+    return (Vector)((Integers)p + ((Integers)rounded << 23));
 }
 
-/* 2^(f + n) where n sits in the low bits of `rounded`. */
-INLINE Vector exp2_parts(Vector f, Vector rounded) { return (Vector)((Integers)exp2_fraction(f) + ((Integers)rounded << 23)); }
-
-/* 2^(a * b). */
+/* 2^(a * b) for b of no less than LOWEST_EXPONENT. */
+#define LOWEST_EXPONENT -1e12f
 INLINE Vector exp2_of_product(Vector a, Vector b) {
-    Vector exponent = a * b;
 #if LANES == 16
-    Vector f = _mm512_reduce_ps(exponent, 0x00); /* exponent - its nearest integer */
-    return _mm512_scalef_ps(exp2_fraction(f), exponent - f);
+    /* 2^(n + f) with n a multiple of 1/16: its fraction picks a power from a table, three terms are left for f. */
+    const Vector powers = {1.0f,         1.04427373f, 1.09050775f, 1.13878858f, 1.18920708f, 1.24185777f, 1.29683959f, 1.35425556f,
+                           1.41421354f,  1.47682619f, 1.54221082f, 1.61049032f, 1.68179286f, 1.75625217f, 1.8340081f,  1.91520655f};
+    Vector rounded = a * b + ROUND / 16, n = rounded - ROUND / 16, f = a * b - n;
+    Vector power = _mm512_permutexvar_ps((__m512i)rounded, powers);
+    Vector rest = ((f * 0.0555021353f + 0.240234286f) * f + 0.693147182f) * f;
+    return _mm512_scalef_ps(power * rest + power, n);
 #else
-    exponent = vector_max(broadcast(-126.0f), vector_min(broadcast(128.0f), exponent));
+    Vector exponent = vector_max(broadcast(-126.0f), vector_min(broadcast(128.0f), a * b));
     Vector rounded = exponent + ROUND;
     return exp2_parts(exponent - (rounded - ROUND), rounded);
 #endif
