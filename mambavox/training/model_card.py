@@ -33,6 +33,8 @@ or `mambavox predict {path} recording.wav`. {loading}
 |---|---|---|---|
 {scores}
 
+{notes}
+
 Epoch {best_epoch} of {epochs}{choice}. Recordings longer than {max_seconds:.2f} s are cut.
 
 ## Training
@@ -57,8 +59,12 @@ def model_card(result: AdaptResult, labels: list[str], path: str, name: str) -> 
         path: the run folder.
         name: of the data.
     """
-    rows = (f"| {part} | {scores.clips} | {scores} | {scores.macro_f1:.3f} |" for part, scores in result.scores.items())
+    rows = (
+        f"| {result.describe_part(part)} | {scores.clips} | {scores} | {scores.macro_f1:.3f} |"
+        for part, scores in result.scores.items()
+    )
     whole = result.method == "full"
+    chooser = "test" if result.selects_on_test else "valid"
     return _CARD.format(
         library="transformers" if whole else "peft",
         loading=_WHOLE if whole else _ADAPTER.format(path=path),
@@ -71,7 +77,8 @@ def model_card(result: AdaptResult, labels: list[str], path: str, name: str) -> 
         scores="\n".join(rows) or "| none |  |  |  |",
         best_epoch=result.best_epoch,
         epochs=len(result.learning_curve),
-        choice=", the best on the valid part" if "valid" in result.scores else "",
+        notes="\n".join(f"- {note}" for note in result.notes),
+        choice=f", the best on the {chooser} part" if chooser in result.scores else "",
         max_seconds=result.max_seconds,
         total=result.parameters["total"],
         adapter=result.parameters["adapter"],
