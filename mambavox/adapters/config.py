@@ -10,20 +10,17 @@ from typing import Any, ClassVar, Literal, cast, get_args
 from peft import PeftConfig, PeftType
 from torch import nn
 
-from mambavox.adapters.mixers import mamba_mixer
 from mambavox.errors import ConfigError
 
 Where = Literal["encoder", "decoder", "both"]
 Placement = Literal["ffn", "attention", "both"]
 Insertion = Literal["parallel", "sequential"]
 Sharing = Literal["all", "none"]
-Init = Literal["mamba", "paper"]
 _CHOICES: dict[str, tuple[str, ...]] = {
     "where": get_args(Where),
     "placement": get_args(Placement),
     "insertion": get_args(Insertion),
     "sharing": get_args(Sharing),
-    "init": get_args(Init),
 }
 
 _LOADING = """
@@ -104,8 +101,7 @@ class AdapterConfig(PeftConfig):
             if isinstance(value, set | tuple):
                 setattr(self, name, sorted(value))
         for name, choices in _CHOICES.items():
-            if getattr(self, name, choices[0]) not in choices:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
+            self._check_choice(name, choices)
         self._check_sizes("bottleneck_dim")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout!r}; expected a probability in 0 .. 1, 1 excluded")
@@ -119,6 +115,10 @@ class AdapterConfig(PeftConfig):
                 f"task_type is {self.task_type!r}; expected none: with it PEFT calls the host with input_ids, which "
                 "audio models do not take. Leave task_type out"
             )
+
+    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        if getattr(self, name) not in choices:
+            raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
 
     def _check_sizes(self, *names: str) -> None:
         for name in names:
@@ -144,61 +144,3 @@ class AdapterConfig(PeftConfig):
         text = card.read_text(encoding="utf-8") if card.is_file() else "---\nlibrary_name: peft\n---\n"
         if "import mambavox" not in text:
             card.write_text(text.rstrip("\n") + "\n" + _LOADING, encoding="utf-8")
-
-
-@dataclass
-class MambAdapterConfig(AdapterConfig):
-    """MambAdapter: a Mamba block between projections that all adapters share.
-
-    The defaults are the paper's for audio classification (AST); for speech recognition it uses a small kernel
-    (``d_conv=8, d_state=16``) and a wider bottleneck (104 on Whisper-small).
-
-    Attributes:
-        d_state: state size of the Mamba block.
-        d_conv: width of its causal convolution in frames.
-        expand: its inner width in multiples of ``bottleneck_dim``.
-        init: how the Mamba block starts. ``"mamba"`` is the block's own initialisation; ``"paper"`` that of the
-            authors' code, which sets its matrices so close to zero that the scan's contribution vanishes in
-            float32 at the start, and which trains more slowly (see :func:`mambavox.adapters.mixers.mamba_mixer`).
-
-    Source:
-        MambAdapter (arXiv 2606.15638), equation 3 and the authors' code for what the text leaves open.
-    """
-
-    temporal: ClassVar[bool] = True
-    method: ClassVar[str] = "MAMBADAPTER"
-
-    d_state: int = 8
-    d_conv: int = 24
-    expand: int = 2
-    init: Init = "mamba"
-
-    def __post_init__(self) -> None:
-        """Check every value."""
-        super().__post_init__()
-        self._check_sizes("d_state", "d_conv", "expand")
-
-    def make_mixer(self) -> nn.Module:
-        """A Mamba block."""
-        return mamba_mixer(self.bottleneck_dim, self.d_state, self.d_conv, self.expand, self.init)
-
-
-@dataclass
-class BottleneckConfig(AdapterConfig):
-    """Bottleneck adapter: GELU between each adapter's own projections, no scale.
-
-    Source:
-        Houlsby et al. 2019 (arXiv 1902.00751), in the parallel form of the MambAdapter paper's baseline. That
-        code's predecessor starts every tensor at zero, which leaves all but the up projection's bias without a
-        gradient; here only the up projection starts at zero.
-    """
-
-    temporal: ClassVar[bool] = False
-    method: ClassVar[str] = "BOTTLENECK"
-
-    sharing: Sharing = "none"
-    learn_scale: bool = False
-
-    def make_mixer(self) -> nn.Module:
-        """A GELU."""
-        return nn.GELU()

@@ -13,9 +13,10 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
+from mambavox.adapters.bottleneck import BottleneckConfig
 from mambavox.adapters.checks import check_reaches_output
-from mambavox.adapters.config import BottleneckConfig, MambAdapterConfig
 from mambavox.adapters.hosts import declare_missing_embeddings, find_stacks, head_modules, lora_targets, train_all
+from mambavox.adapters.mambadapter import MambAdapterConfig
 from mambavox.errors import ConfigError, HostError
 
 # Set by PEFT, or by apply_method from its own arguments.

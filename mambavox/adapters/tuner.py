@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+from peft import PeftType
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule
 from torch import nn
 
@@ -54,7 +56,7 @@ def choose_sublayers(stacks: list[Stack], config: AdapterConfig) -> list[Sublaye
 
 
 class AdapterModel(BaseTuner):
-    """Attaches the adapters of one method; subclasses name the method's prefix."""
+    """Attaches the adapters of one method; registration makes a subclass with the method's prefix for each."""
 
     tuner_layer_cls = AdapterLayer
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
@@ -118,14 +120,12 @@ class AdapterModel(BaseTuner):
         own, found = re.subn(rf"(\.{cls.prefix}[^.]+)\.{re.escape(adapter_name)}(?=\.|$)", r"\1", key, count=1)
         return own if found else super()._remove_adapter_name_from_key(key, adapter_name)
 
-
-class MambAdapterModel(AdapterModel):
-    """Attaches MambAdapters."""
-
-    prefix = "mambadapter_"
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A class made at registration has no name in a module by which pickle and deepcopy could find it.
+        return _blank_model, (self.prefix,), self.__dict__
 
 
-class BottleneckModel(AdapterModel):
-    """Attaches bottleneck adapters."""
-
-    prefix = "bottleneck_"
+def _blank_model(prefix: str) -> AdapterModel:
+    model_class = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(prefix.removesuffix("_").upper())]
+    model: AdapterModel = model_class.__new__(model_class)
+    return model

@@ -7,7 +7,6 @@ import pytest
 from peft import PeftConfig, PeftType
 
 from mambavox.adapters import AdapterConfig, BottleneckConfig, MambAdapterConfig, register_method
-from mambavox.adapters.tuner import MambAdapterModel
 from mambavox.errors import ConfigError
 
 
@@ -62,4 +61,6 @@ def test_methods_are_members_of_pefts_enumeration() -> None:
 
 def test_a_taken_name_is_not_registered_twice() -> None:
     with pytest.raises(KeyError, match="mambadapter"):
-        register_method(MambAdapterConfig, MambAdapterModel)
+        register_method(MambAdapterConfig)
+    with pytest.raises(ConfigError, match=r"Odd\.method is 'Odd one'; expected an upper-case word"):
+        register_method(type("Odd", (MambAdapterConfig,), {"method": "Odd one"}))

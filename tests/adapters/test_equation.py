@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mambavox.adapters import MambAdapterConfig
 from mambavox.adapters.hosts import find_stacks
 from mambavox.adapters.layers import Projections, SublayerAdapter
-from mambavox.adapters.mixers import mamba_mixer
+from mambavox.adapters.mambadapter import mamba_mixer
 
 
 def first(value: Any) -> Tensor:
