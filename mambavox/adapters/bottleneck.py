@@ -5,12 +5,13 @@ from typing import ClassVar
 
 from torch import nn
 
-from mambavox.adapters.config import AdapterConfig, Sharing
+from mambavox.adapters.config import AdapterConfig, Gate
+from mambavox.adapters.tokens import TokenGrid
 
 
 @dataclass
 class BottleneckConfig(AdapterConfig):
-    """Bottleneck adapter: GELU between each adapter's own projections, no scale.
+    """Bottleneck adapter: GELU between each adapter's own projections, no gate.
 
     Source:
         Houlsby et al. 2019 (arXiv 1902.00751), in the parallel form of the MambAdapter paper's baseline. That
@@ -18,12 +19,11 @@ class BottleneckConfig(AdapterConfig):
         gradient; here only the up projection starts at zero.
     """
 
-    temporal: ClassVar[bool] = False
     method: ClassVar[str] = "BOTTLENECK"
 
-    sharing: Sharing = "none"
-    learn_scale: bool = False
+    sharing: str = "none"
+    gate: Gate = "none"
 
-    def make_mixer(self) -> nn.Module:
+    def make_mixer(self, tokens: TokenGrid) -> nn.Module:
         """A GELU."""
         return nn.GELU()

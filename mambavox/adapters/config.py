@@ -10,17 +10,21 @@ from typing import Any, ClassVar, Literal, cast, get_args
 from peft import PeftConfig, PeftType
 from torch import nn
 
+from mambavox.adapters.sharing import parse_sharing
+from mambavox.adapters.tokens import TokenGrid
 from mambavox.errors import ConfigError
 
 Where = Literal["encoder", "decoder", "both"]
 Placement = Literal["ffn", "attention", "both"]
 Insertion = Literal["parallel", "sequential"]
-Sharing = Literal["all", "none"]
+Gate = Literal["scalar", "channel", "token", "none"]
+Context = Literal["frame", "past", "all"]
+TokenOrder = Literal["frequency", "time", "both"]
 _CHOICES: dict[str, tuple[str, ...]] = {
     "where": get_args(Where),
     "placement": get_args(Placement),
     "insertion": get_args(Insertion),
-    "sharing": get_args(Sharing),
+    "gate": get_args(Gate),
 }
 
 _LOADING = """
@@ -39,7 +43,7 @@ model = PeftModel.from_pretrained(base_model, "this folder")
 
 @dataclass
 class AdapterConfig(PeftConfig):
-    """What every adapter has: ``output = F(x) + scale * up(mixer(down(x)))`` around a frozen sublayer ``F``.
+    """What every adapter has: ``output = F(x) + gate * up(mixer(down(x)))`` around a frozen sublayer ``F``.
 
     A method is a subclass with its own fields, its mixer and a call of
     :func:`mambavox.adapters.registration.register_method`.
@@ -51,10 +55,15 @@ class AdapterConfig(PeftConfig):
             ("Houlsby").
         insertion: ``"parallel"`` reads the sublayer's input (in a pre-norm host the layer norm's output),
             ``"sequential"`` its output; either adds to the output.
-        sharing: ``"all"`` adapters of the host share one pair of projections (one pair for each width, where
-            encoder and decoder differ), ``"none"``: each has its own.
-        learn_scale: a learnable scalar for each adapter; without it there is no scale at all.
-        scale_init: its first value; has no effect without ``learn_scale``.
+        sharing: which adapters share one pair of projections (one pair for each width, where encoder and decoder
+            differ). ``"all"`` of the host; ``"placement"``: those at feed-forward sublayers share one pair, those at
+            attention another; ``"groups:<k>"``: the adapted layers of each stack fall into k runs of neighbours, each
+            with a pair; ``"none"``: each has its own; ``"low-rank-delta:<r>"``: one pair for all, and each adapter
+            adds its own correction of rank r to both, which starts at zero.
+        gate: what the branch is multiplied with. ``"scalar"``: a number for each adapter (the paper's alpha);
+            ``"channel"``: a vector over the host's channels; ``"token"``: ``sigmoid(w . down(x) + b)``, a number for
+            each token, with ``w`` zero at first; ``"none"``: no gate.
+        scale_init: the gate's first value, at every channel and token; between 0 and 1 for ``gate="token"``.
         train_norms: also train a copy of the norm that feeds each adapted sublayer, and of the norm that ends the
             stack.
         dropout: probability, after the mixer. The paper's code has 0.1 that never acts, because it keeps the
@@ -73,17 +82,17 @@ class AdapterConfig(PeftConfig):
         (arXiv 2005.00247); He et al. 2022 on parallel insertion (arXiv 2110.04366).
     """
 
-    temporal: ClassVar[bool]
-    """Whether the mixer lets one frame see others; then a decoder cannot be run frame by frame without its state."""
     method: ClassVar[str]
     """The type under which PEFT knows the method, in upper case."""
+    norm_input: ClassVar[bool] = False
+    """Whether each adapter has a layer norm before the down projection."""
 
     bottleneck_dim: int = 12
     where: Where = "encoder"
     placement: Placement = "ffn"
     insertion: Insertion = "parallel"
-    sharing: Sharing = "all"
-    learn_scale: bool = True
+    sharing: str = "all"
+    gate: Gate = "scalar"
     scale_init: float = 0.1
     train_norms: bool = True
     dropout: float = 0.0
@@ -105,10 +114,25 @@ class AdapterConfig(PeftConfig):
         self._check_sizes("bottleneck_dim")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout!r}; expected a probability in 0 .. 1, 1 excluded")
-        if self.learn_scale and not (math.isfinite(self.scale_init) and self.scale_init != 0):
+        sharing = parse_sharing(self.sharing)
+        if sharing.kind == "low-rank-delta" and sharing.number > self.bottleneck_dim:
+            raise ConfigError(
+                f"sharing is {self.sharing!r} and bottleneck_dim {self.bottleneck_dim}; expected a rank of at most "
+                "bottleneck_dim, above which sharing='none' does the same"
+            )
+        if self.gate != "none" and not (math.isfinite(self.scale_init) and self.scale_init != 0):
             raise ConfigError(
                 f"scale_init is {self.scale_init!r}; expected a finite number other than 0: at 0, with the up "
                 "projection at 0 too, no gradient would ever flow"
+            )
+        if self.gate == "token" and not 0 < self.scale_init < 1:
+            raise ConfigError(
+                f"scale_init is {self.scale_init!r}; expected 0 < scale_init < 1 for gate='token', a sigmoid"
+            )
+        if self.where != "encoder" and self.context() == "all":
+            raise ConfigError(
+                f"where is {self.where!r}, and this adapter lets a frame see those after it, which a decoder has not "
+                "decoded yet; expected where='encoder', or a causal adapter (mixer='mamba' or 'mamba2')"
             )
         if self.task_type in ("SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS"):
             raise ConfigError(
@@ -126,9 +150,26 @@ class AdapterConfig(PeftConfig):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"{name} is {value!r}; expected a whole number of at least 1")
 
+    def context(self) -> Context:
+        """Which frames an output frame of the mixer depends on: its own, also those before it, or all of its row.
+
+        Unless it is ``"frame"``, the mixer is called with ``(hidden_states, lengths)``: ``lengths (batch,)``, the valid
+        frames of each row, or none where all are; valid frames must not depend on what lies beyond. A decoder takes no
+        ``"all"``, and nothing but ``"frame"`` when it decodes frame by frame.
+        """
+        return "frame"
+
+    def down_features(self) -> int:
+        """What the down projection puts out; ``bottleneck_dim`` unless the mixer starts wider."""
+        return self.bottleneck_dim
+
     @abstractmethod
-    def make_mixer(self) -> nn.Module:
-        """A new mixer, ``(batch, time, bottleneck_dim)`` to the same shape, initialised."""
+    def make_mixer(self, tokens: TokenGrid) -> nn.Module:
+        """A new mixer, ``(batch, time, down_features)`` to ``(batch, time, bottleneck_dim)``, initialised.
+
+        Args:
+            tokens: layout of the host's tokens.
+        """
 
     def layer_is_chosen(self, layer: int) -> bool:
         """Whether ``layers_to_transform`` lets this layer have adapters."""
@@ -144,3 +185,31 @@ class AdapterConfig(PeftConfig):
         text = card.read_text(encoding="utf-8") if card.is_file() else "---\nlibrary_name: peft\n---\n"
         if "import mambavox" not in text:
             card.write_text(text.rstrip("\n") + "\n" + _LOADING, encoding="utf-8")
+
+
+@dataclass
+class TemporalAdapterConfig(AdapterConfig):
+    """An adapter whose mixer goes along the tokens.
+
+    Attributes:
+        token_order: order in which the mixer sees AST's tokens, a grid of frequency bands and time steps behind two
+            special tokens, which come first in every order. ``"frequency"``: the host's own, all time steps of one
+            band, then the next band (the paper's); ``"time"``: all bands of one time step, then the next step;
+            ``"both"``: the mean of the same mixer's outputs in both orders: no further parameters, twice the mixing.
+            Other hosts' tokens are in the order of time already and take ``"frequency"`` only, which changes nothing.
+
+    Raises:
+        ConfigError: a value that is unknown or does not fit.
+    """
+
+    token_order: TokenOrder = "frequency"
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        super().__post_init__()
+        self._check_choice("token_order", get_args(TokenOrder))
+        if self.token_order != "frequency" and self.context() == "frame":
+            raise ConfigError(
+                f"token_order is {self.token_order!r}, and this adapter sees one token at a time; expected the "
+                "default, 'frequency'"
+            )

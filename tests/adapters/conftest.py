@@ -135,7 +135,7 @@ SMALL = {"bottleneck_dim": 4, "d_state": 3, "d_conv": 5}
 METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "mambadapter": ("mambadapter", SMALL),
     "mambadapter-both": ("mambadapter", {**SMALL, "placement": "both", "insertion": "sequential"}),
-    "mambadapter-own": ("mambadapter", {**SMALL, "sharing": "none", "learn_scale": False, "placement": "attention"}),
+    "mambadapter-own": ("mambadapter", {**SMALL, "sharing": "none", "gate": "none", "placement": "attention"}),
     "bottleneck": ("bottleneck", {"bottleneck_dim": 4}),
     "lora": ("lora", {"r": 2}),
     "linear": ("linear", {}),

@@ -32,7 +32,7 @@ def test_bad_values(options: dict[str, Any], message: str) -> None:
 
 
 def test_scale_init_is_free_without_a_scale() -> None:
-    assert MambAdapterConfig(learn_scale=False, scale_init=0.0).scale_init == 0.0
+    assert MambAdapterConfig(gate="none", scale_init=0.0).scale_init == 0.0
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def ast() -> ASTModel:
     [
         ({}, 64_824),
         ({"placement": "both"}, 108_900),
-        ({"sharing": "none", "learn_scale": False}, 276_144),
+        ({"sharing": "none", "gate": "none"}, 276_144),
         ({"train_norms": False}, 64_824 - 19_968),
     ],
 )
