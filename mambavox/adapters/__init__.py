@@ -6,13 +6,15 @@ Importing this package registers them with PEFT: ``peft.get_peft_model(model, Ma
 from mambavox.adapters.bottleneck import BottleneckConfig
 from mambavox.adapters.checks import check_reaches_output
 from mambavox.adapters.config import AdapterConfig
+from mambavox.adapters.conformer import ConformerAdapterConfig
+from mambavox.adapters.convpass import ConvPassConfig
 from mambavox.adapters.mambadapter import MambAdapterConfig
 from mambavox.adapters.methods import METHODS, Method, ParameterCounts, apply_method, trainable_parameters
 from mambavox.adapters.registration import register_method
 from mambavox.adapters.tuner import AdapterModel
 from mambavox.adapters.weight_decay import no_weight_decay
 
-for _config in (MambAdapterConfig, BottleneckConfig):
+for _config in (MambAdapterConfig, BottleneckConfig, ConformerAdapterConfig, ConvPassConfig):
     register_method(_config)
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "AdapterConfig",
     "AdapterModel",
     "BottleneckConfig",
+    "ConformerAdapterConfig",
+    "ConvPassConfig",
     "MambAdapterConfig",
     "Method",
     "ParameterCounts",
