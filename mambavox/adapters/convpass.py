@@ -112,9 +112,8 @@ class GridConvolution(nn.Module):
             ``(batch, tokens, channels)``.
         """
         special, grid = self.tokens.split(F.gelu(hidden_states))
-        # Padded to a grid of its own, a special token meets the centre of the kernel alone.
-        centre = self.conv.kernel_size[0] // 2
-        special = F.linear(special, self.conv.weight[:, :, centre, centre], self.conv.bias)
+        # A grid of one token: it meets the centre of the kernel, its padding the rest.
+        special = self.conv(special.reshape(-1, special.shape[-1], 1, 1)).reshape(special.shape)
         grid = self.conv(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return F.gelu(torch.cat([special, grid.flatten(1, 2)], dim=1))
 

@@ -136,26 +136,59 @@ METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "mambadapter": ("mambadapter", SMALL),
     "mambadapter-both": ("mambadapter", {**SMALL, "placement": "both", "insertion": "sequential"}),
     "mambadapter-own": ("mambadapter", {**SMALL, "sharing": "none", "gate": "none", "placement": "attention"}),
+    "mamba2-placement-channel": (
+        "mambadapter",
+        {**SMALL, "mixer": "mamba2", "sharing": "placement", "placement": "both", "gate": "channel"},
+    ),
+    "bimamba-groups-token": ("mambadapter", {**SMALL, "mixer": "bimamba", "sharing": "groups:2", "gate": "token"}),
+    "no-mixer-delta": ("mambadapter", {"bottleneck_dim": 4, "mixer": "none", "sharing": "low-rank-delta:2"}),
+    "time-order": ("mambadapter", {**SMALL, "token_order": "time", "placement": "both"}),
+    "both-orders-delta-token": (
+        "mambadapter",
+        {**SMALL, "mixer": "bimamba", "token_order": "both", "sharing": "low-rank-delta:2", "gate": "token"},
+    ),
     "bottleneck": ("bottleneck", {"bottleneck_dim": 4}),
+    "conformer": ("conformer", {"bottleneck_dim": 4, "kernel_size": 5}),
+    "conformer-shared": (
+        "conformer",
+        {"bottleneck_dim": 4, "kernel_size": 4, "sharing": "all", "gate": "scalar", "insertion": "sequential"},
+    ),
+    "convpass": ("convpass", {"bottleneck_dim": 4, "placement": "both"}),
     "lora": ("lora", {"r": 2}),
     "linear": ("linear", {}),
 }
+OWN_METHODS = ("mambadapter", "bottleneck", "conformer", "convpass")
+"""The methods of this package, without PEFT's own."""
+# A covering choice: every option on hosts that differ in what it touches, not on all of them.
+ONLY_ON = {
+    "mamba2-placement-channel": ("ast", "wavlm"),
+    "bimamba-groups-token": ("wav2vec2", "hubert"),
+    "no-mixer-delta": ("whisper", "hubert"),
+    "time-order": ("ast",),
+    "both-orders-delta-token": ("ast",),
+    "conformer": ("ast", "whisper", "wav2vec2"),
+    "conformer-shared": ("hubert",),
+    "convpass": ("ast", "wavlm"),
+}
 
 
-@pytest.fixture(params=HOSTS, ids=lambda host: host.name)
-def host(request: pytest.FixtureRequest) -> Host:
-    return request.param
-
-
-@pytest.fixture(params=METHOD_OPTIONS)
-def method(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    return METHOD_OPTIONS[request.param]
-
-
-@pytest.fixture(params=["mambadapter", "mambadapter-both", "mambadapter-own", "bottleneck"])
-def own_method(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    """The methods of this package, without PEFT's own."""
-    return METHOD_OPTIONS[request.param]
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Hosts and methods for tests that ask for them and do not choose their own."""
+    chosen = {name for mark in metafunc.definition.iter_markers("parametrize") for name in str(mark.args[0]).split(",")}
+    asked = [name for name in ("method", "own_method") if name in metafunc.fixturenames and name not in chosen]
+    if "host" not in metafunc.fixturenames or "host" in chosen:
+        return
+    if not asked:
+        metafunc.parametrize("host", HOSTS, ids=lambda host: host.name)
+        return
+    pairs = [
+        pytest.param(host, (method, options), id=f"{host.name}-{row}")
+        for row, (method, options) in METHOD_OPTIONS.items()
+        for host in HOSTS
+        if host.name in ONLY_ON.get(row, [host.name for host in HOSTS])
+        and (asked == ["method"] or method in OWN_METHODS)
+    ]
+    metafunc.parametrize(("host", *asked), pairs)
 
 
 @pytest.fixture(scope="session")

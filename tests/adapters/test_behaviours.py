@@ -38,10 +38,11 @@ def test_a_new_adapter_is_the_host_bit_by_bit(host: Host, method: Method) -> Non
     assert torch.equal(logits(adapt(host, method), host.inputs()), expected)
 
 
-def test_every_trainable_tensor_has_an_effect_after_one_step(host: Host, method: Method) -> None:
+def test_every_trainable_tensor_soon_has_an_effect(host: Host, method: Method) -> None:
     inputs = host.inputs(torch.float64)
     model = apply_method(host.model(), *method, check=False).double()
-    train_step(model, inputs)
+    # A correction of the down projection gets its first gradient once the up projection has left zero.
+    train_step(model, inputs, steps=2 if "low-rank-delta" in method[1].get("sharing", "") else 1)
     before = logits(model, inputs)
     tensors = trainable(model)
     assert tensors
