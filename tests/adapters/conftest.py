@@ -229,5 +229,16 @@ def train_step(model: nn.Module, inputs: dict[str, Tensor], steps: int = 1) -> N
         optimizer.step()
 
 
+def train_without_dropout(model: nn.Module) -> None:
+    """Training mode, in which nothing is random."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout", "activation_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}

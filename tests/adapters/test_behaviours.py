@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapters.conftest import Host, logits, train_step, trainable
+from adapters.conftest import Host, logits, train_step, train_without_dropout, trainable
 from peft import PeftModel
 from torch import nn
 from transformers.integrations.peft import PeftAdapterMixin
@@ -202,16 +202,6 @@ def test_gradient_checkpointing_gives_the_same_gradients(host: Host, own_method:
     for name, gradient in gradients[0].items():
         assert gradient is not None
         torch.testing.assert_close(gradients[1][name], gradient)
-
-
-def train_without_dropout(model: nn.Module) -> None:
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("dropout", "attention_dropout", "activation_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
 
 
 def test_half_precision_host_keeps_a_float32_adapter(host: Host, own_method: Method) -> None:
