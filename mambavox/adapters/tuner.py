@@ -142,12 +142,18 @@ class AdapterModel(BaseTuner):
             inference_mode: leave them frozen.
 
         Raises:
-            ConfigError: an unknown name, a name twice, or not one weight a name.
+            ConfigError: an unknown name, a name twice, not one weight a name, or two adapters with ``modules_to_save``.
         """
         names = list(adapter_names)
         self._check_names(names)
         if not names or len(set(names)) != len(names):
             raise ConfigError(f"adapter_names is {names}; expected at least one name, and each name once")
+        with_heads = [name for name in names if self.peft_config[name].modules_to_save]
+        if len(with_heads) > 1:
+            raise ConfigError(
+                f"adapters {', '.join(with_heads)} each bring modules_to_save of their own, such as a head, of which "
+                "one can act; expected at most one of them"
+            )
         if weights is not None and len(weights) != len(names):
             raise ConfigError(f"{len(weights)} weights are given for {len(names)} adapters; expected one for each")
         self.set_adapter(names, inference_mode=inference_mode)

@@ -67,21 +67,22 @@ _WHISPER: dict[str, Any] = {
 }
 
 
-def make_ast() -> PreTrainedModel:
-    return ASTForAudioClassification(
-        ASTConfig(
-            hidden_size=WIDTH,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=2,
-            intermediate_size=32,
-            patch_size=4,
-            frequency_stride=4,
-            time_stride=4,
-            max_length=16,
-            num_mel_bins=8,
-            num_labels=LABELS,
-        )
-    )
+_AST: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "patch_size": 4,
+    "frequency_stride": 4,
+    "time_stride": 4,
+    "max_length": 16,
+    "num_mel_bins": 8,
+    "num_labels": LABELS,
+}
+
+
+def make_ast(**changes: Any) -> PreTrainedModel:
+    return ASTForAudioClassification(ASTConfig(**{**_AST, **changes}))
 
 
 def make_whisper() -> PreTrainedModel:
@@ -159,6 +160,8 @@ METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 OWN_METHODS = ("mambadapter", "bottleneck", "conformer", "convpass")
 """The methods of this package, without PEFT's own."""
+FAMILY = ("mambadapter", "mamba2-placement-channel", "both-orders-delta-token", "bottleneck", "conformer", "convpass")
+"""One row for each kind of mixer, all of which run on AST."""
 # A covering choice: every option on hosts that differ in what it touches, not on all of them.
 ONLY_ON = {
     "mamba2-placement-channel": ("ast", "wavlm"),
@@ -207,6 +210,20 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+class Noise(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """A batch's worth of random clips with labels."""
+
+    def __init__(self, host: Host) -> None:
+        self.name, shape = host.input_name, host.input_shape[1:]
+        self.clips = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {self.name: self.clips[index], "labels": torch.tensor(index % 4)}
 
 
 @torch.no_grad()

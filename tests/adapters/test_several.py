@@ -91,6 +91,9 @@ def test_bad_combinations() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             model.combine_adapters(names, weights=weights)
+    model = with_two(AST, **SMALL, train_norms=False, modules_to_save=["classifier"])
+    with pytest.raises(ConfigError, match="default, second each bring modules_to_save"):
+        model.combine_adapters(["default", "second"])
 
 
 CASES: dict[str, tuple[int, type[AdapterConfig], dict[str, Any]]] = {
