@@ -21,6 +21,30 @@ CANNOT_MERGE = (
 )
 
 
+def rows_by_adapter(row_adapters: Sequence[str], batch: Tensor) -> dict[str, Tensor]:
+    """The rows of a batch in which each adapter acts.
+
+    Args:
+        row_adapters: the adapter of each row.
+        batch: ``(batch, ...)``.
+
+    Returns:
+        The indices of its rows by the adapter's name.
+
+    Raises:
+        ConfigError: the batch has another number of rows than there are names.
+    """
+    if len(row_adapters) != len(batch):
+        raise ConfigError(
+            f"adapter_names has {len(row_adapters)} names and the batch {len(batch)} rows; expected one name for each "
+            "row (beam search, which repeats rows, is not supported with adapter_names)"
+        )
+    return {
+        name: torch.tensor([row for row, own in enumerate(row_adapters) if own == name], device=batch.device)
+        for name in dict.fromkeys(row_adapters)
+    }
+
+
 class AdapterLayer(nn.Module, BaseTunerLayer):
     """Takes the place of one of the host's modules, keeps it as ``base_layer`` and passes its attributes on.
 
@@ -57,20 +81,6 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             return []
         names = self.active_adapters if self.row_adapters is None else dict.fromkeys(self.row_adapters)
         return [name for name in names if name in self._part(part)]
-
-    def rows_of(self, name: str, batch: Tensor) -> Tensor:
-        """Indices of the rows of a batch in which an adapter acts.
-
-        Raises:
-            ConfigError: the batch has another number of rows than there are names.
-        """
-        names = self.row_adapters or ()
-        if len(names) != len(batch):
-            raise ConfigError(
-                f"adapter_names has {len(names)} names and the batch {len(batch)} rows; expected one name for each row "
-                "(beam search, which repeats rows, is not supported with adapter_names)"
-            )
-        return torch.tensor([row for row, own in enumerate(names) if own == name], device=batch.device)
 
     def _part(self, part: str) -> nn.ModuleDict:
         return cast(nn.ModuleDict, self._modules[self.prefix + part])
@@ -221,14 +231,15 @@ class SublayerAdapter(AdapterLayer):
         mask, self.mask = self.mask, None
         lengths = None if mask is None else mask_lengths(mask)
         result = frozen = hidden_states
+        rows_of = None if self.row_adapters is None else rows_by_adapter(self.row_adapters, result)
         for name in acting:
-            if self.row_adapters is None:
+            if rows_of is None:
                 added = self._added(name, inputs, frozen, lengths)
                 result = result + added
                 if self.stacked:
                     inputs, frozen = inputs + added, frozen + added
             else:
-                rows = self.rows_of(name, result)
+                rows = rows_of[name]
                 added = self._added(name, inputs[rows], frozen[rows], None if lengths is None else lengths[rows])
                 result = result.index_add(0, rows, added)
         return (result, *output[1:]) if isinstance(output, tuple) else result
@@ -348,9 +359,9 @@ class AdaptedNorm(AdapterLayer):
         """
         acting = self.acting("norm")
         if self.row_adapters is not None:
-            result = self.base_layer(hidden_states)
+            result, rows_of = self.base_layer(hidden_states), rows_by_adapter(self.row_adapters, hidden_states)
             for name in acting:
-                rows = self.rows_of(name, result)
+                rows = rows_of[name]
                 result = result.index_copy(0, rows, self._normalise(name, hidden_states[rows]))
             return result
         if not acting:
@@ -383,8 +394,7 @@ class HeadOfEachRow:
     def __call__(self, head: ModulesToSaveWrapper, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Replace the output of the active adapter's copy."""
         output = output.clone()
-        for name in set(self.row_adapters):
-            rows = [row for row, own in enumerate(self.row_adapters) if own == name]
+        for name, rows in rows_by_adapter(self.row_adapters, output).items():
             own_copy = dict(head.modules_to_save.items()).get(name, head.original_module)
             output[rows] = own_copy(args[0][rows])
         return output

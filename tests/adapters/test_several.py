@@ -52,9 +52,15 @@ def test_stacked(insertion: str) -> None:
     model = with_two(AST, **SMALL, train_norms=False, insertion=insertion)
     layer, x, frozen, alone = layer_parts(model)
     source = x if insertion == "parallel" else frozen
+    with torch.no_grad():
+        for name in ("default", "second"):
+            layer.mambadapter_branch[name].scale.fill_(1.0)
+            for projection in layer.owners[name].mambadapter_shared[name].children():
+                projection.weight.normal_()
     model.combine_adapters(["second", "default"], weights=[1.0, 0.5], stack=True)
     first = alone["second"](source)
     second = 0.5 * alone["default"](source + first)
+    assert not torch.allclose(second, 0.5 * alone["default"](source), rtol=0.1)
     torch.testing.assert_close(layer(x), frozen + first + second)
     model.combine_adapters(["default", "second"], stack=True)
     swapped = alone["default"](source)
@@ -150,6 +156,8 @@ def test_bad_rows() -> None:
         model(**inputs, adapter_names=["default", "third"])
     with pytest.raises(ConfigError, match="adapter_names has 3 names and the batch 2 rows"):
         model(**inputs, adapter_names=["default"] * 3)
+    with pytest.raises(ConfigError, match="adapter_names has 1 names and the batch 2 rows"):
+        model(**inputs, adapter_names=["__base__"])
     with pytest.raises(ConfigError, match=r"training mode; expected a model in evaluation mode, model\.eval\(\)"):
         model.train()(**inputs, adapter_names=["default", "second"])
     assert all(module.row_adapters is None for module in model.modules() if isinstance(module, SublayerAdapter))

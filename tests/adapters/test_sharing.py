@@ -38,7 +38,7 @@ def owners(model: PeftModel) -> dict[str, list[int]]:
         ({"sharing": "groups:2"}, [[0, 1, 2], [3, 4]]),
         ({"sharing": "groups:3"}, [[0, 1], [2, 3], [4]]),
         ({"sharing": "groups:5"}, [[0], [1], [2], [3], [4]]),
-        ({"sharing": "groups:2", "layers_to_transform": [0, 1, 4]}, [[0, 1], [4]]),
+        ({"sharing": "groups:2", "layers_to_transform": [0, 3, 4]}, [[0, 3], [4]]),
     ],
 )
 def test_layers_that_share(options: dict[str, Any], expected: list[list[int]]) -> None:
