@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from adapters.conftest import (
+    FAMILY,
     HOSTS,
     METHOD_OPTIONS,
     SMALL,
@@ -163,9 +164,10 @@ def test_an_adapter_of_a_base_model_fits_the_model_with_a_head(host: Host, tmp_p
     assert "layers.0" not in text
 
 
-def test_autocast_runs_and_trains() -> None:
+@pytest.mark.parametrize("row", FAMILY)
+def test_autocast_runs_and_trains(row: str) -> None:
     host = HOSTS[0]
-    model = apply_method(host.model(), "mambadapter", {**SMALL, "placement": "both"})
+    model = apply_method(host.model(), *METHOD_OPTIONS[row])
     with torch.autocast("cpu", torch.bfloat16):
         expected = logits(host.model(), host.inputs())
         assert torch.equal(logits(model, host.inputs()), expected)
