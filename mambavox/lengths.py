@@ -50,6 +50,24 @@ def length_mask(lengths: Tensor, time: int) -> Tensor:
     return torch.arange(time, device=lengths.device)[None, :] < lengths[:, None]
 
 
+def clear_padding(tensor: Tensor, lengths: Tensor) -> Tensor:
+    """Put zeros in the padding, whatever it holds: not even NaN there can reach a result or a gradient.
+
+    Args:
+        tensor: ``(batch, time, channels)``.
+        lengths: ``(batch,)`` valid frames of each row.
+
+    Returns:
+        The same shape.
+
+    Raises:
+        ConfigError: as :func:`check_lengths`.
+    """
+    batch, time, _ = tensor.shape
+    lengths = check_lengths(lengths, batch, time).to(tensor.device)
+    return tensor.masked_fill(~length_mask(lengths, time)[:, :, None], 0.0)
+
+
 def check_cu_seqlens(cu_seqlens: Tensor, batch: int, time: int) -> Tensor:
     """Validate the boundaries of a packed batch.
 

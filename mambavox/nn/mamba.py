@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambavox.errors import ConfigError
+from mambavox.lengths import clear_padding
 from mambavox.nn.streaming import MambaState
 from mambavox.ops import causal_conv1d, selective_scan
 
@@ -169,6 +170,8 @@ class Mamba(nn.Module):
             raise ConfigError(
                 f"hidden_states has shape {tuple(hidden_states.shape)}; expected (batch, time, d_model={self.d_model})"
             )
+        if lengths is not None:
+            hidden_states = clear_padding(hidden_states, lengths)
         x, z = self.in_proj(hidden_states).chunk(2, dim=-1)
         y, state = self._scan(x, z, lengths, state, reverse)
         output = self.out_proj(y)

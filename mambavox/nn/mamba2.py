@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambavox.errors import ConfigError
-from mambavox.lengths import check_lengths, length_mask
+from mambavox.lengths import clear_padding
 from mambavox.nn.streaming import MambaState
 from mambavox.ops.causal_conv1d import causal_conv1d
 from mambavox.ops.ssd_scan import ssd_scan
@@ -254,10 +254,7 @@ class Mamba2(nn.Module):
                 f"hidden_states has shape {tuple(hidden_states.shape)}; expected (batch, time, d_model={self.d_model})"
             )
         if lengths is not None:
-            batch, time = hidden_states.shape[:2]
-            lengths = check_lengths(lengths, batch, time).to(hidden_states.device)
-            # The gate goes round the scan to the norm: padding that holds NaN has to be cleared before it is projected.
-            hidden_states = hidden_states.masked_fill(~length_mask(lengths, time)[:, :, None], 0.0)
+            hidden_states = clear_padding(hidden_states, lengths)
         z, xBC, dt = self.in_proj(hidden_states).split([self.d_inner, self.conv_dim, self.nheads], dim=-1)
         xBC, conv_state = causal_conv1d(
             xBC,

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 from mambavox.errors import ConfigError
 from mambavox.lengths import check_cu_seqlens, check_lengths
 from mambavox.ops import conv_cpu, native
+from mambavox.ops.checks import check_tensors
 from mambavox.ops.conv_torch import causal_conv1d_torch
 
 
@@ -72,7 +73,7 @@ def causal_conv1d(
         dtype of ``x``.
 
     Raises:
-        ConfigError: shapes, lengths or boundaries that do not fit each other, or an unknown activation.
+        ConfigError: shapes, dtypes, lengths or boundaries that do not fit, or an unknown activation.
     """
     _check(x, weight, bias, initial_state, cu_seqlens, activation)
     batch, time, _ = x.shape
@@ -108,17 +109,17 @@ def _check(
 ) -> None:
     if x.dim() != 3:
         raise ConfigError(f"x has shape {tuple(x.shape)}; expected (batch, time, d_inner)")
-    batch, _, d_inner = x.shape
+    batch, time, d_inner = x.shape
     if weight.dim() != 2 or weight.shape[0] != d_inner or weight.shape[1] < 1:
         raise ConfigError(f"weight has shape {tuple(weight.shape)}; expected (d_inner, width) = ({d_inner}, >= 1)")
-    if bias is not None and bias.shape != (d_inner,):
-        raise ConfigError(f"bias has shape {tuple(bias.shape)}; expected (d_inner,) = ({d_inner},)")
-    rows = batch if cu_seqlens is None else len(cu_seqlens) - 1
-    expected = (rows, d_inner, weight.shape[1] - 1)
-    if initial_state is not None and initial_state.shape != expected:
-        raise ConfigError(
-            f"initial_state has shape {tuple(initial_state.shape)}; expected (rows, d_inner, width - 1) = {expected}"
-        )
+    rows, width = batch if cu_seqlens is None else len(cu_seqlens) - 1, weight.shape[1]
+    expected = (
+        ("x", x, (batch, time, d_inner), "(batch, time, d_inner)"),
+        ("weight", weight, (d_inner, width), "(d_inner, width)"),
+        ("bias", bias, (d_inner,), "(d_inner,)"),
+        ("initial_state", initial_state, (rows, d_inner, width - 1), "(rows, d_inner, width - 1)"),
+    )
+    check_tensors(x.device, expected)
     if activation not in (None, "silu"):
         raise ConfigError(f"activation is {activation!r}; expected 'silu' or None")
 

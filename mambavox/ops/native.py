@@ -155,10 +155,10 @@ def multiply_add_rate(iterations: int, threads: int) -> float:
 
 
 def array(tensor: Tensor | None) -> Array:
-    """Describe a ``(batch, time, channel)`` tensor of any strides."""
+    """Describe a ``(batch, time, channel)`` tensor of any strides; where dimensions stand before these, their first."""
     if tensor is None:
         return Array()
-    return Array(tensor.data_ptr(), *tensor.stride(), _DTYPES[tensor.dtype])
+    return Array(tensor.data_ptr(), *tensor.stride()[-3:], _DTYPES[tensor.dtype])
 
 
 def pointer(tensor: Tensor | None) -> int | None:
@@ -202,7 +202,8 @@ def rows(batch: int, time: int, lengths: Tensor | None, cu_seqlens: Tensor | Non
 
 @functools.lru_cache(maxsize=64)
 def _full_rows(batch: int, time: int) -> Tensor:
-    return torch.tensor([[row, 0, time, time, row * (time // SPAN + 1)] for row in range(batch)]).view(batch, 5)
+    table = [[row, 0, time, time, row * (time // SPAN + 1)] for row in range(batch)]
+    return torch.tensor(table, dtype=torch.int64).view(batch, 5)
 
 
 def spans(batch: int, time: int, sequences: int) -> int:
@@ -227,4 +228,5 @@ def threads_and_block(row_count: int, channels: int, elements: int) -> tuple[int
     blocks_of_a_row = -(-2 * threads // max(1, row_count)) if threads > 1 else 1
     blocks_of_a_row = max(blocks_of_a_row, -(-channels // _MOST_CHANNELS))
     unit = _TILE if channels >= _TILE * blocks_of_a_row else _UNIT
-    return threads, -(-channels // (blocks_of_a_row * unit)) * unit
+    # At least one unit, also where there are no channels: the kernels divide by it.
+    return threads, max(1, -(-channels // (blocks_of_a_row * unit))) * unit

@@ -143,8 +143,8 @@ def backward(
         grad_D=native.pointer(grad_D),
         grad_dt_bias=native.pointer(grad_dt_bias),
         grad_initial_state=native.pointer(grad_initial_state),
-        grad_B=native.array(grad_B[0]),
-        grad_C=native.array(grad_C[0]),
+        grad_B=native.array(grad_B),
+        grad_C=native.array(grad_C),
         block_stride=batch * time * d_state,
     )
     native.run("scan_backward", scan)

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 from mambavox.errors import ConfigError
 from mambavox.lengths import check_cu_seqlens, check_lengths
 from mambavox.ops.backends import choose, named
+from mambavox.ops.checks import check_tensors
 from mambavox.ops.scan_reference import selective_scan_reference
 
 
@@ -104,7 +105,7 @@ def selective_scan(
         ``(rows, d_inner, d_state)`` in float32 (float64 for float64 inputs).
 
     Raises:
-        ConfigError: shapes, lengths or boundaries that do not fit each other; the message names the argument.
+        ConfigError: shapes, dtypes, lengths or boundaries that do not fit; the message names the argument.
         BackendError: the backend asked for does not exist or cannot run on the tensors' device.
 
     Source:
@@ -154,7 +155,7 @@ def _check(
     batch, time, d_inner = x.shape
     d_state = A.shape[1]
     rows = batch if cu_seqlens is None else len(cu_seqlens) - 1
-    expected: tuple[tuple[str, Tensor | None, tuple[int, ...], str], ...] = (
+    expected = (
         ("x", x, (batch, time, d_inner), "(batch, time, d_inner)"),
         ("dt", dt, (batch, time, d_inner), "(batch, time, d_inner)"),
         ("A", A, (d_inner, d_state), "(d_inner, d_state)"),
@@ -165,15 +166,7 @@ def _check(
         ("dt_bias", dt_bias, (d_inner,), "(d_inner,)"),
         ("initial_state", initial_state, (rows, d_inner, d_state), "(rows, d_inner, d_state)"),
     )
-    for name, tensor, shape, words in expected:
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != shape:
-            raise ConfigError(f"{name} has shape {tuple(tensor.shape)}; expected {words} = {shape}")
-        if not torch.is_floating_point(tensor):
-            raise ConfigError(f"{name} has dtype {tensor.dtype}; expected a real floating-point tensor")
-        if tensor.device != x.device:
-            raise ConfigError(f"{name} is on {tensor.device} and x on {x.device}; move them to one device")
+    check_tensors(x.device, expected)
     return batch, time
 
 

@@ -282,6 +282,30 @@ class TestLengthsAndState:
         assert output.shape == (2, 0, 4)
         assert torch.equal(state, tensors["initial_state"])
 
+    @pytest.mark.parametrize("shape", [(2, 9, 0, 3), (0, 9, 4, 3), (2, 9, 4, 0)])
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_no_channels_rows_or_states_at_all(self, backend, shape, threads):
+        """The kernels divide by the channels of a task: were there none, the process would end."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            assert_parity(backend, shape)
+        finally:
+            torch.set_num_threads(before)
+
+    @pytest.mark.parametrize("shape", [(2, 0, 4, 3), (2, 0, 0, 3)])
+    def test_gradients_of_no_frames_at_all(self, backend, shape):
+        tensors = arguments(*shape, dtype=torch.float32)
+        found = outputs_and_gradients(tensors, backend)
+        for name, tensor in tensors.items():
+            assert found[name].shape == tensor.shape
+            if name != "initial_state":
+                assert not found[name].any(), name
+        # The final state is the initial one, and each of its elements is weighed by a sine in the loss.
+        assert torch.equal(
+            found["initial_state"], torch.arange(found["final_state"].numel()).view_as(found["final_state"]).sin()
+        )
+
     def test_padding_may_hold_anything_even_nan(self, any_backend):
         tensors = arguments(3, 20, 4, 3, dtype=torch.float32)
         lengths = torch.tensor([0, 7, 20])
@@ -502,6 +526,14 @@ class TestErrors:
         tensors = arguments(2, 6, 4, 3)
         tensors[name] = tensors[name][:-1]
         with pytest.raises(ConfigError, match=r"has shape"):
+            selective_scan(**tensors)
+
+    @pytest.mark.parametrize("name", ["x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state"])
+    @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int64, torch.complex64])
+    def test_a_dtype_that_no_backend_takes_is_named_with_the_mend(self, name, dtype):
+        tensors = {name: tensor.detach().float() for name, tensor in arguments(2, 6, 4, 3).items()}
+        tensors[name] = tensors[name].to(dtype)
+        with pytest.raises(ConfigError, match=rf"^{name} has dtype {dtype}; expected float32.* \.float\(\)"):
             selective_scan(**tensors)
 
     @pytest.mark.parametrize(
