@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mambavox.errors import ConfigError
-from mambavox.lengths import check_cu_seqlens, check_lengths, length_mask
+from mambavox.lengths import check_rows, length_mask
 from mambavox.ops.checks import check_tensors
 
 
@@ -118,13 +118,8 @@ def ssd_scan(
         raise ConfigError(f"chunk_size is {chunk_size}; expected at least 1 frame")
     if x.dim() != 4:
         raise ConfigError(f"x has shape {tuple(x.shape)}; expected (batch, time, heads, head_dim)")
-    if lengths is not None and cu_seqlens is not None:
-        raise ConfigError("lengths and cu_seqlens are both given; pad rows and give lengths, or pack them into one")
+    lengths, cu_seqlens = check_rows(x, lengths, cu_seqlens)
     batch, time, heads, head_dim = x.shape
-    if lengths is not None:
-        lengths = check_lengths(lengths, batch, time).to(x.device)
-    if cu_seqlens is not None:
-        cu_seqlens = check_cu_seqlens(cu_seqlens, batch, time).to(x.device)
     _check_shapes(x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens)
 
     # Under autocast the products would run in half precision, and with them the state.

@@ -6,6 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -491,6 +494,51 @@ class TestAsATorchOperator:
         assert state.dtype == torch.float32
         output.sum().backward()
         assert linear.weight.grad.abs().sum() > 0
+
+    def test_a_backward_pass_under_autocast_is_as_exact_as_outside(self, backend):
+        tensors = arguments(2, 30, 8, 4, dtype=torch.float32)
+
+        def gradients():
+            return torch.autograd.grad(self.scan(tensors, backend)[0].sum(), list(tensors.values()), allow_unused=True)
+
+        expected = gradients()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = gradients()
+        assert all(torch.equal(got, want) for got, want in zip(found, expected, strict=True))
+
+    @pytest.mark.parametrize("pre_dispatch", [False, True])
+    def test_a_tracer_sees_one_call(self, backend, pre_dispatch):
+        tensors = {n: t.detach() for n, t in arguments(2, 9, 5, 4, dtype=torch.float32).items()}
+
+        def scan(x):
+            return self.scan({**tensors, "x": x}, backend)
+
+        traced = make_fx(scan, pre_dispatch=pre_dispatch)(tensors["x"])
+        targets = [node.target for node in traced.graph.nodes]
+        assert targets.count(torch.ops.mambavox.selective_scan.default) == 1
+        other = torch.randn_like(tensors["x"])
+        for got, want in zip(traced(other), scan(other), strict=True):
+            torch.testing.assert_close(got, want)
+
+    def test_fake_tensors_never_reach_a_kernel(self, backend):
+        mode = FakeTensorMode()
+        tensors = {n: mode.from_tensor(t.detach()) for n, t in arguments(2, 9, 5, 4, dtype=torch.float32).items()}
+        output, state = self.scan(tensors, backend)
+        assert type(output) is type(state) is FakeTensor
+        assert output.shape == (2, 9, 5)
+        assert state.shape == (2, 5, 4)
+
+    def test_transforms_are_refused_not_wrong(self, backend):
+        tensors = {n: t.detach() for n, t in arguments(2, 9, 5, 4, dtype=torch.float32).items()}
+        x = tensors["x"]
+
+        def scan(x):
+            return self.scan({**tensors, "x": x}, backend)[0]
+
+        with pytest.raises(RuntimeError, match="functorch transforms"):
+            torch.vmap(scan)(x[None])
+        with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode AD"):
+            scan(forward_ad.make_dual(x, x))
 
     def test_second_derivatives_are_refused_not_wrong(self, backend):
         tensors = arguments(1, 9, 2, 2, dtype=torch.float32)
