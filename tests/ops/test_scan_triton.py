@@ -237,6 +237,20 @@ class TestStates:
         torch.testing.assert_close(got["initial_state"].double(), want["initial_state"])
         assert (got["A"] == 0).all()
 
+    def test_no_channels_at_all(self, way):
+        got, _ = run(draw(2, 4, d_inner=0))
+        assert got["y"].shape == (2, 4, 0)
+        assert got["B"].shape == got["C"].shape == (2, 4, 4)
+        assert (got["B"] == 0).all()
+        assert (got["C"] == 0).all()
+
+    def test_a_final_state_without_gradient_has_gradient_zero(self, way):
+        inputs = ScanInputs(**draw(1, 34), dt_softplus=True, lengths=None, cu_seqlens=None, reverse=False)
+        y, final_state, checkpoints = scan_triton.forward(inputs, training=True)
+        left_out = scan_triton.backward(y, None, inputs, checkpoints)
+        zero = scan_triton.backward(y, torch.zeros_like(final_state), inputs, checkpoints)
+        assert all(torch.equal(got, want) for got, want in zip(left_out, zero, strict=True))
+
     def test_the_same_bits_every_time(self):
         torch.manual_seed(3)
         first, _ = run(draw(2, 4, 40, 16))
