@@ -135,7 +135,10 @@ def run(function: str, arguments: Scan | Conv) -> None:
     if library is None:
         raise RuntimeError(f"the native library {reason}")
     if getattr(library, f"mambavox_{function}")(ctypes.byref(arguments), _best_set()):
-        raise MemoryError(f"{function}: no memory for the kernel's buffers")
+        raise MemoryError(
+            f"{function}: no memory for the kernel's buffers; free some (a smaller batch, shorter rows) or let fewer "
+            "threads run (torch.set_num_threads)"
+        )
 
 
 def multiply_add_rate(iterations: int, threads: int) -> float:
