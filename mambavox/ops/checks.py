@@ -15,7 +15,7 @@ def check_tensors(device: torch.device, expected: Iterable[tuple[str, Tensor | N
     """Check the shape, dtype and device of each tensor that is given.
 
     Args:
-        device: where all of them must be: that of ``x``.
+        device: where all of them must be: that of the input.
         expected: of each its name, the tensor or ``None``, its shape in numbers and its shape in words.
 
     Raises:
@@ -32,4 +32,4 @@ def check_tensors(device: torch.device, expected: Iterable[tuple[str, Tensor | N
                 "with .float() for instance"
             )
         if tensor.device != device:
-            raise ConfigError(f"{name} is on {tensor.device} and x on {device}; move them to one device")
+            raise ConfigError(f"{name} is on {tensor.device} and the input on {device}; move them to one device")

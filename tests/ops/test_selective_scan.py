@@ -584,6 +584,12 @@ class TestErrors:
         with pytest.raises(ConfigError, match=rf"^{name} has dtype {dtype}; expected float32.* \.float\(\)"):
             selective_scan(**tensors)
 
+    def test_a_tensor_on_another_device_is_named(self):
+        tensors = arguments(2, 6, 4, 3)
+        tensors["B"] = tensors["B"].detach().to("meta")
+        with pytest.raises(ConfigError, match="B is on meta and the input on cpu; move them to one device"):
+            selective_scan(**tensors)
+
     @pytest.mark.parametrize(
         ("lengths", "message"),
         [
