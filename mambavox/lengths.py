@@ -31,9 +31,10 @@ def check_lengths(lengths: Tensor, batch: int, time: int) -> Tensor:
     if lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise ConfigError(f"lengths has dtype {lengths.dtype}; expected an integer dtype (frames)")
     if not torch.compiler.is_compiling() and lengths.device.type == "cpu" and batch:
-        low, high = int(lengths.min()), int(lengths.max())
-        if low < 0 or high > time:
-            raise ConfigError(f"lengths lie in {low}..{high}; expected 0..{time}, the number of frames")
+        # As a list: two reductions take longer than the scan of a short sequence.
+        frames = lengths.tolist()
+        if min(frames) < 0 or max(frames) > time:
+            raise ConfigError(f"lengths lie in {min(frames)}..{max(frames)}; expected 0..{time}, the number of frames")
     return lengths.to(torch.int64)
 
 
@@ -48,6 +49,24 @@ def length_mask(lengths: Tensor, time: int) -> Tensor:
         ``(batch, time)``, true where the frame lies inside its row's length.
     """
     return torch.arange(time, device=lengths.device)[None, :] < lengths[:, None]
+
+
+def clear_padding(tensor: Tensor, lengths: Tensor) -> Tensor:
+    """Put zeros in the padding, whatever it holds: not even NaN there can reach a result or a gradient.
+
+    Args:
+        tensor: ``(batch, time, channels)``.
+        lengths: ``(batch,)`` valid frames of each row.
+
+    Returns:
+        The same shape.
+
+    Raises:
+        ConfigError: as :func:`check_lengths`.
+    """
+    batch, time, _ = tensor.shape
+    lengths = check_lengths(lengths, batch, time).to(tensor.device)
+    return tensor.masked_fill(~length_mask(lengths, time)[:, :, None], 0.0)
 
 
 def check_cu_seqlens(cu_seqlens: Tensor, batch: int, time: int) -> Tensor:
@@ -78,6 +97,31 @@ def check_cu_seqlens(cu_seqlens: Tensor, batch: int, time: int) -> Tensor:
                 f"cu_seqlens is {cu_seqlens.tolist()}; expected numbers rising from 0 to {time}, the frames"
             )
     return cu_seqlens.to(torch.int64)
+
+
+def check_rows(x: Tensor, lengths: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Validate what says where the sequences of a batch lie: lengths, boundaries or neither.
+
+    Args:
+        x: ``(batch, time, ...)``, the batch.
+        lengths: ``(batch,)`` valid frames of each row of a padded batch.
+        cu_seqlens: ``(sequences + 1,)`` boundaries of a packed one.
+
+    Returns:
+        Both as ``int64`` on the device of ``x``.
+
+    Raises:
+        ConfigError: both are given, or as :func:`check_lengths` and :func:`check_cu_seqlens`.
+    """
+    if lengths is not None:
+        if cu_seqlens is not None:
+            raise ConfigError(
+                "lengths and cu_seqlens are both given; lengths are for padded, cu_seqlens for packed batches"
+            )
+        return check_lengths(lengths, *x.shape[:2]).to(x.device), None
+    if cu_seqlens is not None:
+        return None, check_cu_seqlens(cu_seqlens, *x.shape[:2]).to(x.device)
+    return None, None
 
 
 def unpack(packed: Tensor, cu_seqlens: Tensor) -> Tensor:

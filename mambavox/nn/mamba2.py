@@ -1,17 +1,15 @@
 """The Mamba-2 block ("SSD"), with lengths and carried state."""
 
 import math
-from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambavox.errors import ConfigError
-from mambavox.lengths import check_lengths, length_mask
+from mambavox.nn.block import Block, depthwise, draw_dt_bias
 from mambavox.nn.streaming import MambaState
-from mambavox.ops.causal_conv1d import causal_conv1d
-from mambavox.ops.ssd_scan import ssd_scan
+from mambavox.ops import ssd_scan
 
 
 class GatedRMSNorm(nn.Module):
@@ -67,7 +65,7 @@ class GatedRMSNorm(nn.Module):
         return output.to(y.dtype)
 
 
-class Mamba2(nn.Module):
+class Mamba2(Block):
     """Mamba-2 block; parameter names and initialisation are those of ``mamba_ssm.Mamba2``, state dicts interchange.
 
     ``(z, x, B, C, dt) = in_proj(h)``; ``(x, B, C) = silu(causal_conv1d(x, B, C))``;
@@ -132,9 +130,7 @@ class Mamba2(nn.Module):
         self.ngroups = ngroups
         self.dt_limit = dt_limit
         self.chunk_size = chunk_size
-        for name in ("d_model", "d_state", "d_conv", "expand", "headdim", "ngroups", "chunk_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+        self._check_sizes("d_model", "d_state", "d_conv", "expand", "headdim", "ngroups", "chunk_size")
         self.d_inner = expand * d_model
         if self.d_inner % headdim:
             raise ConfigError(f"headdim is {headdim}; expected a divisor of expand * d_model = {self.d_inner}")
@@ -149,17 +145,7 @@ class Mamba2(nn.Module):
         self.conv_dim = self.d_inner + 2 * ngroups * d_state
         width = self.d_inner + self.conv_dim + self.nheads
         self.in_proj = nn.Linear(d_model, width, bias=bias, device=device, dtype=dtype)
-        # Holds the parameters under mamba_ssm's names; the forward pass goes through causal_conv1d.
-        self.conv1d = nn.Conv1d(
-            self.conv_dim,
-            self.conv_dim,
-            kernel_size=d_conv,
-            groups=self.conv_dim,
-            padding=d_conv - 1,
-            bias=conv_bias,
-            device=device,
-            dtype=dtype,
-        )
+        self.conv1d = depthwise(self.conv_dim, d_conv, conv_bias, device, dtype)
         self.dt_bias = nn.Parameter(torch.empty(self.nheads, device=device, dtype=torch.float32))
         self.A_log = nn.Parameter(torch.empty(self.nheads, device=device, dtype=torch.float32))
         skips = self.d_inner if D_has_hdim else self.nheads
@@ -176,99 +162,19 @@ class Mamba2(nn.Module):
     def _reset_scan_parameters(
         self, A_init_range: tuple[float, float], dt_min: float, dt_max: float, dt_init_floor: float
     ) -> None:
-        dt = torch.exp(
-            torch.rand(self.nheads, device=self.dt_bias.device) * (math.log(dt_max) - math.log(dt_min))
-            + math.log(dt_min)
-        ).clamp(min=dt_init_floor)
-        # The inverse of softplus, so that softplus(dt_bias) is log-uniform in dt_min .. dt_max.
-        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        self.dt_bias.copy_(draw_dt_bias(self.nheads, dt_min, dt_max, dt_init_floor, self.dt_bias.device))
         self.A_log.uniform_(*A_init_range).log_()
         self.D.fill_(1.0)
 
-    def init_state(self, batch_size: int) -> MambaState:
-        """State before the first frame: zeros, on the parameters' device.
-
-        Returns:
-            ``conv`` ``(batch, conv_dim, d_conv - 1)`` with ``conv_dim = d_inner + 2 * ngroups * d_state``, and ``ssm``
-            ``(batch, nheads, headdim, d_state)``.
-        """
-        weight = self.in_proj.weight
-        return MambaState(
-            conv=weight.new_zeros(batch_size, self.conv_dim, self.d_conv - 1),
-            ssm=torch.zeros(
-                batch_size, self.nheads, self.headdim, self.d_state, device=weight.device, dtype=self._state_dtype
-            ),
-        )
-
     @property
-    def _state_dtype(self) -> torch.dtype:
-        return torch.float64 if self.in_proj.weight.dtype == torch.float64 else torch.float32
+    def _ssm_shape(self) -> tuple[int, ...]:
+        return self.nheads, self.headdim, self.d_state
 
-    @overload
-    def forward(
-        self,
-        hidden_states: Tensor,
-        lengths: Tensor | None = ...,
-        state: MambaState | None = ...,
-        return_state: Literal[False] = ...,
-        reverse: bool = ...,
-    ) -> Tensor: ...
-
-    @overload
-    def forward(
-        self,
-        hidden_states: Tensor,
-        lengths: Tensor | None = ...,
-        state: MambaState | None = ...,
-        *,
-        return_state: Literal[True],
-        reverse: bool = ...,
-    ) -> tuple[Tensor, MambaState]: ...
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        lengths: Tensor | None = None,
-        state: MambaState | None = None,
-        return_state: bool = False,
-        reverse: bool = False,
-    ) -> Tensor | tuple[Tensor, MambaState]:
-        """Process a batch of sequences, or the next piece of a batch of streams.
-
-        Args:
-            hidden_states: ``(batch, time, d_model)``.
-            lengths: ``(batch,)`` valid frames of each row; outputs beyond are ``out_proj`` of zero and change no
-                state.
-            state: what an earlier call returned; a stream cut anywhere gives the uncut output.
-            return_state: also return the state after each row's last valid frame.
-            reverse: go through each row from its own last valid frame to its first.
-
-        Returns:
-            ``(batch, time, d_model)``, with ``return_state`` also the state.
-
-        Raises:
-            ConfigError: shapes, lengths or state that do not fit.
-        """
-        if hidden_states.dim() != 3 or hidden_states.shape[-1] != self.d_model:
-            raise ConfigError(
-                f"hidden_states has shape {tuple(hidden_states.shape)}; expected (batch, time, d_model={self.d_model})"
-            )
-        if lengths is not None:
-            batch, time = hidden_states.shape[:2]
-            lengths = check_lengths(lengths, batch, time).to(hidden_states.device)
-            # The gate goes round the scan to the norm: padding that holds NaN has to be cleared before it is projected.
-            hidden_states = hidden_states.masked_fill(~length_mask(lengths, time)[:, :, None], 0.0)
-        z, xBC, dt = self.in_proj(hidden_states).split([self.d_inner, self.conv_dim, self.nheads], dim=-1)
-        xBC, conv_state = causal_conv1d(
-            xBC,
-            self.conv1d.weight.squeeze(1),
-            self.conv1d.bias,
-            initial_state=None if state is None else state.conv,
-            return_final_state=True,
-            lengths=lengths,
-            reverse=reverse,
-            activation="silu",
-        )
+    def _mix(
+        self, projected: Tensor, lengths: Tensor | None, state: MambaState | None, reverse: bool
+    ) -> tuple[Tensor, MambaState]:
+        z, xBC, dt = projected.split([self.d_inner, self.conv_dim, self.nheads], dim=-1)
+        xBC, conv_state = self._convolve(xBC, lengths, state, reverse)
         grouped = self.ngroups * self.d_state
         x, B, C = xBC.split([self.d_inner, grouped, grouped], dim=-1)
         # The step size is made in the state's precision, also where the block runs in bfloat16.
@@ -289,18 +195,4 @@ class Mamba2(nn.Module):
             return_final_state=True,
         )
         y = y.flatten(2)
-        output = self.out_proj(y if self.norm is None else self.norm(y, z))
-        return (output, MambaState(conv_state, ssm_state)) if return_state else output
-
-    def step(self, hidden_states: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
-        """Process one frame of every stream.
-
-        Args:
-            hidden_states: ``(batch, d_model)``, one frame.
-            state: what ``init_state``, ``forward`` or an earlier step returned.
-
-        Returns:
-            ``(batch, d_model)`` and the new state.
-        """
-        output, state = self.forward(hidden_states.unsqueeze(1), state=state, return_state=True)
-        return output.squeeze(1), state
+        return y if self.norm is None else self.norm(y, z), MambaState(conv_state, ssm_state)

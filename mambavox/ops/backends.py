@@ -1,28 +1,31 @@
 """Which implementation of the selective scan is used, and why not the others."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from mambavox.errors import BackendError
 from mambavox.ops import native, scan_cpu, scan_torch, scan_triton
+from mambavox.ops.scan_inputs import ScanInputs
 
 
 class Implementation(Protocol):
     """What the file of a fast backend has.
 
-    ``forward`` takes the arguments of ``selective_scan_reference`` and ``training``, and returns the output, the final
-    state and, where training, the states from which ``backward`` starts; ``backward`` takes the gradients of the first
-    two, the same arguments and those states, and returns the gradient of every tensor, ``None`` for one not given.
+    ``forward`` returns the output, the final state and, where training, the states from which ``backward`` starts;
+    ``backward`` takes the gradients of the first two (``None`` for a final state that has none) and returns those of
+    ``x, dt, A, B, C, D, z, dt_bias, initial_state``, ``None`` for one not given.
     """
 
-    def forward(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, inputs: ScanInputs, training: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Run the scan."""
         ...
 
-    def backward(self, *arguments: Any) -> tuple[Tensor | None, ...]:
+    def backward(
+        self, grad_y: Tensor, grad_final_state: Tensor | None, inputs: ScanInputs, checkpoints: Tensor
+    ) -> tuple[Tensor | None, ...]:
         """Run it backwards."""
         ...
 

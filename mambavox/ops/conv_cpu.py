@@ -1,26 +1,10 @@
 """The causal convolution by the native CPU kernels: float32, bfloat16 and float16 tensors of any strides."""
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
 from mambavox.ops import native
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def _arguments(
-    x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None, cu_seqlens: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, int, int]:
-    """The table of rows, taps ``(width, d_inner)``, bias, threads and channels of a task."""
-    batch, time, d_inner = x.shape
-    table = native.rows(batch, time, lengths, cu_seqlens)
-    threads, block = native.threads_and_block(len(table), d_inner, x.numel() * weight.shape[1])
-    return table, weight.float().t().contiguous(), native.float32(bias), threads, block
-
-
-def _time_first(state: Tensor | None) -> Tensor | None:
-    """``(rows, d_inner, width - 1)`` to contiguous float32 ``(rows, width - 1, d_inner)``."""
-    return None if state is None else state.float().transpose(1, 2).contiguous()
 
 
 def forward(
@@ -35,27 +19,21 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Output and final state; arguments of :func:`mambavox.ops.causal_conv1d`."""
     d_inner, width = weight.shape
-    table, taps, bias, threads, block = _arguments(x, weight, bias, lengths, cu_seqlens)
-    state = _time_first(initial_state)
+    table = native.rows(x, lengths, cu_seqlens)
     y = native.empty(x.shape, x.dtype)
-    final_state = native.empty((len(table), width - 1, d_inner))
-    conv = native.Conv(
-        rows=len(table),
-        d_inner=d_inner,
-        width=width,
-        block=block,
-        silu=silu,
+    final_state = native.empty((table.shape[0], width - 1, d_inner))
+    _run(
+        "conv_forward",
+        x,
+        weight,
+        bias,
+        initial_state,
+        table,
         reverse=reverse,
-        threads=threads,
-        row=native.pointer(table),
-        weight=native.pointer(taps),
-        bias=native.pointer(bias),
-        initial_state=native.pointer(state),
+        silu=silu,
         final_state=native.pointer(final_state),
-        x=native.array(x),
         y=native.array(y),
     )
-    native.run("conv_forward", conv)
     return y, final_state.transpose(1, 2).to(x.dtype)
 
 
@@ -73,39 +51,71 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of ``x, weight, bias, initial_state``; ``None`` for a tensor that was not given."""
     d_inner, width = weight.shape
-    table, taps, bias32, threads, block = _arguments(x, weight, bias, lengths, cu_seqlens)
-    state, above = _time_first(initial_state), _time_first(grad_final_state)
+    table = native.rows(x, lengths, cu_seqlens)
+    sequences = table.shape[0]
+    above_state = _time_first(grad_final_state)
     if 0 in grad_y.stride():
         # The gradient of a sum is one number, expanded; the kernel reads rows of numbers.
         grad_y = grad_y.contiguous()
     grad_x = native.empty(x.shape, x.dtype)
-    grad_weight = native.empty((len(table), width, d_inner))
-    grad_bias = native.empty((len(table), d_inner))
-    grad_state = native.empty((len(table), width - 1, d_inner))
-    conv = native.Conv(
-        rows=len(table),
-        d_inner=d_inner,
-        width=width,
-        block=block,
-        silu=silu,
+    grad_weight = native.empty((sequences, width, d_inner))
+    grad_bias = native.empty((sequences, d_inner))
+    grad_state = native.empty((sequences, width - 1, d_inner))
+    _run(
+        "conv_backward",
+        x,
+        weight,
+        bias,
+        initial_state,
+        table,
         reverse=reverse,
-        threads=threads,
-        row=native.pointer(table),
-        weight=native.pointer(taps),
-        bias=native.pointer(bias32),
-        initial_state=native.pointer(state),
-        x=native.array(x),
-        grad_final_state=native.pointer(above),
+        silu=silu,
+        grad_final_state=native.pointer(above_state),
         grad_y=native.array(grad_y),
         grad_x=native.array(grad_x),
         grad_weight=native.pointer(grad_weight),
         grad_bias=native.pointer(grad_bias),
         grad_initial_state=native.pointer(grad_state),
     )
-    native.run("conv_backward", conv)
     return (
         grad_x,
-        grad_weight.sum(dim=0).t().to(weight.dtype),
-        None if bias is None else grad_bias.sum(dim=0).to(bias.dtype),
+        native.total(grad_weight, weight.dtype).t(),
+        None if bias is None else native.total(grad_bias, bias.dtype),
         None if initial_state is None else grad_state.transpose(1, 2).to(initial_state.dtype),
     )
+
+
+def _run(
+    kernel: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    table: Tensor,
+    **others: Any,
+) -> None:
+    """Call a kernel: what it reads in either direction, and ``others`` as fields of ``native.Conv``."""
+    d_inner, width = weight.shape
+    sequences = table.shape[0]
+    threads, block = native.threads_and_block(sequences, d_inner, x.numel() * width)
+    # These must live until the kernel has returned.
+    taps, bias, state = native.float32(weight.t()), native.float32(bias), _time_first(initial_state)
+    conv = native.Conv(
+        rows=sequences,
+        d_inner=d_inner,
+        width=width,
+        block=block,
+        threads=threads,
+        row=native.pointer(table),
+        weight=native.pointer(taps),
+        bias=native.pointer(bias),
+        initial_state=native.pointer(state),
+        x=native.array(x),
+        **others,
+    )
+    native.run(kernel, conv)
+
+
+def _time_first(state: Tensor | None) -> Tensor | None:
+    """``(rows, d_inner, width - 1)`` to contiguous float32 ``(rows, width - 1, d_inner)``."""
+    return None if state is None else native.float32(state.transpose(1, 2))

@@ -32,11 +32,13 @@ def causal_conv1d_torch(
     if initial_state is None:
         initial_state = inputs.new_zeros(batch, d_inner, past)
     extended = torch.cat([initial_state.to(x.dtype), inputs.transpose(1, 2)], dim=2)
-    if time:
+    if inputs.numel():
         taps = weight.unsqueeze(1).to(x.dtype)
         output = F.conv1d(extended, taps, None if bias is None else bias.to(x.dtype), groups=d_inner).transpose(1, 2)
     else:
-        output = inputs.new_zeros(batch, 0, d_inner)
+        # Nothing to compute, which torch's convolution refuses; the weight still belongs to the graph.
+        output = inputs * weight[:, -1].to(x.dtype)
+        output = output if bias is None else output + bias.to(x.dtype)
     if silu:
         output = F.silu(output)
     if mask is not None:

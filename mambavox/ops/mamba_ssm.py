@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mambavox.errors import ConfigError
 from mambavox.ops.causal_conv1d import causal_conv1d
+from mambavox.ops.checks import check_tensors
 from mambavox.ops.selective_scan import selective_scan
 
 
@@ -79,7 +80,7 @@ def selective_scan_fn(
         ``(batch, d_inner, d_state)`` in float32 (float64 for float64 inputs).
 
     Raises:
-        ConfigError: a complex ``A``, or shapes that do not fit each other; the message names the argument.
+        ConfigError: a complex ``A``, or shapes or dtypes that do not fit; the message names the argument.
 
     Source:
         Gu and Dao 2023 (arXiv 2312.00752); state-spaces/mamba, selective_scan_interface.py, for the signature.
@@ -198,15 +199,14 @@ def _check_scan(
                 f"{(batch, d_state, time)}, (batch, groups, d_state, time) with groups dividing d_inner = {d_inner}, "
                 f"or (d_inner, d_state) = {(d_inner, d_state)}"
             )
-    expected: dict[str, tuple[Tensor | None, tuple[int, ...], str]] = {
-        "delta": (delta, (batch, d_inner, time), "(batch, d_inner, time)"),
-        "D": (D, (d_inner,), "(d_inner,)"),
-        "z": (z, (batch, d_inner, time), "(batch, d_inner, time)"),
-        "delta_bias": (delta_bias, (d_inner,), "(d_inner,)"),
-    }
-    for name, (tensor, shape, words) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise ConfigError(f"{name} has shape {tuple(tensor.shape)}; expected {words} = {shape}")
+    expected = (
+        ("u", u, (batch, d_inner, time), "(batch, d_inner, time)"),
+        ("delta", delta, (batch, d_inner, time), "(batch, d_inner, time)"),
+        ("D", D, (d_inner,), "(d_inner,)"),
+        ("z", z, (batch, d_inner, time), "(batch, d_inner, time)"),
+        ("delta_bias", delta_bias, (d_inner,), "(d_inner,)"),
+    )
+    check_tensors(u.device, expected)
 
 
 @overload

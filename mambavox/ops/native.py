@@ -21,7 +21,8 @@ _ELEMENTS_PER_THREAD = 1 << 15
 # A tensor of so many bytes is mapped anew at each allocation: worth huge pages.
 _LARGE = 8 << 20
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+# What the kernels read and write, and its number in csrc/arrays.h.
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 class Array(ctypes.Structure):
@@ -124,8 +125,8 @@ def _best_set() -> int:
     return len(instruction_sets()) - 1
 
 
-def run(function: str, arguments: Scan | Conv, instruction_set: int | None = None) -> None:
-    """Call a kernel, ``scan_forward`` say, for the best instruction set or a given one of ``instruction_sets()``.
+def run(function: str, arguments: Scan | Conv) -> None:
+    """Call a kernel, ``scan_forward`` say, for the best instruction set.
 
     Raises:
         MemoryError: the kernel's working memory could not be had.
@@ -133,9 +134,11 @@ def run(function: str, arguments: Scan | Conv, instruction_set: int | None = Non
     library, reason = _load()
     if library is None:
         raise RuntimeError(f"the native library {reason}")
-    chosen = _best_set() if instruction_set is None else instruction_set
-    if getattr(library, f"mambavox_{function}")(ctypes.byref(arguments), chosen):
-        raise MemoryError(f"{function}: no memory for the kernel's buffers")
+    if getattr(library, f"mambavox_{function}")(ctypes.byref(arguments), _best_set()):
+        raise MemoryError(
+            f"{function}: no memory for the kernel's buffers; free some (a smaller batch, shorter rows) or let fewer "
+            "threads run (torch.set_num_threads)"
+        )
 
 
 def multiply_add_rate(iterations: int, threads: int) -> float:
@@ -158,7 +161,7 @@ def array(tensor: Tensor | None) -> Array:
     """Describe a ``(batch, time, channel)`` tensor of any strides."""
     if tensor is None:
         return Array()
-    return Array(tensor.data_ptr(), *tensor.stride(), _DTYPES[tensor.dtype])
+    return Array(tensor.data_ptr(), *tensor.stride(), DTYPES[tensor.dtype])
 
 
 def pointer(tensor: Tensor | None) -> int | None:
@@ -168,22 +171,35 @@ def pointer(tensor: Tensor | None) -> int | None:
 
 def float32(tensor: Tensor | None) -> Tensor | None:
     """The tensor as contiguous float32, itself where it is that."""
-    return None if tensor is None else tensor.float().contiguous()
+    # Tested first: of most tensors both conversions would only give themselves, at a price.
+    if tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous()):
+        return tensor
+    return tensor.float().contiguous()
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """Uninitialised tensor; a large one asks for huge pages before it is first written."""
     tensor = torch.empty(shape, dtype=dtype)
-    size = tensor.numel() * tensor.element_size()
-    if size >= _LARGE:
+    if tensor.nbytes >= _LARGE:
         library, _ = _load()
         assert library is not None
-        library.mambavox_use_huge_pages(tensor.data_ptr(), size)
+        library.mambavox_use_huge_pages(tensor.data_ptr(), tensor.nbytes)
     return tensor
 
 
-def rows(batch: int, time: int, lengths: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+def total(partial: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum over the first dimension, in a fixed order; of one slice itself."""
+    found = partial[0] if partial.shape[0] == 1 else partial.sum(dim=0)
+    return found if dtype == torch.float32 else found.to(dtype)
+
+
+def rows(x: Tensor, lengths: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
     """The sequences of a padded or a packed batch as ``Row`` of csrc/arrays.h.
+
+    Args:
+        x: ``(batch, time, d_inner)``.
+        lengths: ``(batch,)`` int64.
+        cu_seqlens: ``(sequences + 1,)`` int64.
 
     Returns:
         ``(rows, 5)`` int64: batch entry, first frame, length, frames up to the next sequence, first checkpoint.
@@ -193,7 +209,7 @@ def rows(batch: int, time: int, lengths: Tensor | None, cu_seqlens: Tensor | Non
         count = cu_seqlens[1:] - starts
         index = torch.arange(len(starts))
         return torch.stack([torch.zeros_like(starts), starts, count, count, starts // SPAN + index], dim=1)
-    table = _full_rows(batch, time)
+    table = _full_rows(x.shape[0], x.shape[1])
     if lengths is not None:
         table = table.clone()
         table[:, 2] = lengths
@@ -202,7 +218,8 @@ def rows(batch: int, time: int, lengths: Tensor | None, cu_seqlens: Tensor | Non
 
 @functools.lru_cache(maxsize=64)
 def _full_rows(batch: int, time: int) -> Tensor:
-    return torch.tensor([[row, 0, time, time, row * (time // SPAN + 1)] for row in range(batch)]).view(batch, 5)
+    table = [[row, 0, time, time, row * (time // SPAN + 1)] for row in range(batch)]
+    return torch.tensor(table, dtype=torch.int64).view(batch, 5)
 
 
 def spans(batch: int, time: int, sequences: int) -> int:
@@ -227,4 +244,5 @@ def threads_and_block(row_count: int, channels: int, elements: int) -> tuple[int
     blocks_of_a_row = -(-2 * threads // max(1, row_count)) if threads > 1 else 1
     blocks_of_a_row = max(blocks_of_a_row, -(-channels // _MOST_CHANNELS))
     unit = _TILE if channels >= _TILE * blocks_of_a_row else _UNIT
-    return threads, -(-channels // (blocks_of_a_row * unit)) * unit
+    # At least one unit, also where there are no channels: the kernels divide by it.
+    return threads, max(1, -(-channels // (blocks_of_a_row * unit))) * unit

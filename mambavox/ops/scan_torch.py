@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mambavox.lengths import length_mask, pack, unpack
+from mambavox.ops.scan_inputs import ScanInputs
 
 # Frames between stored states: the training memory is batch * time * d_inner * d_state / _CHECKPOINT.
 _CHECKPOINT = 8
@@ -63,25 +64,10 @@ def checkpoint_shape(x_shape: torch.Size, d_state: int, sequences: int) -> tuple
     return chunk // _CHECKPOINT, rows, d_inner, d_state
 
 
-def forward(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_softplus: bool,
-    initial_state: Tensor | None,
-    lengths: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    training: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, final state and, for training, checkpoints; arguments of ``selective_scan_reference``."""
-    p = _prepare(x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, lengths, cu_seqlens, reverse)
-    checkpoints = p.x.new_empty(checkpoint_shape(x.shape, A.shape[1], len(p.state)) if training else (0,))
+def forward(inputs: ScanInputs, training: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, final state and, for training, checkpoints."""
+    x, p = inputs.x, _prepare(inputs)
+    checkpoints = p.x.new_empty(checkpoint_shape(x.shape, p.A.shape[1], len(p.state)) if training else (0,))
     if not p.x.numel():
         return torch.zeros_like(x), p.state.clone(), checkpoints
     y, state = _scan_chunks(
@@ -91,30 +77,17 @@ def forward(
         y += p.D * p.x
     if p.z is not None:
         y *= F.silu(p.z)
-    return _restore(y, p.padding, cu_seqlens, reverse).to(x.dtype), state, checkpoints
+    return _restore(y, p.padding, inputs).to(x.dtype), state, checkpoints
 
 
 def backward(
-    grad_y: Tensor,
-    grad_final_state: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_softplus: bool,
-    initial_state: Tensor | None,
-    lengths: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    checkpoints: Tensor,
+    grad_y: Tensor, grad_final_state: Tensor | None, inputs: ScanInputs, checkpoints: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Gradients of ``x, dt, A, B, C, D, z, dt_bias, initial_state``; ``None`` for a tensor that was not given."""
-    p = _prepare(x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, lengths, cu_seqlens, reverse)
-    above = _arrange(grad_y.to(p.x.dtype), cu_seqlens, reverse)
+    x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, *_ = inputs
+    p = _prepare(inputs)
+    above_state = torch.zeros_like(p.state) if grad_final_state is None else grad_final_state.to(p.x.dtype)
+    above = _arrange(grad_y.to(p.x.dtype), inputs)
     if p.padding is not None:
         above = above.masked_fill(p.padding, 0.0)
     grad_gate = above
@@ -123,7 +96,7 @@ def backward(
     if p.x.numel():
         by_dt, by_u, by_A, by_B, by_C, by_state, y = _scan_chunks_backward(
             above,
-            grad_final_state.to(p.x.dtype),
+            above_state,
             p.dt,
             p.dt * p.x,
             p.A,
@@ -136,7 +109,7 @@ def backward(
     else:
         by_dt, by_u, y = torch.zeros_like(p.x), torch.zeros_like(p.x), torch.zeros_like(p.x)
         by_A, by_B, by_C = torch.zeros_like(p.A), torch.zeros_like(p.B), torch.zeros_like(p.C)
-        by_state = grad_final_state
+        by_state = above_state
     by_x = by_u * p.dt
     by_dt = by_dt + by_u * p.x
     if p.D is not None:
@@ -153,7 +126,7 @@ def backward(
         by_z = grad_gate * y * gate * (1 + p.z * (1 - gate))
 
     def restore(gradient: Tensor, like: Tensor) -> Tensor:
-        return _restore(gradient, p.padding, cu_seqlens, reverse).to(like.dtype)
+        return _restore(gradient, p.padding, inputs).to(like.dtype)
 
     return (
         restore(by_x, x),
@@ -168,25 +141,12 @@ def backward(
     )
 
 
-def _prepare(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_softplus: bool,
-    initial_state: Tensor | None,
-    lengths: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-) -> _Prepared:
+def _prepare(inputs: ScanInputs) -> _Prepared:
+    x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, lengths, cu_seqlens, reverse = inputs
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     A = A.to(dtype)
-    x, dt, B, C = (_arrange(tensor.to(dtype), cu_seqlens, reverse) for tensor in (x, dt, B, C))
-    z = None if z is None else _arrange(z.to(dtype), cu_seqlens, reverse)
+    x, dt, B, C = (_arrange(tensor.to(dtype), inputs) for tensor in (x, dt, B, C))
+    z = None if z is None else _arrange(z.to(dtype), inputs)
     batch, time, d_inner = x.shape
     if cu_seqlens is not None:
         lengths = cu_seqlens[1:] - cu_seqlens[:-1]
@@ -207,20 +167,20 @@ def _prepare(
     return _Prepared(x, raw, dt, A, B, C, None if D is None else D.to(dtype), z, state, padding)
 
 
-def _arrange(tensor: Tensor, cu_seqlens: Tensor | None, reverse: bool) -> Tensor:
+def _arrange(tensor: Tensor, inputs: ScanInputs) -> Tensor:
     """To padded rows in the order of the scan; where reversed, a row's padding comes first."""
-    if cu_seqlens is not None:
-        tensor = unpack(tensor, cu_seqlens)
-    return tensor.flip(1) if reverse else tensor
+    if inputs.cu_seqlens is not None:
+        tensor = unpack(tensor, inputs.cu_seqlens)
+    return tensor.flip(1) if inputs.reverse else tensor
 
 
-def _restore(tensor: Tensor, padding: Tensor | None, cu_seqlens: Tensor | None, reverse: bool) -> Tensor:
+def _restore(tensor: Tensor, padding: Tensor | None, inputs: ScanInputs) -> Tensor:
     """Inverse of ``_arrange``, zero in the padding."""
     if padding is not None:
         tensor = tensor.masked_fill(padding, 0.0)
-    if reverse:
+    if inputs.reverse:
         tensor = tensor.flip(1)
-    return tensor if cu_seqlens is None else pack(tensor, cu_seqlens)
+    return tensor if inputs.cu_seqlens is None else pack(tensor, inputs.cu_seqlens)
 
 
 def _chunk_length(time: int) -> int:
@@ -353,8 +313,9 @@ def _scan_chunks_backward(
             for i in reversed(range(_CHECKPOINT)):
                 t = first + i
                 grad.addcmul_(grad_y_c[t].unsqueeze(-1), C_c[t].unsqueeze(1))
-                grad_C_c[t] += torch.bmm(grad_y_c[t].unsqueeze(1), states[i + 1]).squeeze(1)
-                grad_B_c[t] += torch.bmm(u_c[t].unsqueeze(1), grad).squeeze(1)
+                # In place, which autocast leaves alone: it would round these products to half precision.
+                grad_C_c[t].unsqueeze(1).baddbmm_(grad_y_c[t].unsqueeze(1), states[i + 1])
+                grad_B_c[t].unsqueeze(1).baddbmm_(u_c[t].unsqueeze(1), grad)
                 torch.bmm(grad, B_c[t].unsqueeze(-1), out=grad_u_c[t].unsqueeze(-1))
                 grad.mul_(decays[i])
                 # d/d(dt A) of the decay: grad * decay * previous state.

@@ -34,6 +34,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mambavox.ops.scan_inputs import ScanInputs
+
 # Steps between stored states: training memory is batch * time * d_inner * d_state / CHUNK elements of float32.
 CHUNK = 32
 # Elements of a tile (channels, d_state) that one warp takes: 16 a lane, so that a state, its gradient, its decay and
@@ -69,62 +71,32 @@ def checkpoint_shape(x_shape: tuple[int, ...], d_state: int, sequences: int) -> 
     return _slots(batch, time, sequences, CHUNK), d_inner, d_state
 
 
-def forward(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_softplus: bool,
-    initial_state: Tensor | None,
-    lengths: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    training: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: ScanInputs, training: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Run the scan.
 
     Args:
-        x: ``(batch, time, d_inner)`` input.
-        dt: ``(batch, time, d_inner)`` step sizes, before bias and softplus.
-        A: ``(d_inner, d_state)`` continuous-time decay.
-        B: ``(batch, time, d_state)`` input matrix of each frame.
-        C: ``(batch, time, d_state)`` output matrix of each frame.
-        D: ``(d_inner,)`` skip connection.
-        z: ``(batch, time, d_inner)`` gate.
-        dt_bias: ``(d_inner,)`` added to ``dt``.
-        dt_softplus: pass ``dt`` (with its bias) through softplus.
-        initial_state: ``(rows, d_inner, d_state)`` state before each row's first step; rows are those of the batch or
-            the packed sequences.
-        lengths: ``(batch,)`` int64, valid frames of each row.
-        cu_seqlens: ``(sequences + 1,)`` int64, where each packed sequence begins, and the end of the last.
-        reverse: scan each row from its last valid frame to its first.
+        inputs: what to scan.
         training: keep checkpoints for :func:`backward`.
 
     Returns:
         ``y`` ``(batch, time, d_inner)`` in the dtype of ``x``, zero outside the rows; the state after each row's last
-        step ``(rows, d_inner, d_state)`` in float32; the checkpoints, of :func:`checkpoint_shape`, empty where not
+        step ``(sequences, d_inner, d_state)`` in float32; the checkpoints, of :func:`checkpoint_shape`, empty where not
         training.
     """
-    plan = _plan(x, A, lengths, cu_seqlens)
+    x, A, plan = inputs.x, inputs.A, _plan(inputs)
     kept = checkpoint_shape(x.shape, A.shape[1], plan.rows) if training else (0,)
     y = plan.new_frames(x.shape, x.dtype)
     final_state, checkpoints = plan.new(plan.rows, *A.shape), plan.new(*kept)
-    ways = {"A": A.contiguous(), "dt_bias": _contiguous(dt_bias), "SOFTPLUS": dt_softplus, "REVERSE": reverse}
-    frames = _strided(x=x, dt=dt, B=B)
-    starts = _contiguous(initial_state)
+    frames = {**_strided(x=x, dt=inputs.dt, B=inputs.B), **_step(inputs)}
+    starts = _contiguous(inputs.initial_state)
     if plan.slots > plan.rows:
-        starts = plan.carry("segment_states_kernel", starts, backward=False, **frames, **ways)
+        starts = plan.carry("segment_states_kernel", starts, backward=False, **frames)
     plan.launch(
         "scan_kernel",
         plan.slots,
         **frames,
-        **_strided(C=C, z=z),
-        **ways,
-        D=_contiguous(D),
+        **_strided(C=inputs.C, z=inputs.z),
+        D=_contiguous(inputs.D),
         starts=starts,
         y=y,
         final_state=final_state,
@@ -135,54 +107,27 @@ def forward(
 
 
 def backward(
-    grad_y: Tensor,
-    grad_final_state: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    dt_softplus: bool,
-    initial_state: Tensor | None,
-    lengths: Tensor | None,
-    cu_seqlens: Tensor | None,
-    reverse: bool,
-    checkpoints: Tensor,
+    grad_y: Tensor, grad_final_state: Tensor | None, inputs: ScanInputs, checkpoints: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Gradients of :func:`forward`.
 
     Args:
         grad_y: ``(batch, time, d_inner)`` gradient of the output.
-        grad_final_state: ``(rows, d_inner, d_state)`` gradient of the final state.
-        x: as in :func:`forward`, like all that are not named here.
-        dt: see ``x``.
-        A: see ``x``.
-        B: see ``x``.
-        C: see ``x``.
-        D: see ``x``.
-        z: see ``x``.
-        dt_bias: see ``x``.
-        dt_softplus: see ``x``.
-        initial_state: see ``x``.
-        lengths: see ``x``.
-        cu_seqlens: see ``x``.
-        reverse: see ``x``.
+        grad_final_state: ``(sequences, d_inner, d_state)`` gradient of the final state, if it has one.
+        inputs: what was scanned.
         checkpoints: what :func:`forward` returned.
 
     Returns:
         Gradients of ``x, dt, A, B, C, D, z, dt_bias, initial_state``, each of its tensor's shape and dtype; ``None``
         for a tensor that was not given.
     """
-    plan = _plan(x, A, lengths, cu_seqlens)
+    x, dt, A, B, C, D, z, dt_bias, _, initial_state, *_ = inputs
+    plan = _plan(inputs)
     d_inner, d_state = A.shape
-    ways = {"A": A.contiguous(), "dt_bias": _contiguous(dt_bias), "SOFTPLUS": dt_softplus, "REVERSE": reverse}
-    frames = _strided(grad_y=grad_y, dt=dt, C=C, z=z)
-    starts = grad_final_state.contiguous()
+    frames = {**_strided(grad_y=grad_y, dt=dt, C=C, z=z), **_step(inputs)}
+    starts = _contiguous(grad_final_state)
     if plan.slots > plan.rows:
-        starts = plan.carry("segment_gradients_kernel", starts, backward=True, **frames, **ways)
+        starts = plan.carry("segment_gradients_kernel", starts, backward=True, **frames)
 
     grad_x, grad_dt = plan.new_frames(x.shape, x.dtype), plan.new_frames(dt.shape, dt.dtype)
     grad_z = None if z is None else plan.new_frames(z.shape, z.dtype)
@@ -195,7 +140,6 @@ def backward(
         plan.slots,
         **frames,
         **_strided(x=x, B=B),
-        **ways,
         D=_contiguous(D),
         checkpoints=checkpoints,
         starts=starts,
@@ -262,12 +206,10 @@ class _Plan:
 
     def carry(self, kernel: str, incoming: Tensor | None, *, backward: bool, **arguments: Any) -> Tensor:
         """What each segment starts from, ``(slots, d_inner, d_state)``, given what its row starts from."""
-        A = arguments["A"]
-        starts, dt_sums = self.new(self.slots, *A.shape), self.new(self.slots, A.shape[0])
+        d_inner, d_state = self.arguments["A"].shape
+        starts, dt_sums = self.new(self.slots, d_inner, d_state), self.new(self.slots, d_inner)
         self.launch(kernel, self.slots, states=starts, dt_sums=dt_sums, **arguments)
-        self.launch(
-            "carry_kernel", self.rows, states=starts, dt_sums=dt_sums, A=A, incoming=incoming, BACKWARD=backward
-        )
+        self.launch("carry_kernel", self.rows, states=starts, dt_sums=dt_sums, incoming=incoming, BACKWARD=backward)
         return starts
 
     def launch(self, kernel: str, count: int, **arguments: Any) -> None:
@@ -284,17 +226,17 @@ class _Plan:
             )
 
 
-def _plan(x: Tensor, A: Tensor, lengths: Tensor | None, cu_seqlens: Tensor | None) -> _Plan:
+def _plan(inputs: ScanInputs) -> _Plan:
+    x, rows, d_state = inputs.x, inputs.sequences, inputs.A.shape[1]
     batch, time, d_inner = x.shape
-    d_state = A.shape[1]
-    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
     states = _power_of_two(d_state)
     channels = min(_power_of_two(d_inner), max(_LEAST_CHANNELS, min(_MOST_CHANNELS, _WARP_TILE // states)))
     blocks = -(-d_inner // channels)
     segment = _segment(batch, time, rows, blocks, x.device)
     arguments = {
-        "lengths": lengths,
-        "cu_seqlens": cu_seqlens,
+        "A": inputs.A.contiguous(),
+        "lengths": inputs.lengths,
+        "cu_seqlens": inputs.cu_seqlens,
         "rows": rows,
         "time": time,
         "first_step": _power_of_two(rows) // 2,
@@ -306,7 +248,7 @@ def _plan(x: Tensor, A: Tensor, lengths: Tensor | None, cu_seqlens: Tensor | Non
         "BLOCK_D": channels,
     }
     slots = _slots(batch, time, rows, segment)
-    covered = lengths is None and cu_seqlens is None
+    covered = inputs.lengths is None and inputs.cu_seqlens is None
     return _Plan(rows, slots, segment, channels, states, blocks, covered, x.device, arguments)
 
 
@@ -358,6 +300,11 @@ def _strided(**tensors: Tensor | None) -> dict[str, Any]:
         arguments[name] = tensor
         arguments[f"{name}_batch"], arguments[f"{name}_time"] = tensor.stride()[:2] if tensor is not None else (0, 0)
     return arguments
+
+
+def _step(inputs: ScanInputs) -> dict[str, Any]:
+    """How the kernels that walk over frames make a step size, and which way they go."""
+    return {"dt_bias": _contiguous(inputs.dt_bias), "SOFTPLUS": inputs.dt_softplus, "REVERSE": inputs.reverse}
 
 
 def _power_of_two(size: int) -> int:

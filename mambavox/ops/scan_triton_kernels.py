@@ -73,27 +73,47 @@ def _row_of_slot(slot, rows, time, first_step, span, cu_seqlens):
 
 
 @triton.jit
-def _origin(first, length, REVERSE: tl.constexpr):
-    """Frame of a row's step 0; that of step ``s`` is ``origin + TURN * s``."""
-    return first + length - 1 if REVERSE else first
+def _segment(rows, time, first_step, segment, blocks, lengths, cu_seqlens, REVERSE: tl.constexpr):
+    """What a program runs: its slot, its row with batch index, first frame and length, its steps, the frame of step 0.
+
+    The steps are ``begin .. end``; step ``s`` lies in frame ``origin + TURN * s``.
+    """
+    slot = tl.program_id(0) // blocks
+    row = _row_of_slot(slot, rows, time, first_step, segment, cu_seqlens)
+    batch, first, length = _row_place(row, time, lengths, cu_seqlens)
+    begin = (slot - _first_slot(row, first, time, segment, cu_seqlens)).to(tl.int32) * segment
+    end = tl.minimum(begin + segment, length)
+    origin = first + length - 1 if REVERSE else first
+    return slot, row, batch.to(tl.int64), first, length, begin, end, origin
+
+
+@triton.jit
+def _tile(blocks, d_inner, D_STATE: tl.constexpr, STATES: tl.constexpr, BLOCK_D: tl.constexpr):
+    """A program's channels and states, which of them exist, and the same of its tile of ``(d_inner, d_state)``."""
+    d = tl.program_id(0) % blocks * BLOCK_D + tl.arange(0, BLOCK_D)
+    n = tl.arange(0, STATES)
+    d_mask = d < d_inner
+    n_mask = n < D_STATE
+    return d, n, d_mask, n_mask, d[:, None] * D_STATE + n[None, :], d_mask[:, None] & n_mask[None, :]
+
+
+@triton.jit
+def _load(pointers, mask):
+    """Values in float32; zero where the mask says that there is none."""
+    return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _vector(vector, d, d_mask):
     """``(BLOCK_D,)`` of a parameter in float32; zero where it is not given."""
-    if vector is not None:
-        values = tl.load(vector + d, mask=d_mask, other=0.0).to(tl.float32)
-    else:
-        values = tl.zeros(d.shape, tl.float32)
-    return values
+    return _load(vector + d, d_mask) if vector is not None else tl.zeros(d.shape, tl.float32)
 
 
 @triton.jit
 def _state(states, slot, tile, tile_mask, d_inner, D_STATE: tl.constexpr):
     """Tile of a ``(slots, d_inner, d_state)`` tensor in float32; zero where it is not given."""
     if states is not None:
-        values = tl.load(states + slot.to(tl.int64) * (d_inner * D_STATE) + tile, mask=tile_mask, other=0.0)
-        values = values.to(tl.float32)
+        values = _load(states + slot.to(tl.int64) * (d_inner * D_STATE) + tile, tile_mask)
     else:
         values = tl.zeros(tile.shape, tl.float32)
     return values
@@ -142,35 +162,25 @@ def segment_states_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """What each segment adds to a zero state, and its sum of step sizes (the exponent of its total decay)."""
-    slot = tl.program_id(0) // blocks
-    block = tl.program_id(0) % blocks
-    row = _row_of_slot(slot, rows, time, first_step, segment, cu_seqlens)
-    batch, first, length = _row_place(row, time, lengths, cu_seqlens)
-    begin = (slot - _first_slot(row, first, time, segment, cu_seqlens)).to(tl.int32) * segment
-    end = tl.minimum(begin + segment, length)
-    origin = _origin(first, length, REVERSE)
+    slot, _, batch, _, _, begin, end, origin = _segment(
+        rows, time, first_step, segment, blocks, lengths, cu_seqlens, REVERSE
+    )
     TURN: tl.constexpr = -1 if REVERSE else 1
 
-    d = block * BLOCK_D + tl.arange(0, BLOCK_D)
-    n = tl.arange(0, STATES)
-    d_mask = d < d_inner
-    n_mask = n < D_STATE
-    tile = d[:, None] * D_STATE + n[None, :]
-    tile_mask = d_mask[:, None] & n_mask[None, :]
-    batch = batch.to(tl.int64)
+    d, n, d_mask, n_mask, tile, tile_mask = _tile(blocks, d_inner, D_STATE, STATES, BLOCK_D)
     x_row = x + batch * x_batch + d
     dt_row = dt + batch * dt_batch + d
     B_row = B + batch * B_batch + n
 
-    decay = tl.load(A + tile, mask=tile_mask, other=0.0).to(tl.float32) * LOG2_E
+    decay = _load(A + tile, tile_mask) * LOG2_E
     bias = _vector(dt_bias, d, d_mask)
     state = tl.zeros([BLOCK_D, STATES], tl.float32)
     dt_sum = tl.zeros([BLOCK_D], tl.float32)
     for step in tl.range(begin, end, loop_unroll_factor=4):
         frame = origin + TURN * step
-        size = _step_size(tl.load(dt_row + frame * dt_time, mask=d_mask, other=0.0), bias, SOFTPLUS)
-        x_t = tl.load(x_row + frame * x_time, mask=d_mask, other=0.0).to(tl.float32)
-        B_t = tl.load(B_row + frame * B_time, mask=n_mask, other=0.0).to(tl.float32)
+        size = _step_size(_load(dt_row + frame * dt_time, d_mask), bias, SOFTPLUS)
+        x_t = _load(x_row + frame * x_time, d_mask)
+        B_t = _load(B_row + frame * B_time, n_mask)
         state = tl.exp2(size[:, None] * decay) * state + (size * x_t)[:, None] * B_t[None, :]
         dt_sum += size
     _store_state(states, slot, state, tile, tile_mask, d_inner, D_STATE)
@@ -210,38 +220,28 @@ def segment_gradients_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """The gradient each segment hands to the state before it where none comes from behind, and its step-size sum."""
-    slot = tl.program_id(0) // blocks
-    block = tl.program_id(0) % blocks
-    row = _row_of_slot(slot, rows, time, first_step, segment, cu_seqlens)
-    batch, first, length = _row_place(row, time, lengths, cu_seqlens)
-    begin = (slot - _first_slot(row, first, time, segment, cu_seqlens)).to(tl.int32) * segment
-    end = tl.minimum(begin + segment, length)
-    origin = _origin(first, length, REVERSE)
+    slot, _, batch, _, _, begin, end, origin = _segment(
+        rows, time, first_step, segment, blocks, lengths, cu_seqlens, REVERSE
+    )
     TURN: tl.constexpr = -1 if REVERSE else 1
 
-    d = block * BLOCK_D + tl.arange(0, BLOCK_D)
-    n = tl.arange(0, STATES)
-    d_mask = d < d_inner
-    n_mask = n < D_STATE
-    tile = d[:, None] * D_STATE + n[None, :]
-    tile_mask = d_mask[:, None] & n_mask[None, :]
-    batch = batch.to(tl.int64)
+    d, n, d_mask, n_mask, tile, tile_mask = _tile(blocks, d_inner, D_STATE, STATES, BLOCK_D)
     grad_y_row = grad_y + batch * grad_y_batch + d
     dt_row = dt + batch * dt_batch + d
     C_row = C + batch * C_batch + n
 
-    decay = tl.load(A + tile, mask=tile_mask, other=0.0).to(tl.float32) * LOG2_E
+    decay = _load(A + tile, tile_mask) * LOG2_E
     bias = _vector(dt_bias, d, d_mask)
     grad = tl.zeros([BLOCK_D, STATES], tl.float32)
     dt_sum = tl.zeros([BLOCK_D], tl.float32)
     for back in tl.range(0, end - begin, loop_unroll_factor=4):
         frame = origin + TURN * (end - 1 - back)
-        size = _step_size(tl.load(dt_row + frame * dt_time, mask=d_mask, other=0.0), bias, SOFTPLUS)
-        grad_t = tl.load(grad_y_row + frame * grad_y_time, mask=d_mask, other=0.0).to(tl.float32)
+        size = _step_size(_load(dt_row + frame * dt_time, d_mask), bias, SOFTPLUS)
+        grad_t = _load(grad_y_row + frame * grad_y_time, d_mask)
         if z is not None:
-            z_t = tl.load(z + batch * z_batch + d + frame * z_time, mask=d_mask, other=0.0).to(tl.float32)
+            z_t = _load(z + batch * z_batch + d + frame * z_time, d_mask)
             grad_t *= z_t * tl.sigmoid(z_t)
-        C_t = tl.load(C_row + frame * C_time, mask=n_mask, other=0.0).to(tl.float32)
+        C_t = _load(C_row + frame * C_time, n_mask)
         grad = tl.exp2(size[:, None] * decay) * (grad + grad_t[:, None] * C_t[None, :])
         dt_sum += size
     _store_state(states, slot, grad, tile, tile_mask, d_inner, D_STATE)
@@ -269,23 +269,18 @@ def carry_kernel(
 ):
     """Turn what each segment adds into what it starts from, in place, along each row; from its end for gradients."""
     row = tl.program_id(0) // blocks
-    block = tl.program_id(0) % blocks
     _, first, length = _row_place(row, time, lengths, cu_seqlens)
     # An empty row has one part too: it hands its initial state on.
     parts = tl.maximum(tl.cdiv(length, segment), 1)
     slot = _first_slot(row, first, time, segment, cu_seqlens)
 
-    d = block * BLOCK_D + tl.arange(0, BLOCK_D)
-    n = tl.arange(0, STATES)
-    d_mask = d < d_inner
-    tile = d[:, None] * D_STATE + n[None, :]
-    tile_mask = d_mask[:, None] & (n < D_STATE)[None, :]
-    decay = tl.load(A + tile, mask=tile_mask, other=0.0).to(tl.float32) * LOG2_E
+    d, _, d_mask, _, tile, tile_mask = _tile(blocks, d_inner, D_STATE, STATES, BLOCK_D)
+    decay = _load(A + tile, tile_mask) * LOG2_E
     carried = _state(incoming, row, tile, tile_mask, d_inner, D_STATE)
     for part in range(0, parts):
         here = slot + (parts - 1 - part) if BACKWARD else slot + part
         added = _state(states, here, tile, tile_mask, d_inner, D_STATE)
-        dt_sum = tl.load(dt_sums + here * d_inner + d, mask=d_mask, other=0.0)
+        dt_sum = _load(dt_sums + here * d_inner + d, d_mask)
         _store_state(states, here, carried, tile, tile_mask, d_inner, D_STATE)
         carried = tl.exp2(dt_sum[:, None] * decay) * carried + added
 
@@ -330,30 +325,20 @@ def scan_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Run each segment from the state it starts from: output, a checkpoint every CHUNK steps, the row's last state."""
-    slot = tl.program_id(0) // blocks
-    block = tl.program_id(0) % blocks
-    row = _row_of_slot(slot, rows, time, first_step, segment, cu_seqlens)
-    batch, first, length = _row_place(row, time, lengths, cu_seqlens)
-    begin = (slot - _first_slot(row, first, time, segment, cu_seqlens)).to(tl.int32) * segment
-    end = tl.minimum(begin + segment, length)
-    origin = _origin(first, length, REVERSE)
+    slot, row, batch, first, length, begin, end, origin = _segment(
+        rows, time, first_step, segment, blocks, lengths, cu_seqlens, REVERSE
+    )
     TURN: tl.constexpr = -1 if REVERSE else 1
     checkpoint = _first_slot(row, first, time, CHUNK, cu_seqlens)
 
-    d = block * BLOCK_D + tl.arange(0, BLOCK_D)
-    n = tl.arange(0, STATES)
-    d_mask = d < d_inner
-    n_mask = n < D_STATE
-    tile = d[:, None] * D_STATE + n[None, :]
-    tile_mask = d_mask[:, None] & n_mask[None, :]
-    batch = batch.to(tl.int64)
+    d, n, d_mask, _, tile, tile_mask = _tile(blocks, d_inner, D_STATE, STATES, BLOCK_D)
     x_row = x + batch * x_batch + d
     dt_row = dt + batch * dt_batch + d
     B_row = B + batch * B_batch + n
     C_row = C + batch * C_batch + n
     y_row = y + batch * time * d_inner + d
 
-    decay = tl.load(A + tile, mask=tile_mask, other=0.0).to(tl.float32) * LOG2_E
+    decay = _load(A + tile, tile_mask) * LOG2_E
     bias = _vector(dt_bias, d, d_mask)
     skip = _vector(D, d, d_mask)
     state = _state(starts, slot, tile, tile_mask, d_inner, D_STATE)
@@ -508,23 +493,13 @@ def gradient_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Run each segment backwards from the gradient of the state behind it, recomputing states chunk by chunk."""
-    slot = tl.program_id(0) // blocks
-    block = tl.program_id(0) % blocks
-    row = _row_of_slot(slot, rows, time, first_step, segment, cu_seqlens)
-    batch, first, length = _row_place(row, time, lengths, cu_seqlens)
-    begin = (slot - _first_slot(row, first, time, segment, cu_seqlens)).to(tl.int32) * segment
-    end = tl.minimum(begin + segment, length)
-    origin = _origin(first, length, REVERSE)
+    slot, row, batch, first, _, begin, end, origin = _segment(
+        rows, time, first_step, segment, blocks, lengths, cu_seqlens, REVERSE
+    )
     TURN: tl.constexpr = -1 if REVERSE else 1
     checkpoint = _first_slot(row, first, time, CHUNK, cu_seqlens)
 
-    d = block * BLOCK_D + tl.arange(0, BLOCK_D)
-    n = tl.arange(0, STATES)
-    d_mask = d < d_inner
-    n_mask = n < D_STATE
-    tile = d[:, None] * D_STATE + n[None, :]
-    tile_mask = d_mask[:, None] & n_mask[None, :]
-    batch = batch.to(tl.int64)
+    d, n, d_mask, n_mask, tile, tile_mask = _tile(blocks, d_inner, D_STATE, STATES, BLOCK_D)
     grad_y_row = grad_y + batch * grad_y_batch + d
     x_row = x + batch * x_batch + d
     dt_row = dt + batch * dt_batch + d
@@ -532,8 +507,8 @@ def gradient_kernel(
     C_row = C + batch * C_batch + n
     grad_x_row = grad_x + batch * time * d_inner + d
     grad_dt_row = grad_dt + batch * time * d_inner + d
-    grad_B_row = grad_B + (block * batch_size + batch) * time * D_STATE + n
-    grad_C_row = grad_C + (block * batch_size + batch) * time * D_STATE + n
+    grad_B_row = grad_B + (tl.program_id(0) % blocks * batch_size + batch) * time * D_STATE + n
+    grad_C_row = grad_C + (tl.program_id(0) % blocks * batch_size + batch) * time * D_STATE + n
     if z is not None:
         z_row = z + batch * z_batch + d
         grad_z_row = grad_z + batch * time * d_inner + d
@@ -542,7 +517,7 @@ def gradient_kernel(
     kept = scratch + tl.program_id(0).to(tl.int64) * (CHUNK // 2 * BLOCK_D * STATES)
     kept += tl.arange(0, BLOCK_D)[:, None] * STATES + n[None, :]
 
-    decay = tl.load(A + tile, mask=tile_mask, other=0.0).to(tl.float32) * LOG2_E
+    decay = _load(A + tile, tile_mask) * LOG2_E
     bias = _vector(dt_bias, d, d_mask)
     skip = _vector(D, d, d_mask)
     grad = _state(starts, slot, tile, tile_mask, d_inner, D_STATE)
@@ -563,17 +538,17 @@ def gradient_kernel(
             tl.store(kept + pair * (BLOCK_D * STATES), state)
             step = start + 2 * pair
             frame = origin + TURN * step
-            size = _step_size(tl.load(dt_row + frame * dt_time, mask=d_mask, other=0.0), bias, SOFTPLUS)
-            x_t = tl.load(x_row + frame * x_time, mask=d_mask, other=0.0).to(tl.float32)
-            B_t = tl.load(B_row + frame * B_time, mask=n_mask, other=0.0).to(tl.float32)
+            size = _step_size(_load(dt_row + frame * dt_time, d_mask), bias, SOFTPLUS)
+            x_t = _load(x_row + frame * x_time, d_mask)
+            B_t = _load(B_row + frame * B_time, n_mask)
             state = tl.exp2(size[:, None] * decay) * state + (size * x_t)[:, None] * B_t[None, :]
             # The state behind a last lone frame is never read.
             frame = origin + TURN * (step + 1)
             d_inside = d < tl.where(step + 1 < end, d_inner, 0)
             n_inside = n < tl.where(step + 1 < end, D_STATE, 0)
-            size = _step_size(tl.load(dt_row + frame * dt_time, mask=d_inside, other=0.0), bias, SOFTPLUS)
-            x_t = tl.load(x_row + frame * x_time, mask=d_inside, other=0.0).to(tl.float32)
-            B_t = tl.load(B_row + frame * B_time, mask=n_inside, other=0.0).to(tl.float32)
+            size = _step_size(_load(dt_row + frame * dt_time, d_inside), bias, SOFTPLUS)
+            x_t = _load(x_row + frame * x_time, d_inside)
+            B_t = _load(B_row + frame * B_time, n_inside)
             state = tl.exp2(size[:, None] * decay) * state + (size * x_t)[:, None] * B_t[None, :]
         tl.debug_barrier()
 
@@ -587,19 +562,19 @@ def gradient_kernel(
             frame_0 = origin + TURN * step
             frame_1 = origin + TURN * (step + 1)
             before = tl.load(kept + pair * (BLOCK_D * STATES))
-            dt_0 = tl.load(dt_row + frame_0 * dt_time, mask=d_mask, other=0.0).to(tl.float32) + bias
-            dt_1 = tl.load(dt_row + frame_1 * dt_time, mask=d_inside, other=0.0).to(tl.float32) + bias
-            x_0 = tl.load(x_row + frame_0 * x_time, mask=d_mask, other=0.0).to(tl.float32)
-            x_1 = tl.load(x_row + frame_1 * x_time, mask=d_inside, other=0.0).to(tl.float32)
-            B_0 = tl.load(B_row + frame_0 * B_time, mask=n_mask, other=0.0).to(tl.float32)
-            B_1 = tl.load(B_row + frame_1 * B_time, mask=n_inside, other=0.0).to(tl.float32)
-            C_0 = tl.load(C_row + frame_0 * C_time, mask=n_mask, other=0.0).to(tl.float32)
-            C_1 = tl.load(C_row + frame_1 * C_time, mask=n_inside, other=0.0).to(tl.float32)
-            grad_y_0 = tl.load(grad_y_row + frame_0 * grad_y_time, mask=d_mask, other=0.0).to(tl.float32)
-            grad_y_1 = tl.load(grad_y_row + frame_1 * grad_y_time, mask=d_inside, other=0.0).to(tl.float32)
+            dt_0 = _load(dt_row + frame_0 * dt_time, d_mask) + bias
+            dt_1 = _load(dt_row + frame_1 * dt_time, d_inside) + bias
+            x_0 = _load(x_row + frame_0 * x_time, d_mask)
+            x_1 = _load(x_row + frame_1 * x_time, d_inside)
+            B_0 = _load(B_row + frame_0 * B_time, n_mask)
+            B_1 = _load(B_row + frame_1 * B_time, n_inside)
+            C_0 = _load(C_row + frame_0 * C_time, n_mask)
+            C_1 = _load(C_row + frame_1 * C_time, n_inside)
+            grad_y_0 = _load(grad_y_row + frame_0 * grad_y_time, d_mask)
+            grad_y_1 = _load(grad_y_row + frame_1 * grad_y_time, d_inside)
             if z is not None:
-                z_0 = tl.load(z_row + frame_0 * z_time, mask=d_mask, other=0.0).to(tl.float32)
-                z_1 = tl.load(z_row + frame_1 * z_time, mask=d_inside, other=0.0).to(tl.float32)
+                z_0 = _load(z_row + frame_0 * z_time, d_mask)
+                z_1 = _load(z_row + frame_1 * z_time, d_inside)
             else:
                 z_0 = grad_y_0
                 z_1 = grad_y_1

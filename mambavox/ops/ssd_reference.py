@@ -75,7 +75,7 @@ def ssd_scan_reference(
     batch, time, heads, head_dim = x.shape
     groups, d_state = B.shape[2:]
     z = None if z is None else z.to(compute_dtype)
-    D = None if D is None else D.to(compute_dtype).reshape(heads, -1)
+    D = None if D is None else (D if D.dim() == 2 else D[:, None]).to(compute_dtype)
 
     valid = None if lengths is None else length_mask(lengths, time)
     if valid is not None:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mambavox.errors import ConfigError
-from mambavox.lengths import check_cu_seqlens, check_lengths, length_mask
+from mambavox.lengths import check_rows, length_mask
+from mambavox.ops.checks import check_tensors
 
 
 @overload
@@ -108,7 +109,7 @@ def ssd_scan(
         (float64 for float64 inputs).
 
     Raises:
-        ConfigError: shapes, lengths or ``cu_seqlens`` that do not fit each other; the message names the argument.
+        ConfigError: shapes, dtypes, lengths or ``cu_seqlens`` that do not fit; the message names the argument.
 
     Source:
         Dao and Gu 2024 (arXiv 2405.21060), section 6, block decomposition of the semiseparable matrix.
@@ -117,13 +118,8 @@ def ssd_scan(
         raise ConfigError(f"chunk_size is {chunk_size}; expected at least 1 frame")
     if x.dim() != 4:
         raise ConfigError(f"x has shape {tuple(x.shape)}; expected (batch, time, heads, head_dim)")
-    if lengths is not None and cu_seqlens is not None:
-        raise ConfigError("lengths and cu_seqlens are both given; pad rows and give lengths, or pack them into one")
+    lengths, cu_seqlens = check_rows(x, lengths, cu_seqlens)
     batch, time, heads, head_dim = x.shape
-    if lengths is not None:
-        lengths = check_lengths(lengths, batch, time).to(x.device)
-    if cu_seqlens is not None:
-        cu_seqlens = check_cu_seqlens(cu_seqlens, batch, time).to(x.device)
     _check_shapes(x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens)
 
     # Under autocast the products would run in half precision, and with them the state.
@@ -157,7 +153,7 @@ def ssd_scan(
         else:
             y, final_state = _scan_packed(*moving, initial_state, cu_seqlens, chunk_size, reverse)
         if D is not None:
-            y = y + D.to(compute_dtype).reshape(heads, -1) * x
+            y = y + (D if D.dim() == 2 else D[:, None]).to(compute_dtype) * x
         if z is not None:
             y = y * F.silu(z)
         y = y.to(output_dtype)
@@ -283,7 +279,7 @@ def _scan_chunks(
     added = (arriving @ B).view(batch, chunks, heads, head_dim, d_state)
     total_decay = log_decay.sum(dim=-1).exp().reshape(batch, chunks, heads, 1, 1)
     entering, leaving = _carry(added, total_decay, initial_state, entrances, reverse)
-    entering = entering.view(batch, chunks, groups, -1, d_state)  # b c g (r p) n
+    entering = entering.view(batch, chunks, groups, heads // groups * head_dim, d_state)  # b c g (r p) n
     y_carried = (C @ entering.mT).unflatten(4, (heads // groups, head_dim)).transpose(3, 4)  # b c g r t p
     y = y_inside + from_start * y_carried
     return y.permute(0, 1, 4, 2, 3, 5).flatten(3, 4), leaving
@@ -331,23 +327,16 @@ def _check_shapes(
             f"B has {groups} groups and x {heads} heads; expected a number of groups that divides the heads"
         )
     rows, row = (batch, "batch") if cu_seqlens is None else (cu_seqlens.shape[0] - 1, "sequences")
-    expected: dict[str, tuple[Tensor | None, tuple[int, ...], str]] = {
-        "x": (x, (batch, time, heads, head_dim), "(batch, time, heads, head_dim)"),
-        "dt": (dt, (batch, time, heads), "(batch, time, heads)"),
-        "A": (A, (heads,), "(heads,)"),
-        "B": (B, (batch, time, groups, d_state), "(batch, time, groups, d_state)"),
-        "C": (C, (batch, time, groups, d_state), "(batch, time, groups, d_state)"),
-        "D": (D, (heads, head_dim), "(heads,) or (heads, head_dim)"),
-        "z": (z, (batch, time, heads, head_dim), "(batch, time, heads, head_dim)"),
-        "dt_bias": (dt_bias, (heads,), "(heads,)"),
-        "initial_state": (initial_state, (rows, heads, head_dim, d_state), f"({row}, heads, head_dim, d_state)"),
-    }
-    for name, (tensor, shape, words) in expected.items():
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != shape and not (name == "D" and tuple(tensor.shape) == (heads,)):
-            raise ConfigError(f"{name} has shape {tuple(tensor.shape)}; expected {words} = {shape}")
-        if not torch.is_floating_point(tensor):
-            raise ConfigError(f"{name} has dtype {tensor.dtype}; expected a real floating-point tensor")
-        if tensor.device != x.device:
-            raise ConfigError(f"{name} is on {tensor.device} and x on {x.device}; move them to one device")
+    skips = (heads,) if D is not None and D.dim() == 1 else (heads, head_dim)
+    expected = (
+        ("x", x, (batch, time, heads, head_dim), "(batch, time, heads, head_dim)"),
+        ("dt", dt, (batch, time, heads), "(batch, time, heads)"),
+        ("A", A, (heads,), "(heads,)"),
+        ("B", B, (batch, time, groups, d_state), "(batch, time, groups, d_state)"),
+        ("C", C, (batch, time, groups, d_state), "(batch, time, groups, d_state)"),
+        ("D", D, skips, "(heads,) or (heads, head_dim)"),
+        ("z", z, (batch, time, heads, head_dim), "(batch, time, heads, head_dim)"),
+        ("dt_bias", dt_bias, (heads,), "(heads,)"),
+        ("initial_state", initial_state, (rows, heads, head_dim, d_state), f"({row}, heads, head_dim, d_state)"),
+    )
+    check_tensors(x.device, expected)

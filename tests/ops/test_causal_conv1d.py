@@ -69,6 +69,48 @@ def test_wrong_shapes_are_named():
         causal_conv1d(x, weight, bias, activation="relu")
 
 
+@pytest.mark.parametrize("name", ["x", "weight", "bias", "initial_state"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int64])
+def test_a_dtype_that_is_not_taken_is_named_with_the_mend(name, dtype):
+    tensors = {
+        "x": torch.zeros(2, 6, 5),
+        "weight": torch.zeros(5, 4),
+        "bias": torch.zeros(5),
+        "initial_state": torch.zeros(2, 5, 3),
+    }
+    tensors[name] = tensors[name].to(dtype)
+    with pytest.raises(ConfigError, match=rf"^{name} has dtype {dtype}; expected float32.* \.float\(\)"):
+        causal_conv1d(**tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [(2, 9, 0), (0, 9, 5), (2, 0, 5)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_no_channels_rows_or_frames_at_all(dtype, sizes, threads):
+    """The kernels divide by the channels of a task: were there none, the process would end."""
+    batch, _, d_inner = sizes
+    tensors = {
+        "x": torch.randn(sizes, dtype=dtype),
+        "weight": torch.randn(d_inner, 4, dtype=dtype),
+        "bias": torch.randn(d_inner, dtype=dtype),
+        "initial_state": torch.randn(batch, d_inner, 3, dtype=dtype),
+    }
+    tensors = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        output, state, *gradients = outputs_and_gradients(tensors, activation="silu")
+    finally:
+        torch.set_num_threads(before)
+    assert output.shape == sizes
+    if not output.numel():
+        assert torch.equal(state, tensors["initial_state"])
+    for tensor, gradient in zip(tensors.values(), gradients, strict=True):
+        assert gradient.shape == tensor.shape
+    assert not gradients[1].any()
+    assert not gradients[2].any()
+
+
 def outputs_and_gradients(tensors, **options):
     output, state = causal_conv1d(**tensors, return_final_state=True, **options)
     loss = (output * torch.arange(output.numel()).view_as(output).cos()).sum()

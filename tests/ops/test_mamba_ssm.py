@@ -105,6 +105,13 @@ class TestSelectiveScan:
         with pytest.raises(ConfigError, match=f"^{name} has shape"):
             selective_scan_fn(**scan_arguments() | {name: torch.zeros(shape)})
 
+    @pytest.mark.parametrize("name", ["u", "delta", "D", "z", "delta_bias"])
+    def test_a_wrong_dtype_is_named_as_the_caller_names_it(self, name):
+        tensors = {key: tensor.detach() for key, tensor in scan_arguments().items()}
+        tensors[name] = tensors[name].to(torch.int64)
+        with pytest.raises(ConfigError, match=f"^{name} has dtype"):
+            selective_scan_fn(**tensors)
+
     def test_a_complex_A_is_refused(self):
         with pytest.raises(ConfigError, match="A is complex"):
             selective_scan_fn(**scan_arguments() | {"A": torch.zeros(D_INNER, D_STATE, dtype=torch.complex64)})

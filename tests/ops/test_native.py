@@ -1,5 +1,7 @@
 """The native library by itself: what it is built from, and how it lives with processes and compilers."""
 
+import functools
+import math
 import multiprocessing
 import os
 import shutil
@@ -7,11 +9,12 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from mambavox.ops import native, selective_scan
+from mambavox.ops import causal_conv1d, native, selective_scan
 
 ROOT = Path(__file__).parents[2]
 NO_COMPILER = {"PATH": "", "CC": "no-compiler-here"}
@@ -22,6 +25,69 @@ def scan(threads):
     generator = torch.Generator().manual_seed(0)
     x, dt, B, C = (torch.randn(4, 300, width, generator=generator) for width in (64, 64, 16, 16))
     return selective_scan(x, dt, -torch.ones(64, 16), B, C, dt_softplus=True).sum().item()
+
+
+needs_library = pytest.mark.skipif(native.why_not() is not None, reason=f"the native library {native.why_not()}")
+
+
+@needs_library
+class TestExponential:
+    """The decay of one frame, read off the output: no input, a state of ones, ``B`` and ``C`` one."""
+
+    @pytest.fixture(params=["baseline", "avx2", "avx512"], autouse=True)
+    def _instruction_set(self, request, monkeypatch):
+        if request.param not in native.instruction_sets():
+            pytest.skip(f"this processor has no {request.param}")
+        index = native.instruction_sets().index(request.param)
+        monkeypatch.setattr(native, "_best_set", lambda: index)
+
+    def decays(self, dt, A):
+        count, one = len(dt), torch.ones(1, 1, 1)
+        dt = dt.view(1, 1, count)
+        A, state = torch.full((count, 1), A), torch.ones(1, count, 1)
+        return selective_scan(torch.zeros_like(dt), dt, A, one, one, initial_state=state, backend="cpu").flatten()
+
+    def units_in_the_last_place(self, found, exact):
+        rounded = exact.float()
+        unit = torch.nextafter(rounded, torch.tensor(torch.inf)) - rounded
+        return (found.double() - exact).abs() / unit.double()
+
+    def test_of_an_exact_exponent_is_within_1_3_units_in_the_last_place(self):
+        """In float32 ``A = -log(2)`` times log2(e) is -1: the decay is ``2 ** -dt``."""
+        dt = torch.linspace(0, 125, 100_000)
+        errors = self.units_in_the_last_place(self.decays(dt, -math.log(2)), torch.exp2(-dt.double()))
+        assert errors.max() <= 1.3
+
+    @pytest.mark.parametrize("A", [-1.0, -0.7318, -15.3])
+    def test_of_a_decay_grows_by_2_2_units_for_each_unit_of_the_exponent(self, A):
+        """``A log2(e)`` and its product with ``dt`` are rounded: 1.3e-7 of the exponent."""
+        exponent = torch.cat([torch.linspace(0, 86, 50_000), torch.logspace(-8, 0, 50_000)])
+        dt = (exponent / -A).float()
+        exact = dt.double() * torch.tensor(A).double()
+        errors = self.units_in_the_last_place(self.decays(dt, A), exact.exp())
+        assert (errors <= 1.3 - 2.2 * exact).all()
+
+    def test_of_zero_is_one(self):
+        assert (self.decays(torch.zeros(100), -3.0) == 1).all()
+
+
+@needs_library
+def test_the_table_of_full_rows_is_not_changed_by_a_call_with_lengths():
+    x = torch.randn(3, 40, 8)
+    scan = functools.partial(selective_scan, x, x.abs(), -torch.ones(8, 2), x[..., :2], x[..., :2], backend="cpu")
+    full = scan()
+    scan(lengths=torch.tensor([0, 7, 40]))
+    causal_conv1d(x, torch.randn(8, 4), lengths=torch.tensor([0, 7, 40]))
+    assert native.rows(x, None, None)[:, 2].tolist() == [40, 40, 40]
+    assert torch.equal(scan(), full)
+
+
+def test_a_kernel_without_memory_says_how_to_mend_it(monkeypatch):
+    library = SimpleNamespace(mambavox_scan_forward=lambda arguments, instruction_set: 1)
+    monkeypatch.setattr(native, "_load", lambda: (library, ""))
+    monkeypatch.setattr(native, "_best_set", lambda: 0)
+    with pytest.raises(MemoryError, match=r"scan_forward: .* smaller batch.*torch\.set_num_threads"):
+        native.run("scan_forward", native.Scan())
 
 
 def test_a_forked_worker_scans_after_its_parent_did():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mambavox.ops import scan_triton
+from mambavox.ops.scan_inputs import ScanInputs
 from mambavox.ops.scan_reference import selective_scan_reference
 
 CUDA = torch.cuda.is_available()
@@ -109,9 +110,9 @@ def run(tensors, dt_softplus=True, reverse=False, lengths=None, cu_seqlens=None)
         outside = torch.arange(grad_y.shape[1], device=DEVICE)[None, :, None] >= lengths[:, None, None]
         given.update({name: given[name].masked_fill(outside, torch.nan) for name in MOVING & tensors.keys()})
         grad_y = grad_y.masked_fill(outside, torch.nan)
-    ways = {"dt_softplus": dt_softplus, "lengths": lengths, "cu_seqlens": cu_seqlens, "reverse": reverse}
-    y, final_state, checkpoints = scan_triton.forward(**given, **ways, training=True)
-    gradients = scan_triton.backward(grad_y, grad_state, **given, **ways, checkpoints=checkpoints)
+    inputs = ScanInputs(**given, dt_softplus=dt_softplus, lengths=lengths, cu_seqlens=cu_seqlens, reverse=reverse)
+    y, final_state, checkpoints = scan_triton.forward(inputs, training=True)
+    gradients = scan_triton.backward(grad_y, grad_state, inputs, checkpoints)
     got = {"y": y, "final_state": final_state, **dict(zip(NAMES, gradients, strict=True))}
     for name in NAMES:
         assert (got[name] is None) == (given[name] is None), name
@@ -216,14 +217,9 @@ class TestStates:
 
         def scan(frames, state):
             part = {name: t[:, frames] if name in MOVING else t for name, t in tensors.items()}
-            return scan_triton.forward(
-                **{**part, "initial_state": state},
-                dt_softplus=True,
-                lengths=None,
-                cu_seqlens=None,
-                reverse=reverse,
-                training=False,
-            )
+            part["initial_state"] = state
+            inputs = ScanInputs(**part, dt_softplus=True, lengths=None, cu_seqlens=None, reverse=reverse)
+            return scan_triton.forward(inputs, training=False)
 
         y, state, checkpoints = scan(slice(0, 40), tensors["initial_state"])
         assert checkpoints.numel() == 0
@@ -240,6 +236,20 @@ class TestStates:
         assert torch.equal(got["final_state"].double(), want["final_state"])
         torch.testing.assert_close(got["initial_state"].double(), want["initial_state"])
         assert (got["A"] == 0).all()
+
+    def test_no_channels_at_all(self, way):
+        got, _ = run(draw(2, 4, d_inner=0))
+        assert got["y"].shape == (2, 4, 0)
+        assert got["B"].shape == got["C"].shape == (2, 4, 4)
+        assert (got["B"] == 0).all()
+        assert (got["C"] == 0).all()
+
+    def test_a_final_state_without_gradient_has_gradient_zero(self, way):
+        inputs = ScanInputs(**draw(1, 34), dt_softplus=True, lengths=None, cu_seqlens=None, reverse=False)
+        y, final_state, checkpoints = scan_triton.forward(inputs, training=True)
+        left_out = scan_triton.backward(y, None, inputs, checkpoints)
+        zero = scan_triton.backward(y, torch.zeros_like(final_state), inputs, checkpoints)
+        assert all(torch.equal(got, want) for got, want in zip(left_out, zero, strict=True))
 
     def test_the_same_bits_every_time(self):
         torch.manual_seed(3)

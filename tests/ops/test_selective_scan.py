@@ -6,6 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -282,6 +285,30 @@ class TestLengthsAndState:
         assert output.shape == (2, 0, 4)
         assert torch.equal(state, tensors["initial_state"])
 
+    @pytest.mark.parametrize("shape", [(2, 9, 0, 3), (0, 9, 4, 3), (2, 9, 4, 0)])
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_no_channels_rows_or_states_at_all(self, backend, shape, threads):
+        """The kernels divide by the channels of a task: were there none, the process would end."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            assert_parity(backend, shape)
+        finally:
+            torch.set_num_threads(before)
+
+    @pytest.mark.parametrize("shape", [(2, 0, 4, 3), (2, 0, 0, 3)])
+    def test_gradients_of_no_frames_at_all(self, backend, shape):
+        tensors = arguments(*shape, dtype=torch.float32)
+        found = outputs_and_gradients(tensors, backend)
+        for name, tensor in tensors.items():
+            assert found[name].shape == tensor.shape
+            if name != "initial_state":
+                assert not found[name].any(), name
+        # The final state is the initial one, and each of its elements is weighed by a sine in the loss.
+        assert torch.equal(
+            found["initial_state"], torch.arange(found["final_state"].numel()).view_as(found["final_state"]).sin()
+        )
+
     def test_padding_may_hold_anything_even_nan(self, any_backend):
         tensors = arguments(3, 20, 4, 3, dtype=torch.float32)
         lengths = torch.tensor([0, 7, 20])
@@ -468,6 +495,51 @@ class TestAsATorchOperator:
         output.sum().backward()
         assert linear.weight.grad.abs().sum() > 0
 
+    def test_a_backward_pass_under_autocast_is_as_exact_as_outside(self, backend):
+        tensors = arguments(2, 30, 8, 4, dtype=torch.float32)
+
+        def gradients():
+            return torch.autograd.grad(self.scan(tensors, backend)[0].sum(), list(tensors.values()), allow_unused=True)
+
+        expected = gradients()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = gradients()
+        assert all(torch.equal(got, want) for got, want in zip(found, expected, strict=True))
+
+    @pytest.mark.parametrize("pre_dispatch", [False, True])
+    def test_a_tracer_sees_one_call(self, backend, pre_dispatch):
+        tensors = {n: t.detach() for n, t in arguments(2, 9, 5, 4, dtype=torch.float32).items()}
+
+        def scan(x):
+            return self.scan({**tensors, "x": x}, backend)
+
+        traced = make_fx(scan, pre_dispatch=pre_dispatch)(tensors["x"])
+        targets = [node.target for node in traced.graph.nodes]
+        assert targets.count(torch.ops.mambavox.selective_scan.default) == 1
+        other = torch.randn_like(tensors["x"])
+        for got, want in zip(traced(other), scan(other), strict=True):
+            torch.testing.assert_close(got, want)
+
+    def test_fake_tensors_never_reach_a_kernel(self, backend):
+        mode = FakeTensorMode()
+        tensors = {n: mode.from_tensor(t.detach()) for n, t in arguments(2, 9, 5, 4, dtype=torch.float32).items()}
+        output, state = self.scan(tensors, backend)
+        assert type(output) is type(state) is FakeTensor
+        assert output.shape == (2, 9, 5)
+        assert state.shape == (2, 5, 4)
+
+    def test_transforms_are_refused_not_wrong(self, backend):
+        tensors = {n: t.detach() for n, t in arguments(2, 9, 5, 4, dtype=torch.float32).items()}
+        x = tensors["x"]
+
+        def scan(x):
+            return self.scan({**tensors, "x": x}, backend)[0]
+
+        with pytest.raises(RuntimeError, match="functorch transforms"):
+            torch.vmap(scan)(x[None])
+        with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode AD"):
+            scan(forward_ad.make_dual(x, x))
+
     def test_second_derivatives_are_refused_not_wrong(self, backend):
         tensors = arguments(1, 9, 2, 2, dtype=torch.float32)
         output, _ = self.scan(tensors, backend)
@@ -502,6 +574,20 @@ class TestErrors:
         tensors = arguments(2, 6, 4, 3)
         tensors[name] = tensors[name][:-1]
         with pytest.raises(ConfigError, match=r"has shape"):
+            selective_scan(**tensors)
+
+    @pytest.mark.parametrize("name", ["x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state"])
+    @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int64, torch.complex64])
+    def test_a_dtype_that_no_backend_takes_is_named_with_the_mend(self, name, dtype):
+        tensors = {name: tensor.detach().float() for name, tensor in arguments(2, 6, 4, 3).items()}
+        tensors[name] = tensors[name].to(dtype)
+        with pytest.raises(ConfigError, match=rf"^{name} has dtype {dtype}; expected float32.* \.float\(\)"):
+            selective_scan(**tensors)
+
+    def test_a_tensor_on_another_device_is_named(self):
+        tensors = arguments(2, 6, 4, 3)
+        tensors["B"] = tensors["B"].detach().to("meta")
+        with pytest.raises(ConfigError, match="B is on meta and the input on cpu; move them to one device"):
             selective_scan(**tensors)
 
     @pytest.mark.parametrize(

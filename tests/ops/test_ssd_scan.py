@@ -144,6 +144,10 @@ class TestParityWithTheDefinition:
     def test_strong_decay_underflows_to_zero(self):
         assert_agrees_with_the_definition(arguments(time=200, dtype=torch.float32, decay=80.0), relative=1e-5)
 
+    @pytest.mark.parametrize("sizes", [(0, 20, 4, 3), (2, 20, 0, 3), (2, 20, 4, 0)])
+    def test_no_rows_heads_or_channels_at_all(self, sizes):
+        assert_agrees_with_the_definition(arguments(*sizes))
+
     @pytest.mark.parametrize("reverse", [False, True])
     def test_strong_decay_leaves_the_weak_ones_beside_it_exact(self, reverse):
         """The sum of ``dt * A`` over the chunk is 4,500 here: differences of it are good to 5e-4 in float32."""
