@@ -1,7 +1,7 @@
 /* One vector of LANES floats in the instruction set that this file is compiled for, and the functions the kernels need.
 
-   exp2_of_product: the exponential of the rounded product within 1.3 units in the last place, exactly 1 at 0, so that a slow decay is kept
-   over any number of frames. */
+   exp2_of_product: within 1.3 units in the last place where the product of its arguments is a float, and exactly 1 where it is 0, so that a
+   slow decay is kept over any number of frames. */
 #ifndef MAMBAVOX_VECTOR_H
 #define MAMBAVOX_VECTOR_H
 
