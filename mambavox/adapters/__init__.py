@@ -3,6 +3,7 @@
 Importing this package registers them with PEFT: ``peft.get_peft_model(model, MambAdapterConfig(...))``.
 """
 
+from mambavox.adapters.bitfit import BitFitConfig, BitFitModel
 from mambavox.adapters.bottleneck import BottleneckConfig
 from mambavox.adapters.checks import check_reaches_output
 from mambavox.adapters.config import AdapterConfig, TemporalAdapterConfig
@@ -17,11 +18,13 @@ from mambavox.adapters.weight_decay import no_weight_decay
 
 for _config in (MambAdapterConfig, BottleneckConfig, ConformerAdapterConfig, ConvPassConfig):
     register_method(_config)
+register_method(BitFitConfig, BitFitModel)
 
 __all__ = [
     "METHODS",
     "AdapterConfig",
     "AdapterModel",
+    "BitFitConfig",
     "BottleneckConfig",
     "ConformerAdapterConfig",
     "ConvPassConfig",

@@ -13,6 +13,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
+from mambavox.adapters.bitfit import BitFitConfig
 from mambavox.adapters.bottleneck import BottleneckConfig
 from mambavox.adapters.checks import check_reaches_output
 from mambavox.adapters.conformer import ConformerAdapterConfig
@@ -72,6 +73,7 @@ METHODS: dict[str, Method] = {
             5e-3,
             BottleneckConfig,
         ),
+        Method("bitfit", "the biases of the encoder's layers", 5e-3, BitFitConfig),
         Method(
             "conformer",
             "a narrow Conformer convolution module beside each feed-forward sublayer",

@@ -155,10 +155,11 @@ METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         {"bottleneck_dim": 4, "kernel_size": 4, "sharing": "all", "gate": "scalar", "insertion": "sequential"},
     ),
     "convpass": ("convpass", {"bottleneck_dim": 4, "placement": "both"}),
+    "bitfit": ("bitfit", {}),
     "lora": ("lora", {"r": 2}),
     "linear": ("linear", {}),
 }
-OWN_METHODS = ("mambadapter", "bottleneck", "conformer", "convpass")
+OWN_METHODS = ("mambadapter", "bottleneck", "conformer", "convpass", "bitfit")
 """The methods of this package, without PEFT's own."""
 FAMILY = ("mambadapter", "mamba2-placement-channel", "both-orders-delta-token", "bottleneck", "conformer", "convpass")
 """One row for each kind of mixer, all of which run on AST."""

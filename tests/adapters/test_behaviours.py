@@ -47,6 +47,8 @@ def test_every_trainable_tensor_soon_has_an_effect(host: Host, method: Method) -
     tensors = trainable(model)
     assert tensors
     for name, parameter in tensors.items():
+        if "k_proj.bitfit_bias" in name:
+            continue  # what all keys have in common cancels in the softmax
         kept = parameter.detach().clone()
         with torch.no_grad():
             parameter.add_(torch.randn_like(parameter))
@@ -158,6 +160,8 @@ def test_unload_gives_the_host_back(host: Host, own_method: Method) -> None:
 
 
 def test_merging_is_refused(host: Host, own_method: Method) -> None:
+    if own_method[0] == "bitfit":
+        pytest.skip("biases can be merged; test_bitfit.py")
     model = adapt(host, own_method)
     with pytest.raises(HostError, match=r"cannot be merged.*unload\(\)"):
         model.merge_and_unload()
