@@ -157,6 +157,10 @@ METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "convpass": ("convpass", {"bottleneck_dim": 4, "placement": "both"}),
     "bitfit": ("bitfit", {}),
     "lora": ("lora", {"r": 2}),
+    "dora": ("dora", {"r": 2}),
+    "vera": ("vera", {"r": 4}),
+    "adalora": ("adalora", {"init_r": 3, "target_r": 2}),
+    "ia3": ("ia3", {}),
     "linear": ("linear", {}),
 }
 OWN_METHODS = ("mambadapter", "bottleneck", "conformer", "convpass", "bitfit")
@@ -173,6 +177,10 @@ ONLY_ON = {
     "conformer": ("ast", "whisper", "wav2vec2"),
     "conformer-shared": ("hubert",),
     "convpass": ("ast", "wavlm"),
+    "dora": ("ast", "wavlm"),
+    "vera": ("whisper", "wavlm"),
+    "adalora": ("wav2vec2", "wavlm"),
+    "ia3": ("ast", "whisper", "hubert", "wavlm"),
 }
 
 
