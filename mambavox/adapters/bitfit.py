@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mambavox.adapters.config import Where
 from mambavox.adapters.hosts import Stack, declare_missing_embeddings, describe_stacks, find_stacks, matches
-from mambavox.adapters.layers import AdapterLayer
+from mambavox.adapters.layers import AdapterLayer, rows_by_adapter
 from mambavox.adapters.method_config import MethodConfig
 from mambavox.adapters.tuner import AdapterModel
 from mambavox.errors import HostError
@@ -92,18 +92,30 @@ class BiasLayer(AdapterLayer):
     @property
     def bias(self) -> Tensor:
         """The bias that acts now, ``(channels,)``, in the host's dtype."""
-        host_bias = cast(Tensor, self._host_module().bias)
-        active = self._active_bias()
-        return host_bias if active is None else active.to(host_bias.dtype)
+        if self.row_adapters is not None:
+            raise HostError(
+                "the host reads this module's bias without calling it, so that the rows of a batch cannot have one "
+                "each; expected adapter_names to be left out, and set_adapter(name)"
+            )
+        acting = self._acting_bias()
+        return cast(Tensor, self._host_module().bias) if acting is None else self._bias_of(acting)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the host's module gives with the active adapter's bias in place of its own."""
-        if self._active_bias() is None:
-            return self.base_layer(*args, **kwargs)
+        """What the host's module gives with the acting adapter's bias in place of its own."""
+        if self.row_adapters is not None:
+            result, rows_of = self.base_layer(*args, **kwargs), rows_by_adapter(self.row_adapters, args[0])
+            for name in self.acting("bias"):
+                rows = rows_of[name]
+                result = result.index_copy(0, rows, self._with_bias(name, args[0][rows]))
+            return result
+        acting = self._acting_bias()
+        return self.base_layer(*args, **kwargs) if acting is None else self._with_bias(acting, *args, **kwargs)
+
+    def _with_bias(self, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
         name, layer = "bias", self.base_layer
         while isinstance(layer, BaseTunerLayer):
             name, layer = f"base_layer.{name}", layer.base_layer
-        return torch.func.functional_call(self.base_layer, {name: self.bias}, args, kwargs)
+        return torch.func.functional_call(self.base_layer, {name: self._bias_of(adapter_name)}, args, kwargs)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Put an adapter's bias in the host's place.
@@ -142,17 +154,16 @@ class BiasLayer(AdapterLayer):
     def _host_module(self) -> Any:
         return self.get_base_layer()
 
-    def _active_bias(self) -> Tensor | None:
+    def _bias_of(self, adapter_name: str) -> Tensor:
+        return cast(Bias, self._part("bias")[adapter_name]).bias.to(self._host_module().bias.dtype)
+
+    def _acting_bias(self) -> str | None:
         if self.disable_adapters:
             # PEFT's own layers do so too: what is switched off must not act.
             self.unmerge()
-        if self.disable_adapters or self.merged:
-            return None
-        active = [name for name in self.active_adapters if name in self._part("bias")]
-        if not active:
-            return None
-        self._check_only(active)
-        return cast(Bias, self._part("bias")[active[0]]).bias
+        acting = [] if self.merged else self.acting("bias")
+        self._check_only(acting)
+        return acting[0] if acting else None
 
     @staticmethod
     def _check_only(names: list[str]) -> None:

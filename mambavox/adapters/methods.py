@@ -99,7 +99,6 @@ METHODS: dict[str, Method] = {
             5e-3,
             BottleneckConfig,
         ),
-        Method("bitfit", "the biases of the encoder's layers", 5e-3, BitFitConfig),
         Method(
             "conformer",
             "a narrow Conformer convolution module beside each feed-forward sublayer",
@@ -112,6 +111,7 @@ METHODS: dict[str, Method] = {
             5e-3,
             ConvPassConfig,
         ),
+        Method("bitfit", "the biases of the encoder's layers", 5e-3, BitFitConfig),
         Method(
             "lora",
             "low-rank updates of the query and value projections (WavLM: of the feed-forward layers)",

@@ -115,3 +115,20 @@ def test_compiled_whole() -> None:
     expected = logits(model, host.inputs())
     compiled: nn.Module = torch.compile(model, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(logits(compiled, host.inputs()), expected)
+
+
+def test_an_adapter_for_each_row() -> None:
+    host = HOSTS[1]
+    model = trained(host)
+    model.add_adapter("second", BitFitConfig())
+    model.set_adapter("second")
+    train_step(model, host.inputs(), steps=4)
+    second = logits(model, host.inputs())
+    names = ["__base__", "second"]
+    with torch.no_grad():
+        rows = model(**host.inputs(), adapter_names=names).logits
+    torch.testing.assert_close(rows[1], second[1])
+    torch.testing.assert_close(rows[0], logits(host.model(), host.inputs())[0])
+    wavlm = get_peft_model(make_wavlm(), BitFitConfig()).eval()
+    with pytest.raises(HostError, match=r"without calling it.*set_adapter\(name\)"):
+        wavlm(**HOSTS[4].inputs(), adapter_names=names[:1] * 2)
