@@ -11,6 +11,8 @@ from mambavox.adapters.conformer import ConformerAdapterConfig
 from mambavox.adapters.convpass import ConvPassConfig
 from mambavox.adapters.mambadapter import MambAdapterConfig
 from mambavox.adapters.methods import METHODS, Method, ParameterCounts, apply_method, trainable_parameters
+from mambavox.adapters.prefix import PrefixConfig, PrefixModel
+from mambavox.adapters.prompt import PromptConfig, PromptModel
 from mambavox.adapters.registration import register_method
 from mambavox.adapters.tokens import TokenGrid
 from mambavox.adapters.tuner import AdapterModel
@@ -19,6 +21,8 @@ from mambavox.adapters.weight_decay import no_weight_decay
 for _config in (MambAdapterConfig, BottleneckConfig, ConformerAdapterConfig, ConvPassConfig):
     register_method(_config)
 register_method(BitFitConfig, BitFitModel)
+register_method(PrefixConfig, PrefixModel)
+register_method(PromptConfig, PromptModel)
 
 __all__ = [
     "METHODS",
@@ -31,6 +35,8 @@ __all__ = [
     "MambAdapterConfig",
     "Method",
     "ParameterCounts",
+    "PrefixConfig",
+    "PromptConfig",
     "TemporalAdapterConfig",
     "TokenGrid",
     "apply_method",

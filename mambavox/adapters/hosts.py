@@ -121,8 +121,12 @@ class Stack:
     def _stack_norm(self) -> str:
         return _join(self.holder, self.form.stack_norm)
 
+    def layer(self, index: int) -> str:
+        """Name of a layer."""
+        return _join(self.holder, "layers", str(index))
+
     def _part(self, layer: int, part: str) -> str:
-        return _join(self.holder, "layers", str(layer), part)
+        return _join(self.layer(layer), part)
 
     def _norm(self, layer: int, role: str) -> str:
         """Name of the norm whose output a sublayer reads, whether norms stand before or after sublayers."""
@@ -310,8 +314,12 @@ def _encoder(model: nn.Module) -> tuple[Stack, bool]:
     """The first encoder, and whether its attention calls its projections (WavLM's reads their raw weights)."""
     stacks = find_stacks(model)
     stack = next((stack for stack in stacks if stack.kind == "encoder"), stacks[0])
-    attention = model.get_submodule(stack.sublayers()[0].target)
-    return stack, not hasattr(attention, "torch_multi_head_self_attention")
+    return stack, not reads_raw_weights(model.get_submodule(stack.sublayers()[0].target))
+
+
+def reads_raw_weights(attention: nn.Module) -> bool:
+    """Whether an attention takes the weights of its projections without calling them, as WavLM's does."""
+    return hasattr(attention, "torch_multi_head_self_attention")
 
 
 def train_all(model: nn.Module) -> None:

@@ -27,6 +27,8 @@ from mambavox.adapters.hosts import (
     train_all,
 )
 from mambavox.adapters.mambadapter import MambAdapterConfig
+from mambavox.adapters.prefix import PrefixConfig
+from mambavox.adapters.prompt import PromptConfig
 from mambavox.errors import ConfigError, HostError
 
 # Set by PEFT, or by apply_method from its own arguments.
@@ -112,6 +114,8 @@ METHODS: dict[str, Method] = {
             ConvPassConfig,
         ),
         Method("bitfit", "the biases of the encoder's layers", 5e-3, BitFitConfig),
+        Method("prefix", "keys and values in each self-attention (not WavLM's)", 1e-2, PrefixConfig),
+        Method("prompt", "tokens before the encoder's sequence, in each layer or the first", 1e-2, PromptConfig),
         Method(
             "lora",
             "low-rank updates of the query and value projections (WavLM: of the feed-forward layers)",

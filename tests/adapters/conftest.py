@@ -156,6 +156,9 @@ METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "convpass": ("convpass", {"bottleneck_dim": 4, "placement": "both"}),
     "bitfit": ("bitfit", {}),
+    "prefix": ("prefix", {"num_tokens": 3}),
+    "prompt-deep": ("prompt", {"num_tokens": 3}),
+    "prompt-shallow": ("prompt", {"num_tokens": 3, "depth": "shallow"}),
     "lora": ("lora", {"r": 2}),
     "dora": ("dora", {"r": 2}),
     "vera": ("vera", {"r": 4}),
@@ -163,10 +166,23 @@ METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "ia3": ("ia3", {}),
     "linear": ("linear", {}),
 }
-OWN_METHODS = ("mambadapter", "bottleneck", "conformer", "convpass", "bitfit")
+OWN_METHODS = ("mambadapter", "bottleneck", "conformer", "convpass", "bitfit", "prefix", "prompt")
 """The methods of this package, without PEFT's own."""
-FAMILY = ("mambadapter", "mamba2-placement-channel", "both-orders-delta-token", "bottleneck", "conformer", "convpass")
-"""One row for each kind of mixer, all of which run on AST."""
+NOT_SILENT = ("prefix", "prompt")
+"""Methods that change what the host puts out from the start."""
+FAMILY = (
+    "mambadapter",
+    "mamba2-placement-channel",
+    "both-orders-delta-token",
+    "bottleneck",
+    "conformer",
+    "convpass",
+    "bitfit",
+    "prefix",
+    "prompt-deep",
+    "prompt-shallow",
+)
+"""One row for each kind of method and mixer, all of which run on AST."""
 # A covering choice: every option on hosts that differ in what it touches, not on all of them.
 ONLY_ON = {
     "mamba2-placement-channel": ("ast", "wavlm"),
@@ -177,6 +193,7 @@ ONLY_ON = {
     "conformer": ("ast", "whisper", "wav2vec2"),
     "conformer-shared": ("hubert",),
     "convpass": ("ast", "wavlm"),
+    "prefix": ("ast", "whisper", "wav2vec2", "hubert"),
     "dora": ("ast", "wavlm"),
     "vera": ("whisper", "wavlm"),
     "adalora": ("wav2vec2", "wavlm"),

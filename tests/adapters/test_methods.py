@@ -15,8 +15,8 @@ from mambavox.errors import ConfigError, HostError
 
 
 def test_every_method_says_what_it_is() -> None:
-    names = "mambadapter bottleneck conformer convpass bitfit lora dora vera adalora ia3 linear full"
-    assert list(METHODS) == names.split()
+    own = "mambadapter bottleneck conformer convpass bitfit prefix prompt"
+    assert list(METHODS) == f"{own} lora dora vera adalora ia3 linear full".split()
     for name, method in METHODS.items():
         assert method.name == name and method.summary and 0 < method.learning_rate < 0.1
     assert {"bottleneck_dim", "placement", "d_state", "dropout"} <= set(METHODS["mambadapter"].options())
