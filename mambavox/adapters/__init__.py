@@ -11,6 +11,7 @@ from mambavox.adapters.conformer import ConformerAdapterConfig
 from mambavox.adapters.convpass import ConvPassConfig
 from mambavox.adapters.mambadapter import MambAdapterConfig
 from mambavox.adapters.methods import METHODS, Method, ParameterCounts, apply_method, trainable_parameters
+from mambavox.adapters.mixture import MixtureModel, MixtureOfAdaptersConfig
 from mambavox.adapters.prefix import PrefixConfig, PrefixModel
 from mambavox.adapters.prompt import PromptConfig, PromptModel
 from mambavox.adapters.registration import register_method
@@ -23,6 +24,7 @@ for _config in (MambAdapterConfig, BottleneckConfig, ConformerAdapterConfig, Con
 register_method(BitFitConfig, BitFitModel)
 register_method(PrefixConfig, PrefixModel)
 register_method(PromptConfig, PromptModel)
+register_method(MixtureOfAdaptersConfig, MixtureModel)
 
 __all__ = [
     "METHODS",
@@ -34,6 +36,7 @@ __all__ = [
     "ConvPassConfig",
     "MambAdapterConfig",
     "Method",
+    "MixtureOfAdaptersConfig",
     "ParameterCounts",
     "PrefixConfig",
     "PromptConfig",

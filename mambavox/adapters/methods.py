@@ -27,6 +27,7 @@ from mambavox.adapters.hosts import (
     train_all,
 )
 from mambavox.adapters.mambadapter import MambAdapterConfig
+from mambavox.adapters.mixture import MixtureOfAdaptersConfig
 from mambavox.adapters.prefix import PrefixConfig
 from mambavox.adapters.prompt import PromptConfig
 from mambavox.errors import ConfigError, HostError
@@ -116,6 +117,7 @@ METHODS: dict[str, Method] = {
         Method("bitfit", "the biases of the encoder's layers", 5e-3, BitFitConfig),
         Method("prefix", "keys and values in each self-attention (not WavLM's)", 1e-2, PrefixConfig),
         Method("prompt", "tokens before the encoder's sequence, in each layer or the first", 1e-2, PromptConfig),
+        Method("moa", "several narrow networks beside each feed-forward sublayer", 5e-3, MixtureOfAdaptersConfig),
         Method(
             "lora",
             "low-rank updates of the query and value projections (WavLM: of the feed-forward layers)",

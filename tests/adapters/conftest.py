@@ -159,6 +159,8 @@ METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "prefix": ("prefix", {"num_tokens": 3}),
     "prompt-deep": ("prompt", {"num_tokens": 3}),
     "prompt-shallow": ("prompt", {"num_tokens": 3, "depth": "shallow"}),
+    "moa-soft": ("moa", {"num_experts": 3, "num_slots": 2, "bottleneck_dim": 2, "placement": "both"}),
+    "moa-dense": ("moa", {"routing": "dense", "num_experts": 3, "bottleneck_dim": 2, "insertion": "sequential"}),
     "lora": ("lora", {"r": 2}),
     "dora": ("dora", {"r": 2}),
     "vera": ("vera", {"r": 4}),
@@ -166,7 +168,7 @@ METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "ia3": ("ia3", {}),
     "linear": ("linear", {}),
 }
-OWN_METHODS = ("mambadapter", "bottleneck", "conformer", "convpass", "bitfit", "prefix", "prompt")
+OWN_METHODS = ("mambadapter", "bottleneck", "conformer", "convpass", "bitfit", "prefix", "prompt", "moa")
 """The methods of this package, without PEFT's own."""
 NOT_SILENT = ("prefix", "prompt")
 """Methods that change what the host puts out from the start."""
@@ -181,6 +183,7 @@ FAMILY = (
     "prefix",
     "prompt-deep",
     "prompt-shallow",
+    "moa-soft",
 )
 """One row for each kind of method and mixer, all of which run on AST."""
 # A covering choice: every option on hosts that differ in what it touches, not on all of them.
@@ -194,6 +197,8 @@ ONLY_ON = {
     "conformer-shared": ("hubert",),
     "convpass": ("ast", "wavlm"),
     "prefix": ("ast", "whisper", "wav2vec2", "hubert"),
+    "moa-soft": ("ast", "hubert", "wavlm"),
+    "moa-dense": ("whisper", "wav2vec2"),
     "dora": ("ast", "wavlm"),
     "vera": ("whisper", "wavlm"),
     "adalora": ("wav2vec2", "wavlm"),
