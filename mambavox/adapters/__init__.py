@@ -9,6 +9,7 @@ from mambavox.adapters.checks import check_reaches_output
 from mambavox.adapters.config import AdapterConfig, TemporalAdapterConfig
 from mambavox.adapters.conformer import ConformerAdapterConfig
 from mambavox.adapters.convpass import ConvPassConfig
+from mambavox.adapters.gc_lora import GCLoraConfig, GCLoraModel
 from mambavox.adapters.mambadapter import MambAdapterConfig
 from mambavox.adapters.methods import METHODS, Method, ParameterCounts, apply_method, trainable_parameters
 from mambavox.adapters.mixture import MixtureModel, MixtureOfAdaptersConfig
@@ -25,6 +26,7 @@ register_method(BitFitConfig, BitFitModel)
 register_method(PrefixConfig, PrefixModel)
 register_method(PromptConfig, PromptModel)
 register_method(MixtureOfAdaptersConfig, MixtureModel)
+register_method(GCLoraConfig, GCLoraModel)
 
 __all__ = [
     "METHODS",
@@ -34,6 +36,7 @@ __all__ = [
     "BottleneckConfig",
     "ConformerAdapterConfig",
     "ConvPassConfig",
+    "GCLoraConfig",
     "MambAdapterConfig",
     "Method",
     "MixtureOfAdaptersConfig",

@@ -18,6 +18,7 @@ from mambavox.adapters.bottleneck import BottleneckConfig
 from mambavox.adapters.checks import check_reaches_output
 from mambavox.adapters.conformer import ConformerAdapterConfig
 from mambavox.adapters.convpass import ConvPassConfig
+from mambavox.adapters.gc_lora import GCLoraConfig
 from mambavox.adapters.hosts import (
     declare_missing_embeddings,
     find_stacks,
@@ -118,6 +119,7 @@ METHODS: dict[str, Method] = {
         Method("prefix", "keys and values in each self-attention (not WavLM's)", 1e-2, PrefixConfig),
         Method("prompt", "tokens before the encoder's sequence, in each layer or the first", 1e-2, PromptConfig),
         Method("moa", "several narrow networks beside each feed-forward sublayer", 5e-3, MixtureOfAdaptersConfig),
+        Method("gc-lora", "LoRA with a gated convolution, on attention's output (not WavLM's)", 1e-4, GCLoraConfig),
         Method(
             "lora",
             "low-rank updates of the query and value projections (WavLM: of the feed-forward layers)",

@@ -161,6 +161,7 @@ METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "prompt-shallow": ("prompt", {"num_tokens": 3, "depth": "shallow"}),
     "moa-soft": ("moa", {"num_experts": 3, "num_slots": 2, "bottleneck_dim": 2, "placement": "both"}),
     "moa-dense": ("moa", {"routing": "dense", "num_experts": 3, "bottleneck_dim": 2, "insertion": "sequential"}),
+    "gc-lora": ("gc-lora", {"r": 4, "kernel_size": 5}),
     "lora": ("lora", {"r": 2}),
     "dora": ("dora", {"r": 2}),
     "vera": ("vera", {"r": 4}),
@@ -168,7 +169,7 @@ METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "ia3": ("ia3", {}),
     "linear": ("linear", {}),
 }
-OWN_METHODS = ("mambadapter", "bottleneck", "conformer", "convpass", "bitfit", "prefix", "prompt", "moa")
+OWN_METHODS = ("mambadapter", "bottleneck", "conformer", "convpass", "bitfit", "prefix", "prompt", "moa", "gc-lora")
 """The methods of this package, without PEFT's own."""
 NOT_SILENT = ("prefix", "prompt")
 """Methods that change what the host puts out from the start."""
@@ -184,6 +185,7 @@ FAMILY = (
     "prompt-deep",
     "prompt-shallow",
     "moa-soft",
+    "gc-lora",
 )
 """One row for each kind of method and mixer, all of which run on AST."""
 # A covering choice: every option on hosts that differ in what it touches, not on all of them.
@@ -199,6 +201,7 @@ ONLY_ON = {
     "prefix": ("ast", "whisper", "wav2vec2", "hubert"),
     "moa-soft": ("ast", "hubert", "wavlm"),
     "moa-dense": ("whisper", "wav2vec2"),
+    "gc-lora": ("ast", "whisper", "hubert"),
     "dora": ("ast", "wavlm"),
     "vera": ("whisper", "wavlm"),
     "adalora": ("wav2vec2", "wavlm"),

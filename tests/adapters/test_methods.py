@@ -15,7 +15,7 @@ from mambavox.errors import ConfigError, HostError
 
 
 def test_every_method_says_what_it_is() -> None:
-    own = "mambadapter bottleneck conformer convpass bitfit prefix prompt moa"
+    own = "mambadapter bottleneck conformer convpass bitfit prefix prompt moa gc-lora"
     assert list(METHODS) == f"{own} lora dora vera adalora ia3 linear full".split()
     for name, method in METHODS.items():
         assert method.name == name and method.summary and 0 < method.learning_rate < 0.1
