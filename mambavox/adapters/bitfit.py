@@ -149,6 +149,8 @@ class BiasLayer(AdapterLayer):
         """The host's module, with its own bias or an adapter's."""
         if merge:
             self.merge(safe_merge, adapter_names)
+        else:
+            self.unmerge()
         return super().unload_and_optionally_merge_module(False, safe_merge, adapter_names)
 
     def _host_module(self) -> Any:

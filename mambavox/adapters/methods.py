@@ -135,8 +135,9 @@ METHODS: dict[str, Method] = {
         Method("full", "every tensor of the model", 5e-5),
     )
 }
-"""The methods by name. The learning rates are the MambAdapter paper's on AST (arXiv 2606.15638, the authors' scripts)
-where it has the method; DoRA and AdaLoRA start from LoRA's, VeRA and IA3 from the order of their own papers."""
+"""The methods by name. The learning rates are those of the MambAdapter paper's scripts and of its predecessors' (AST;
+arXiv 2606.15638, 2312.03694, 2402.00828). GC-LoRA has its own paper's (Whisper, speech recognition), VeRA and IA3 start
+from the order of theirs, DoRA and AdaLoRA from LoRA's."""
 
 
 def apply_method(

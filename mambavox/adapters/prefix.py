@@ -86,11 +86,10 @@ class PrefixAttention(AdapterLayer):
     def __init__(self, base_layer: nn.Module, prefix: str, stack: Stack, layer: int, host: nn.Module) -> None:
         super().__init__(base_layer, prefix, ("tokens",))
         self.width = stack.width
+        attention = self.get_base_layer()
         self._hooks: list[RemovableHandle] = [
-            cast(nn.Module, getattr(self.get_base_layer(), f"{part[0]}_proj")).register_forward_hook(
-                PutPrefix(self, part)
-            )
-            for part in ("key", "value")
+            cast(nn.Module, getattr(attention, projection)).register_forward_hook(PutPrefix(self, part))
+            for projection, part in (("k_proj", "key"), ("v_proj", "value"))
         ]
         recorder = recording_model(host, stack)
         if layer == 0 and recorder is not None:

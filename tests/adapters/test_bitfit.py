@@ -82,6 +82,8 @@ def test_switched_off_a_merged_adapter_does_not_act() -> None:
     model.merge_adapter()
     with model.disable_adapter():
         assert torch.equal(logits(model, host.inputs()), logits(host.model(), host.inputs()))
+    model.merge_adapter()
+    assert torch.equal(logits(model.unload(), host.inputs()), logits(host.model(), host.inputs()))
 
 
 def test_two_active_adapters_are_refused() -> None:

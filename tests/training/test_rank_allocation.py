@@ -58,15 +58,16 @@ def test_ranks_go_where_they_help(backbone: Callable[[str], str], tones: str, tm
     assert saved["rank_pattern"] is None, "pruned ranks stay, at zero"
 
 
+@pytest.mark.parametrize("batch", [18, 22], ids=["while ranks are taken away", "after that"])
 def test_interrupted_it_ends_as_an_unbroken_run(
-    backbone: Callable[[str], str], tones: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: Callable[[str], str], tones: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     step, done = AdaptTrainer.training_step, 0
 
     def training_step(self: AdaptTrainer, *args: Any, **kwargs: Any) -> Any:
         nonlocal done
         done += 1
-        if done == 18:  # ranks are being taken away
+        if done == batch:
             raise KeyboardInterrupt
         return step(self, *args, **kwargs)
 
@@ -92,6 +93,15 @@ def test_penalty_is_pefts(backbone: Callable[[str], str]) -> None:
     plain = model.base_model.model(inputs, labels=labels).loss
     torch.testing.assert_close(allocation.penalty(), with_penalty - plain, rtol=1e-4, atol=1e-6)
     assert RankAllocation.of(model.base_model.model) is None
+
+
+def test_the_penalty_is_part_of_the_loss(backbone: Callable[[str], str], tones: str, tmp_path: Path) -> None:
+    losses = [
+        adapt(config(backbone, tones, tmp_path / str(weight), epochs=1, orth_reg_weight=weight)).learning_curve[0]
+        for weight in (0.0, 2.0)
+    ]
+    # Near the start every matrix is about 0, whose distance from orthogonal is the root of its rank, 4.
+    assert losses[1]["train_loss"] - losses[0]["train_loss"] == pytest.approx(2 * 4**0.5, rel=0.1)
 
 
 def test_nothing_to_take_away_is_refused(backbone: Callable[[str], str]) -> None:
