@@ -3,13 +3,18 @@
 Importing this package registers them with PEFT: ``peft.get_peft_model(model, MambAdapterConfig(...))``.
 """
 
+from mambavox.adapters.bitfit import BitFitConfig, BitFitModel
 from mambavox.adapters.bottleneck import BottleneckConfig
 from mambavox.adapters.checks import check_reaches_output
 from mambavox.adapters.config import AdapterConfig, TemporalAdapterConfig
 from mambavox.adapters.conformer import ConformerAdapterConfig
 from mambavox.adapters.convpass import ConvPassConfig
+from mambavox.adapters.gc_lora import GCLoraConfig, GCLoraModel
 from mambavox.adapters.mambadapter import MambAdapterConfig
 from mambavox.adapters.methods import METHODS, Method, ParameterCounts, apply_method, trainable_parameters
+from mambavox.adapters.mixture import MixtureModel, MixtureOfAdaptersConfig
+from mambavox.adapters.prefix import PrefixConfig, PrefixModel
+from mambavox.adapters.prompt import PromptConfig, PromptModel
 from mambavox.adapters.registration import register_method
 from mambavox.adapters.tokens import TokenGrid
 from mambavox.adapters.tuner import AdapterModel
@@ -17,17 +22,27 @@ from mambavox.adapters.weight_decay import no_weight_decay
 
 for _config in (MambAdapterConfig, BottleneckConfig, ConformerAdapterConfig, ConvPassConfig):
     register_method(_config)
+register_method(BitFitConfig, BitFitModel)
+register_method(PrefixConfig, PrefixModel)
+register_method(PromptConfig, PromptModel)
+register_method(MixtureOfAdaptersConfig, MixtureModel)
+register_method(GCLoraConfig, GCLoraModel)
 
 __all__ = [
     "METHODS",
     "AdapterConfig",
     "AdapterModel",
+    "BitFitConfig",
     "BottleneckConfig",
     "ConformerAdapterConfig",
     "ConvPassConfig",
+    "GCLoraConfig",
     "MambAdapterConfig",
     "Method",
+    "MixtureOfAdaptersConfig",
     "ParameterCounts",
+    "PrefixConfig",
+    "PromptConfig",
     "TemporalAdapterConfig",
     "TokenGrid",
     "apply_method",

@@ -121,8 +121,12 @@ class Stack:
     def _stack_norm(self) -> str:
         return _join(self.holder, self.form.stack_norm)
 
+    def layer(self, index: int) -> str:
+        """Name of a layer."""
+        return _join(self.holder, "layers", str(index))
+
     def _part(self, layer: int, part: str) -> str:
-        return _join(self.holder, "layers", str(layer), part)
+        return _join(self.layer(layer), part)
 
     def _norm(self, layer: int, role: str) -> str:
         """Name of the norm whose output a sublayer reads, whether norms stand before or after sublayers."""
@@ -151,10 +155,17 @@ class Stack:
         """Regular expression for modules inside this stack's feed-forward sublayers."""
         return self._inside(self.form.ffn_output, names)
 
+    def last_linear(self, model: nn.Module) -> str:
+        """Regular expression for the linear layers that end this stack's feed-forward sublayers."""
+        sublayer = model.get_submodule(self.sublayers()[1].target)
+        inside = [name for name, module in sublayer.named_modules() if isinstance(module, nn.Linear)]
+        return self._inside(_join(self.form.ffn_output, inside[-1]), ())
+
     def _inside(self, part: str, names: Iterable[str]) -> str:
         # Ends of names only, so that the same adapter loads into the base model and into a model with a head.
         holder = f"{self.kind}\\." if self.holder.endswith(self.kind) else ""
-        return rf"(.*\.)?{holder}layers\.\d+\.{part}\.({'|'.join(names)})"
+        ends = "|".join(names)
+        return rf"(.*\.)?{holder}layers\.\d+\.{part}" + (rf"\.({ends})" if ends else "")
 
 
 def _join(*parts: str) -> str:
@@ -277,12 +288,38 @@ def lora_targets(model: nn.Module) -> str:
     Raises:
         HostError: the model is no known host.
     """
-    stacks = find_stacks(model)
-    stack = next((stack for stack in stacks if stack.kind == "encoder"), stacks[0])
-    attention = model.get_submodule(stack.sublayers()[0].target)
-    if hasattr(attention, "torch_multi_head_self_attention"):
+    stack, calls_projections = _encoder(model)
+    if not calls_projections:
         return stack.ffn_parts(("intermediate_dense", "output_dense"))
     return stack.projections(("q_proj", "v_proj"))
+
+
+def ia3_targets(model: nn.Module) -> tuple[str, str]:
+    """Regular expressions for the modules that IA3 adapts in a host, and for those of them whose input it scales.
+
+    The keys, the values and the inside of the feed-forward sublayers of the encoder; in WavLM, which never calls its
+    projections, the latter only.
+
+    Raises:
+        HostError: the model is no known host.
+    """
+    stack, calls_projections = _encoder(model)
+    feedforward = stack.last_linear(model)
+    if not calls_projections:
+        return feedforward, feedforward
+    return f"{stack.projections(('k_proj', 'v_proj'))}|{feedforward}", feedforward
+
+
+def _encoder(model: nn.Module) -> tuple[Stack, bool]:
+    """The first encoder, and whether its attention calls its projections (WavLM's reads their raw weights)."""
+    stacks = find_stacks(model)
+    stack = next((stack for stack in stacks if stack.kind == "encoder"), stacks[0])
+    return stack, not reads_raw_weights(model.get_submodule(stack.sublayers()[0].target))
+
+
+def reads_raw_weights(attention: nn.Module) -> bool:
+    """Whether an attention takes the weights of its projections without calling them, as WavLM's does."""
+    return hasattr(attention, "torch_multi_head_self_attention")
 
 
 def train_all(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mambavox.adapters.branch import Branch, Projections
-from mambavox.adapters.config import AdapterConfig
+from mambavox.adapters.config import AdapterConfig, SublayerConfig
 from mambavox.adapters.hosts import Sublayer, mask_lengths
 from mambavox.errors import ConfigError, HostError
 
@@ -169,7 +169,7 @@ class SublayerAdapter(AdapterLayer):
             self._hooks.append(attention.register_forward_pre_hook(MaskTap(self), with_kwargs=True))
 
     def add_adapter(
-        self, adapter_name: str, config: AdapterConfig, group: str | None, layers: Iterable["SublayerAdapter"]
+        self, adapter_name: str, config: SublayerConfig, group: str | None, layers: Iterable["SublayerAdapter"]
     ) -> None:
         """Add an adapter to this sublayer.
 
@@ -182,8 +182,8 @@ class SublayerAdapter(AdapterLayer):
         Raises:
             ConfigError: a name that cannot be used.
         """
-        self._add("branch", adapter_name, Branch(config, self.sublayer))
-        if group is None:
+        self._add("branch", adapter_name, self.make_branch(config))
+        if group is None or not isinstance(config, AdapterConfig):
             return
         self.groups[adapter_name] = group
         owner = next((layer for layer in layers if layer.owns(adapter_name, group, self.sublayer.width)), None)
@@ -192,6 +192,16 @@ class SublayerAdapter(AdapterLayer):
             shared = Projections(self.sublayer.width, config.down_features(), config.bottleneck_dim)
             self._add("shared", adapter_name, shared)
         self.owners[adapter_name] = owner
+
+    def make_branch(self, config: Any) -> nn.Module:
+        """What stands beside the sublayer for one adapter, initialised.
+
+        It has the attributes ``context``, ``sequential`` and ``projections`` of :class:`Branch` and is called as it is.
+
+        Args:
+            config: the adapter's configuration.
+        """
+        return Branch(config, self.sublayer)
 
     def owns(self, adapter_name: str, group: str, width: int) -> bool:
         """Whether this layer owns the projections that an adapter's sublayers of a group and a width share."""
@@ -247,11 +257,13 @@ class SublayerAdapter(AdapterLayer):
     def _added(self, name: str, inputs: Tensor, frozen: Tensor, lengths: Tensor | None) -> Tensor:
         branch = cast(Branch, self._part("branch")[name])
         projections = branch.projections
-        if projections is None:
+        if projections is None and name in self.owners:
             projections = cast(Projections, self.owners[name]._part("shared")[name])
         source = frozen if branch.sequential else inputs
         # An adapter keeps float32 on a half-precision host, so it is cast to and from at this border.
-        added = branch(self._cast_input_dtype(source, projections.down.weight.dtype), projections, lengths)
+        owner = branch if projections is None else projections
+        source = self._cast_input_dtype(source, next(owner.parameters()).dtype)
+        added = branch(source, projections, lengths)
         added = added.to(frozen.dtype)
         return self.weights[name] * added if name in self.weights else added
 

@@ -6,19 +6,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from peft import LoraConfig, PeftConfig, get_peft_model
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig, VeraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
+from mambavox.adapters.bitfit import BitFitConfig
 from mambavox.adapters.bottleneck import BottleneckConfig
 from mambavox.adapters.checks import check_reaches_output
 from mambavox.adapters.conformer import ConformerAdapterConfig
 from mambavox.adapters.convpass import ConvPassConfig
-from mambavox.adapters.hosts import declare_missing_embeddings, find_stacks, head_modules, lora_targets, train_all
+from mambavox.adapters.gc_lora import GCLoraConfig
+from mambavox.adapters.hosts import (
+    declare_missing_embeddings,
+    find_stacks,
+    head_modules,
+    ia3_targets,
+    lora_targets,
+    train_all,
+)
 from mambavox.adapters.mambadapter import MambAdapterConfig
+from mambavox.adapters.mixture import MixtureOfAdaptersConfig
+from mambavox.adapters.prefix import PrefixConfig
+from mambavox.adapters.prompt import PromptConfig
 from mambavox.errors import ConfigError, HostError
 
 # Set by PEFT, or by apply_method from its own arguments.
@@ -57,6 +69,25 @@ def _lora_defaults(model: nn.Module) -> dict[str, Any]:
     return {"r": 8, "lora_alpha": 16, "target_modules": lora_targets(model)}
 
 
+def _dora_defaults(model: nn.Module) -> dict[str, Any]:
+    return {**_lora_defaults(model), "use_dora": True}
+
+
+def _vera_defaults(model: nn.Module) -> dict[str, Any]:
+    return {"target_modules": lora_targets(model)}
+
+
+def _adalora_defaults(model: nn.Module) -> dict[str, Any]:
+    # The schedule of a run of 1000 steps; training stretches it to the steps that it makes.
+    schedule = {"total_step": 1000, "tinit": 100, "tfinal": 300, "deltaT": 10}
+    return {"init_r": 12, "target_r": 8, "lora_alpha": 16, "target_modules": lora_targets(model), **schedule}
+
+
+def _ia3_defaults(model: nn.Module) -> dict[str, Any]:
+    targets, feedforward = ia3_targets(model)
+    return {"target_modules": targets, "feedforward_modules": feedforward}
+
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -84,6 +115,11 @@ METHODS: dict[str, Method] = {
             5e-3,
             ConvPassConfig,
         ),
+        Method("bitfit", "the biases of the encoder's layers", 5e-3, BitFitConfig),
+        Method("prefix", "keys and values in each self-attention (not WavLM's)", 1e-2, PrefixConfig),
+        Method("prompt", "tokens before the encoder's sequence, in each layer or the first", 1e-2, PromptConfig),
+        Method("moa", "several narrow networks beside each feed-forward sublayer", 5e-3, MixtureOfAdaptersConfig),
+        Method("gc-lora", "LoRA with a gated convolution, on attention's output (not WavLM's)", 1e-4, GCLoraConfig),
         Method(
             "lora",
             "low-rank updates of the query and value projections (WavLM: of the feed-forward layers)",
@@ -91,11 +127,17 @@ METHODS: dict[str, Method] = {
             LoraConfig,
             _lora_defaults,
         ),
+        Method("dora", "LoRA with the length of each output's weights trained apart", 5e-3, LoraConfig, _dora_defaults),
+        Method("vera", "two vectors for each projection, between random matrices", 1e-2, VeraConfig, _vera_defaults),
+        Method("adalora", "LoRA that moves its rank to where it helps", 5e-3, AdaLoraConfig, _adalora_defaults),
+        Method("ia3", "a factor for each key, value and inner feed-forward channel", 3e-3, IA3Config, _ia3_defaults),
         Method("linear", "the head alone, on the frozen backbone", 1e-3),
         Method("full", "every tensor of the model", 5e-5),
     )
 }
-"""The learning rates are the MambAdapter paper's on AST (arXiv 2606.15638, the authors' scripts)."""
+"""The methods by name. The learning rates are those of the MambAdapter paper's scripts and of its predecessors' (AST;
+arXiv 2606.15638, 2312.03694, 2402.00828). GC-LoRA has its own paper's (Whisper, speech recognition), VeRA and IA3 start
+from the order of theirs, DoRA and AdaLoRA from LoRA's."""
 
 
 def apply_method(
@@ -199,8 +241,10 @@ def trainable_parameters(model: nn.Module) -> ParameterCounts:
     wrapped: set[int] = set()
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
-            for name in module.adapter_layer_names:
-                added.update(id(p) for p in getattr(module, name).parameters())
+            for name in (*module.adapter_layer_names, *module.other_param_names):
+                part = getattr(module, name)
+                if isinstance(part, nn.Module):
+                    added.update(id(p) for p in part.parameters())
         elif isinstance(module, AuxiliaryTrainingWrapper):
             wrapped.update(id(p) for p in module.parameters())
     for name in head_modules(model):

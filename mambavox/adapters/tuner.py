@@ -1,7 +1,7 @@
 """PEFT tuners: they find the chosen sublayers of a host and attach the adapters."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
-from mambavox.adapters.config import AdapterConfig, TemporalAdapterConfig
+from mambavox.adapters.config import AdapterConfig, SublayerConfig, TemporalAdapterConfig
 from mambavox.adapters.hosts import (
     Stack,
     Sublayer,
@@ -28,7 +28,7 @@ BASE = "__base__"
 """PEFT's word for a row of the batch in which no adapter acts."""
 
 
-def choose_sublayers(stacks: list[Stack], config: AdapterConfig) -> list[Sublayer]:
+def choose_sublayers(stacks: list[Stack], config: SublayerConfig) -> list[Sublayer]:
     """The sublayers of a host that a configuration asks to adapt.
 
     Args:
@@ -72,30 +72,34 @@ class AdapterModel(BaseTuner):
     """Attaches the adapters of one method; registration makes a subclass with the method's prefix for each."""
 
     tuner_layer_cls = AdapterLayer
+    layer_class: ClassVar[type[SublayerAdapter]] = SublayerAdapter
+    """What stands in place of a sublayer."""
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
-    def _prepare_adapter_config(self, peft_config: AdapterConfig, model_config: dict[str, Any]) -> AdapterConfig:
+    def _prepare_adapter_config(self, peft_config: SublayerConfig, model_config: dict[str, Any]) -> SublayerConfig:
         # Targets are found anew in every host, so that one adapter fits a base model and one with a head.
         return peft_config
 
-    def _prepare_model(self, peft_config: AdapterConfig, model: nn.Module) -> None:
+    def _prepare_model(self, peft_config: SublayerConfig, model: nn.Module) -> None:
         declare_missing_embeddings(model)
         sublayers = choose_sublayers(find_stacks(model), peft_config)
         self._sublayers = {sublayer.target: sublayer for sublayer in sublayers}
-        self._groups = sharing_groups(parse_sharing(peft_config.sharing), sublayers)
+        self._groups: Mapping[str, str] = {}
+        if isinstance(peft_config, AdapterConfig):
+            self._groups = sharing_groups(parse_sharing(peft_config.sharing), sublayers)
         self._norms: set[str] = set()
         if peft_config.train_norms:
             norms = {sublayer.norm for sublayer in sublayers} | {sublayer.stack.final_norm for sublayer in sublayers}
             self._norms = {norm for norm in norms if not matches(peft_config.exclude_modules, norm)}
 
-    def _check_target_module_exists(self, peft_config: AdapterConfig, key: str) -> Any:
+    def _check_target_module_exists(self, peft_config: SublayerConfig, key: str) -> Any:
         if matches(peft_config.exclude_modules, key):
             return _ExcludedModule()
         return key in self._sublayers or key in self._norms
 
     def _create_and_replace(
         self,
-        peft_config: AdapterConfig,
+        peft_config: SublayerConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -112,7 +116,7 @@ class AdapterModel(BaseTuner):
             return
         layer = target
         if not (isinstance(layer, SublayerAdapter) and layer.prefix == self.prefix):
-            layer = SublayerAdapter(target, self.prefix, self._sublayers[current_key], self.model)
+            layer = self.layer_class(target, self.prefix, self._sublayers[current_key], self.model)
         layer.add_adapter(adapter_name, peft_config, self._groups.get(current_key), self._adapted_sublayers())
         setattr(parent, target_name, layer)
 

@@ -28,6 +28,7 @@ from mambavox.training.config import AdaptConfig
 from mambavox.training.features import Collator, EpochSampler, FeatureDataset
 from mambavox.training.modes import set_training_mode
 from mambavox.training.parameter_groups import parameter_groups
+from mambavox.training.rank_allocation import RankAllocation
 
 # The paper's; only the weight decay's targets differ (see parameter_groups).
 _BETAS = (0.9, 0.98)
@@ -118,6 +119,9 @@ class AdaptTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(TrainingClock())
         self.add_callback(_Divergence())
+        self.rank_allocation = RankAllocation.of(model)
+        if self.rank_allocation is not None:
+            self.add_callback(self.rank_allocation)
         if config.patience is not None:
             self.add_callback(EarlyStoppingCallback(config.patience))
         if tensorboard is not None:
@@ -136,9 +140,13 @@ class AdaptTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The loss of one batch; puts the frozen parts back into evaluation mode, which ``Trainer`` undoes."""
-        if model.training:
+        training = model.training
+        if training:
             set_training_mode(self.accelerator.unwrap_model(model))
-        return super().compute_loss(model, *args, **kwargs)
+        loss = super().compute_loss(model, *args, **kwargs)
+        if self.rank_allocation is None or not training:
+            return loss
+        return loss + self.rank_allocation.penalty() / self.current_gradient_accumulation_steps
 
     @property
     def seconds(self) -> float:
@@ -160,7 +168,15 @@ class AdaptTrainer(Trainer):
         return EpochSampler(train_dataset or self.train_dataset, self.args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        save_trained(self.model, Path(output_dir or self.args.output_dir))
+        folder = Path(output_dir or self.args.output_dir)
+        save_trained(self.model, folder)
+        if self.rank_allocation is not None:
+            self.rank_allocation.save(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.rank_allocation is not None:
+            self.rank_allocation.load(Path(resume_from_checkpoint))
 
 
 def save_trained(model: Any, folder: Path) -> None:

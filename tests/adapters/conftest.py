@@ -155,13 +155,39 @@ METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         {"bottleneck_dim": 4, "kernel_size": 4, "sharing": "all", "gate": "scalar", "insertion": "sequential"},
     ),
     "convpass": ("convpass", {"bottleneck_dim": 4, "placement": "both"}),
+    "bitfit": ("bitfit", {}),
+    "prefix": ("prefix", {"num_tokens": 3}),
+    "prompt-deep": ("prompt", {"num_tokens": 3}),
+    "prompt-shallow": ("prompt", {"num_tokens": 3, "depth": "shallow"}),
+    "moa-soft": ("moa", {"num_experts": 3, "num_slots": 2, "bottleneck_dim": 2, "placement": "both"}),
+    "moa-dense": ("moa", {"routing": "dense", "num_experts": 3, "bottleneck_dim": 2, "insertion": "sequential"}),
+    "gc-lora": ("gc-lora", {"r": 4, "kernel_size": 5}),
     "lora": ("lora", {"r": 2}),
+    "dora": ("dora", {"r": 2}),
+    "vera": ("vera", {"r": 4}),
+    "adalora": ("adalora", {"init_r": 3, "target_r": 2}),
+    "ia3": ("ia3", {}),
     "linear": ("linear", {}),
 }
-OWN_METHODS = ("mambadapter", "bottleneck", "conformer", "convpass")
+OWN_METHODS = ("mambadapter", "bottleneck", "conformer", "convpass", "bitfit", "prefix", "prompt", "moa", "gc-lora")
 """The methods of this package, without PEFT's own."""
-FAMILY = ("mambadapter", "mamba2-placement-channel", "both-orders-delta-token", "bottleneck", "conformer", "convpass")
-"""One row for each kind of mixer, all of which run on AST."""
+NOT_SILENT = ("prefix", "prompt")
+"""Methods that change what the host puts out from the start."""
+FAMILY = (
+    "mambadapter",
+    "mamba2-placement-channel",
+    "both-orders-delta-token",
+    "bottleneck",
+    "conformer",
+    "convpass",
+    "bitfit",
+    "prefix",
+    "prompt-deep",
+    "prompt-shallow",
+    "moa-soft",
+    "gc-lora",
+)
+"""One row for each kind of method and mixer, all of which run on AST."""
 # A covering choice: every option on hosts that differ in what it touches, not on all of them.
 ONLY_ON = {
     "mamba2-placement-channel": ("ast", "wavlm"),
@@ -172,6 +198,14 @@ ONLY_ON = {
     "conformer": ("ast", "whisper", "wav2vec2"),
     "conformer-shared": ("hubert",),
     "convpass": ("ast", "wavlm"),
+    "prefix": ("ast", "whisper", "wav2vec2", "hubert"),
+    "moa-soft": ("ast", "hubert", "wavlm"),
+    "moa-dense": ("whisper", "wav2vec2"),
+    "gc-lora": ("ast", "whisper", "hubert"),
+    "dora": ("ast", "wavlm"),
+    "vera": ("whisper", "wavlm"),
+    "adalora": ("wav2vec2", "wavlm"),
+    "ia3": ("ast", "whisper", "hubert", "wavlm"),
 }
 
 

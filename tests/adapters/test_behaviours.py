@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapters.conftest import Host, logits, train_step, train_without_dropout, trainable
+from adapters.conftest import NOT_SILENT, Host, logits, train_step, train_without_dropout, trainable
 from peft import PeftModel
 from torch import nn
 from transformers.integrations.peft import PeftAdapterMixin
@@ -35,7 +35,8 @@ def trained_host(host: Host, folder: Path, method: Method) -> PeftModel:
 
 def test_a_new_adapter_is_the_host_bit_by_bit(host: Host, method: Method) -> None:
     expected = logits(host.model(), host.inputs())
-    assert torch.equal(logits(adapt(host, method), host.inputs()), expected)
+    same = torch.equal(logits(adapt(host, method), host.inputs()), expected)
+    assert same == (method[0] not in NOT_SILENT), "prefixes and prompts act from the start"
 
 
 def test_every_trainable_tensor_soon_has_an_effect(host: Host, method: Method) -> None:
@@ -47,6 +48,8 @@ def test_every_trainable_tensor_soon_has_an_effect(host: Host, method: Method) -
     tensors = trainable(model)
     assert tensors
     for name, parameter in tensors.items():
+        if "k_proj.bitfit_bias" in name:
+            continue  # what all keys have in common cancels in the softmax
         kept = parameter.detach().clone()
         with torch.no_grad():
             parameter.add_(torch.randn_like(parameter))
@@ -90,6 +93,9 @@ def test_saved_and_loaded_by_every_way(
     second.load_adapter(tmp_path, "second")
     second.set_adapter("second")
     assert torch.equal(logits(second, inputs), expected), "PeftModel.load_adapter"
+    if method[0] in ("dora", "vera"):
+        # Limits of transformers' own loading: it loses DoRA's magnitudes and refuses VeRA's shared matrices.
+        return
     inside = fresh()
     PeftAdapterMixin.load_adapter(inside, str(tmp_path), adapter_name="inside")
     assert torch.equal(logits(inside, inputs), expected), "model.load_adapter of transformers"
@@ -158,6 +164,8 @@ def test_unload_gives_the_host_back(host: Host, own_method: Method) -> None:
 
 
 def test_merging_is_refused(host: Host, own_method: Method) -> None:
+    if own_method[0] == "bitfit":
+        pytest.skip("biases can be merged; test_bitfit.py")
     model = adapt(host, own_method)
     with pytest.raises(HostError, match=r"cannot be merged.*unload\(\)"):
         model.merge_and_unload()
@@ -210,7 +218,8 @@ def test_half_precision_host_keeps_a_float32_adapter(host: Host, own_method: Met
     expected = logits(base, inputs)
     model = apply_method(base, *own_method, check=False)
     assert {p.dtype for name, p in trainable(model).items() if ".modules_to_save." not in name} == {torch.float32}
-    assert torch.equal(logits(model, inputs), expected)
+    if own_method[0] not in NOT_SILENT:
+        assert torch.equal(logits(model, inputs), expected)
     train_step(model, inputs, steps=2)
     assert not torch.equal(logits(model, inputs), expected)
 

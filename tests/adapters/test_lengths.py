@@ -40,6 +40,7 @@ TEMPORAL: dict[str, tuple[str, dict[str, Any]]] = {
     "conformer": METHOD_OPTIONS["conformer"],
     "conformer-even": METHOD_OPTIONS["conformer-shared"],
     "convpass": METHOD_OPTIONS["convpass"],
+    "moa-soft": METHOD_OPTIONS["moa-soft"],
 }
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from adapters.conftest import HOSTS, METHOD_OPTIONS, SMALL, Host, Noise, logits, make_whisper_seq2seq, trainable
 from peft import PeftModel
+from peft.tuners.ia3 import IA3Layer
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, Trainer, TrainingArguments
 
@@ -15,7 +16,8 @@ from mambavox.errors import ConfigError, HostError
 
 
 def test_every_method_says_what_it_is() -> None:
-    assert list(METHODS) == ["mambadapter", "bottleneck", "conformer", "convpass", "lora", "linear", "full"]
+    own = "mambadapter bottleneck conformer convpass bitfit prefix prompt moa gc-lora"
+    assert list(METHODS) == f"{own} lora dora vera adalora ia3 linear full".split()
     for name, method in METHODS.items():
         assert method.name == name and method.summary and 0 < method.learning_rate < 0.1
     assert {"bottleneck_dim", "placement", "d_state", "dropout"} <= set(METHODS["mambadapter"].options())
@@ -49,6 +51,16 @@ def test_lora_options_and_defaults() -> None:
     assert (config.r, config.lora_alpha) == (8, 16)
     config = apply_method(HOSTS[0].model(), "lora", {"r": 3, "target_modules": ["fc1"]}).active_peft_config
     assert (config.r, config.target_modules) == (3, {"fc1"})
+
+
+def test_ia3_scales_what_goes_into_the_last_linear_layer(host: Host) -> None:
+    model = apply_method(host.model(), "ia3", check=False)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, IA3Layer)}
+    ends = {name.rsplit(".", 1)[-1] for name in layers}
+    last = {"ast": "fc2", "whisper": "fc2"}.get(host.name, "output_dense")
+    assert ends == ({last} if host.name == "wavlm" else {"k_proj", "v_proj", last})
+    assert all(module.is_feedforward == name.endswith(last) for name, module in layers.items())
+    assert len(layers) == 2 * len(ends)
 
 
 def test_head_of_the_users_choice() -> None:
