@@ -118,7 +118,7 @@ class Mamba(nn.Module):
 
     @property
     def _state_dtype(self) -> torch.dtype:
-        return torch.float64 if self.in_proj.weight.dtype == torch.float64 else torch.float32
+        return torch.float64 if self.dt_proj.weight.dtype == torch.float64 else torch.float32
 
     @overload
     def forward(
