@@ -88,6 +88,11 @@ class MambaHubertPreTrainedModel(PreTrainedModel):
     # The exponentials of these set how long a state lasts: half precision would move it.
     _keep_in_fp32_modules_strict = ("A_log", "D", "dt_bias")
 
+    def _initialize_weights(self, module: nn.Module, *_: Any) -> None:
+        # Models from outside transformers are taken to overwrite loaded tensors, and then a module without parameters
+        # of its own is passed over; ours are written through transformers.initialization, which spares what is loaded.
+        super()._initialize_weights(module)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
