@@ -1,6 +1,11 @@
+import json
+import re
+
 import pytest
 from tiny_hubert import CAUSAL_KINDS, KINDS, tiny_config
+from typer.testing import CliRunner
 
+from mambavox.cli import app
 from mambavox.cli.info import collect_models
 from mambavox.errors import ConfigError
 from mambavox.hubert import MambaHubertConfig
@@ -49,6 +54,16 @@ class TestSizes:
         config = MambaHubertConfig.nano(encoder=["mamba", "mamba", "transformer"])
         assert config.num_hidden_layers == 3
         assert [kind.mixer for kind in config.layer_kinds] == ["mamba", "mamba", "transformer"]
+
+
+def test_the_command_line_lists_the_sizes(parameters):
+    out = CliRunner().invoke(app, ["info", "--models", "--json"]).output
+    rows = {(row["size"], row["encoder"]): row for row in json.loads(out)}
+    assert {key: row["parameters"] for key, row in rows.items()} == parameters
+    assert rows["base", "mamba"]["causal"]
+    assert not rows["base", "transformer"]["causal"]
+    table = CliRunner().invoke(app, ["info", "--models"]).output
+    assert re.search(r"base .* mamba-mlp .* 12 .* 768 .* yes .* 94\.76 M", table)
 
 
 class TestCausal:

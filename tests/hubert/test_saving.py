@@ -1,4 +1,5 @@
 import ast
+import importlib.util
 import json
 import logging
 import os
@@ -33,7 +34,7 @@ from mambavox.hubert import (
 )
 from mambavox.hubert.portable import portable_code
 from mambavox.nn import Mamba, mamba
-from mambavox.ops import causal_conv1d, selective_scan
+from mambavox.ops import causal_conv1d, selective_scan, ssd_scan
 
 ALL_MIXERS = ("mamba", "ext-bimamba-mlp", "inn-bimamba", "mamba2", "transformer", "causal-transformer")
 
@@ -190,6 +191,13 @@ assert type(AutoModel.from_config(model.config, trust_remote_code=True)).__name_
             and not any(getattr(decorator, "id", "") == "overload" for decorator in node.decorator_list)
         ]
         assert [name for name, count in Counter(defined).items() if count > 1] == []
+
+    def test_where_mambavox_is_installed_it_runs_on_its_kernels(self, tmp_path):
+        (tmp_path / "saved_code.py").write_text(portable_code())
+        spec = importlib.util.spec_from_file_location("saved_code", tmp_path / "saved_code.py")
+        code = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(code)
+        assert (code.selective_scan, code.causal_conv1d, code.ssd_scan) == (selective_scan, causal_conv1d, ssd_scan)
 
     def test_its_plain_operations_are_those_of_the_package(self, monkeypatch):
         block = Mamba(12, 4)
