@@ -52,7 +52,7 @@ class SelfAttention(nn.Module):
         mask = None
         # A causal row needs no mask: its padding lies behind all its frames.
         if lengths is not None and not self.causal:
-            # The first frame stays visible in a row without frames, where a softmax over nothing would be NaN.
+            # The first frame stays visible in a row without frames: not every kernel has a softmax over nothing.
             mask = length_mask(lengths.clamp(min=1), hidden_states.shape[1])[:, None, None, :]
         attended = F.scaled_dot_product_attention(
             query, key, value, mask, dropout_p=self.dropout if self.training else 0.0, is_causal=self.causal

@@ -51,7 +51,7 @@ def sample_span_mask(
         if starts < 1 or mask_prob == 0:
             continue
         rounding = torch.rand((), generator=generator).item()
-        spans = min(max(int(mask_prob * length / mask_length + rounding), min_masks), starts)
+        spans = max(int(mask_prob * length / mask_length + rounding), min_masks)
         chosen = torch.randperm(starts, generator=generator)[:spans]
         mask[row, (chosen[:, None] + span).flatten()] = True
     return mask.to(lengths.device)

@@ -85,8 +85,6 @@ class MambaHubertPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ("TransformerLayer", "MambaLayer", "ParametrizedConv1d")
-    # The exponentials of these set how long a state lasts: half precision would move it.
-    _keep_in_fp32_modules_strict = ("A_log", "D", "dt_bias")
 
     def _initialize_weights(self, module: nn.Module, *_: Any) -> None:
         # Models from outside transformers are taken to overwrite loaded tensors, and then a module without parameters
@@ -312,8 +310,9 @@ class MambaHubertForPreTraining(MambaHubertPreTrainedModel):
             mask_time_indices: ``(batch, time)`` boolean, frames to hide. Where not given, frames are hidden only if
                 there are labels: a new random mask, from torch's default generator.
             num_items_in_batch: labelled masked frames of the whole step, over all its batches and processes, by which
-                the loss is divided; those of this batch where not given. Batches of a step then add up to the loss of
-                their union.
+                the loss is divided; those of this batch where not given. The losses of a step's batches then add up:
+                to the prediction loss of their union, and to the mean of their feature penalties, weighted by the
+                number of such frames.
             output_hidden_states: also return the hidden states of all layers.
 
         Returns:

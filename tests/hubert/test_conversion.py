@@ -70,7 +70,9 @@ class TestTransformers:
             assert torch.equal(tensor, back.state_dict()[name]), name
 
     def test_gradients_are_those_of_the_hubert_too(self):
-        hubert = HubertModel(HubertConfig(**SIZES, layerdrop=0.0, mask_time_prob=0.0)).eval()
+        dropouts = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop")
+        config = HubertConfig(**SIZES, **dict.fromkeys(dropouts, 0.0), mask_time_prob=0.0)
+        hubert = HubertModel(config).train()
         twin = from_hubert(hubert)
         waveforms = torch.randn(2, 500)
         for model in (hubert, twin):

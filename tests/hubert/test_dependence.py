@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_hubert import CAUSAL_KINDS, HYBRID, KINDS, padded_batch, tiny_config
+from torch.nn.functional import scaled_dot_product_attention
 
 from mambavox.hubert import MambaHubertModel
 
@@ -122,7 +124,13 @@ class TestPadding:
         assert (together[:13] - alone[:13]).abs().max() > 1e-2
 
     @pytest.mark.parametrize("encoder", ["mamba2", "ext-bimamba", "transformer", "causal-transformer"])
-    def test_a_row_too_short_for_a_frame_stays_finite(self, encoder):
+    def test_a_row_too_short_for_a_frame_stays_finite(self, encoder, monkeypatch):
+        def attention(query, key, value, mask=None, **options):
+            # Some kernels give NaN for a query that may see nothing.
+            assert mask is None or mask.any(dim=-1).all()
+            return scaled_dot_product_attention(query, key, value, mask, **options)
+
+        monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
         model = MambaHubertModel(tiny_config(encoder)).eval()
         waveforms, mask = padded_batch([SAMPLES, FIELD - 1], SAMPLES)
         assert model(waveforms, attention_mask=mask).last_hidden_state.isfinite().all()

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny_hubert import HYBRID, KINDS, padded_batch, tiny_config
+from transformers import Trainer, TrainingArguments
 
 from mambavox.errors import ConfigError, DataError
 from mambavox.hubert import (
@@ -220,6 +221,37 @@ class TestPreTraining:
             for rows in (slice(0, 1), slice(1, 3))
         ]
         torch.testing.assert_close(sum(parts), whole)
+
+    def test_the_trainer_gives_an_accumulated_step_the_gradient_of_the_whole(self, tmp_path):
+        config = tiny_config("mamba", feature_penalty=0.0)
+        start = MambaHubertForPreTraining(config).state_dict()
+        hidden = torch.rand(4, FRAMES) < torch.tensor([[0.2], [0.9], [0.5], [0.6]])
+        labels = torch.randint(12, (4, FRAMES)).masked_fill(~hidden, -100)
+        rows = [
+            {"input_values": waveform, "labels": label, "mask_time_indices": mask}
+            for waveform, label, mask in zip(torch.randn(4, 600), labels, hidden, strict=True)
+        ]
+        stepped = []
+        for batch_size in (4, 1):
+            model = MambaHubertForPreTraining(config)
+            model.load_state_dict(start)
+            arguments = TrainingArguments(
+                tmp_path,
+                max_steps=1,
+                per_device_train_batch_size=batch_size,
+                gradient_accumulation_steps=4 // batch_size,
+                optim="sgd",
+                learning_rate=1.0,
+                max_grad_norm=0.0,
+                save_strategy="no",
+                report_to="none",
+                use_cpu=True,
+            )
+            Trainer(model, arguments, train_dataset=rows).train()
+            stepped.append(model.state_dict())
+        for name, tensor in stepped[0].items():
+            torch.testing.assert_close(stepped[1][name], tensor, rtol=1e-4, atol=1e-5)
+        assert not torch.equal(stepped[0]["codebook"], start["codebook"])
 
     def test_masks_are_sampled_for_labels_only_and_inside_lengths(self):
         model = MambaHubertForPreTraining(tiny_config("mamba")).eval()
