@@ -1,12 +1,13 @@
 """Sizes and options of a Mamba-HuBERT, and the published ones by name."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from math import prod
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from mambavox.errors import ConfigError
 
@@ -131,8 +132,6 @@ class MambaHubertConfig(PreTrainedConfig):
         feature_penalty: weight of the mean squared feature in the pre-training loss.
         vocab_size: tokens of the CTC head.
         pad_token_id: the CTC blank.
-        bos_token_id: token that starts a text, unused.
-        eos_token_id: token that ends a text, unused.
         ctc_loss_reduction: ``mean`` (by target lengths, then over rows) or ``sum``.
         ctc_zero_infinity: zero where a text is too long for its recording, in place of an infinite loss.
         use_weighted_layer_sum: classify a learned average of all hidden states, in place of the last.
@@ -186,8 +185,6 @@ class MambaHubertConfig(PreTrainedConfig):
     feature_penalty: float = 10.0
     vocab_size: int = 32
     pad_token_id: int = 0
-    bos_token_id: int = 1
-    eos_token_id: int = 2
     ctc_loss_reduction: str = "mean"
     ctc_zero_infinity: bool = False
     use_weighted_layer_sum: bool = False
@@ -294,10 +291,15 @@ class MambaHubertConfig(PreTrainedConfig):
         for name, of, whole in divisors:
             if getattr(self, name) < 1 or whole % getattr(self, name):
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected a divisor of {of} = {whole}")
-        choices = {"feat_extract_norm": ("layer", "group"), "ctc_loss_reduction": ("mean", "sum")}
+        choices: dict[str, Iterable[str]] = {
+            "feat_extract_norm": ("layer", "group"),
+            "ctc_loss_reduction": ("mean", "sum"),
+            "hidden_act": ACT2FN,
+            "feat_extract_activation": ACT2FN,
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(map(repr, allowed))}")
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
         for name in ("num_hidden_layers", "num_conv_pos_embeddings", "num_clusters", "proj_size", "mask_length"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")

@@ -56,8 +56,6 @@ _SHARED_FIELDS = (
     "num_conv_pos_embedding_groups",
     "vocab_size",
     "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
     "ctc_loss_reduction",
     "ctc_zero_infinity",
     "use_weighted_layer_sum",

@@ -112,6 +112,7 @@ def test_survives_json(tmp_path):
         ({"num_conv_pos_embedding_groups": 3}, "num_conv_pos_embedding_groups is 3"),
         ({"feat_extract_norm": "batch"}, "feat_extract_norm is 'batch'"),
         ({"ctc_loss_reduction": "none"}, "ctc_loss_reduction is 'none'"),
+        ({"hidden_act": "gleu"}, "hidden_act is 'gleu'; expected one of .*gelu"),
         ({"num_clusters": 0}, "num_clusters is 0"),
         ({"mask_prob": 1.5}, "mask_prob is 1.5"),
         ({"logit_temp": 0.0}, "logit_temp is 0.0"),
