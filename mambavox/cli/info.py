@@ -16,11 +16,15 @@ _LIBRARIES = ("mambavox", "torch", "transformers", "peft", "accelerate", "datase
 
 def info_command(
     method: Annotated[str | None, typer.Option(help="list the options of this method instead")] = None,
+    models: Annotated[bool, typer.Option("--models", help="list the sizes and kinds of Mamba-HuBERT instead")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Print versions, hosts, methods, embedded models, and which scan backend is used and why the others are not."""
     if method is not None:
         _print_options(method, as_json)
+        return
+    if models:
+        _print_models(as_json)
         return
     facts = collect()
     if as_json:
@@ -38,7 +42,7 @@ def info_command(
     for row in facts["backends"]:
         backends.add_row(row["name"], "yes" if row["available"] else "no", row["reason"])
     OUT.print(backends)
-    OUT.print("options of a method: mambavox info --method NAME")
+    OUT.print("options of a method: mambavox info --method NAME; sizes of Mamba-HuBERT: mambavox info --models")
 
 
 def collect() -> dict[str, Any]:
@@ -63,6 +67,46 @@ def collect() -> dict[str, Any]:
         "selected_backend": selected_backend(device),
         "backends": [status._asdict() for status in backend_report(device)],
     }
+
+
+def collect_models() -> list[dict[str, Any]]:
+    """The sizes and kinds of Mamba-HuBERT, with their numbers of parameters for pre-training (500 units)."""
+    import torch
+
+    from mambavox.hubert import ENCODER_KINDS, SIZES, MambaHubertConfig, MambaHubertForPreTraining
+
+    rows = []
+    for size in SIZES:
+        for encoder in ENCODER_KINDS:
+            config = getattr(MambaHubertConfig, size)(encoder=encoder)
+            # Shapes without memory.
+            with torch.device("meta"):
+                model = MambaHubertForPreTraining(config)
+            rows.append(
+                {
+                    "size": size,
+                    "encoder": encoder,
+                    "layers": config.num_hidden_layers,
+                    "hidden_size": config.hidden_size,
+                    "causal": config.causal,
+                    "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                }
+            )
+    return rows
+
+
+def _print_models(as_json: bool) -> None:
+    rows = collect_models()
+    if as_json:
+        print_json(rows)
+        return
+    table = Table("size", "encoder", "layers", "hidden size", "causal", "parameters", header_style="bold")
+    for row in rows:
+        millions = f"{row['parameters'] / 1e6:.2f} M"
+        causal = "yes" if row["causal"] else "no"
+        table.add_row(row["size"], row["encoder"], str(row["layers"]), str(row["hidden_size"]), causal, millions)
+    OUT.print(table)
+    OUT.print("parameters with the pre-training head (500 units), as published counts have them")
 
 
 def _print_options(method: str, as_json: bool) -> None:

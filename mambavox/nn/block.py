@@ -62,7 +62,7 @@ class Block(nn.Module, ABC):
 
     @property
     def _state_dtype(self) -> torch.dtype:
-        return torch.float64 if self.in_proj.weight.dtype == torch.float64 else torch.float32
+        return torch.float64 if self.conv1d.weight.dtype == torch.float64 else torch.float32
 
     @overload
     def forward(

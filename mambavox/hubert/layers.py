@@ -1,0 +1,192 @@
+"""Encoder layers: one sublayer that mixes frames, and where the kind has one a feed-forward sublayer."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from mambavox.hubert.configuration import EncoderKind, MambaHubertConfig
+from mambavox.lengths import length_mask
+from mambavox.nn.bidirectional import ExtBiMamba, InnBiMamba
+from mambavox.nn.mamba import Mamba
+from mambavox.nn.mamba2 import Mamba2
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention on torch's fused kernels.
+
+    Args:
+        config: of the model.
+        causal: whether a frame attends to no later one.
+
+    Source:
+        Vaswani et al. 2017 (arXiv 1706.03762), section 3.2; parameter names of transformers' HuBERT.
+    """
+
+    def __init__(self, config: MambaHubertConfig, causal: bool) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.dropout = config.attention_dropout
+        self.causal = causal
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Attend within each row's own frames.
+
+        Args:
+            hidden_states: ``(batch, time, hidden_size)``.
+            lengths: ``(batch,)`` valid frames of each row; outputs beyond them mean nothing.
+
+        Returns:
+            ``(batch, time, hidden_size)``.
+        """
+        query, key, value = (
+            projection(hidden_states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        mask = None
+        # A causal row needs no mask: its padding lies behind all its frames.
+        if lengths is not None and not self.causal:
+            # The first frame stays visible in a row without frames: not every kernel has a softmax over nothing.
+            mask = length_mask(lengths.clamp(min=1), hidden_states.shape[1])[:, None, None, :]
+        attended = F.scaled_dot_product_attention(
+            query, key, value, mask, dropout_p=self.dropout if self.training else 0.0, is_causal=self.causal
+        )
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """The feed-forward sublayer; parameter names of transformers' HuBERT.
+
+    Args:
+        config: of the model.
+        intermediate_size: inner width.
+    """
+
+    def __init__(self, config: MambaHubertConfig, intermediate_size: int) -> None:
+        super().__init__()
+        self.intermediate_dense = nn.Linear(config.hidden_size, intermediate_size)
+        self.intermediate_act_fn = ACT2FN[config.hidden_act]
+        self.intermediate_dropout = nn.Dropout(config.activation_dropout)
+        self.output_dense = nn.Linear(intermediate_size, config.hidden_size)
+        self.output_dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """``(batch, time, hidden_size)`` to the same shape."""
+        inner = self.intermediate_dropout(self.intermediate_act_fn(self.intermediate_dense(hidden_states)))
+        return self.output_dropout(self.output_dense(inner))
+
+
+class EncoderLayer(GradientCheckpointingLayer):
+    """What the kinds of layers share: residual connections, norms before or after sublayers, feed-forward sublayer.
+
+    Args:
+        config: of the model.
+        intermediate_size: inner width of the feed-forward sublayer; none where not given.
+    """
+
+    def __init__(self, config: MambaHubertConfig, intermediate_size: int | None) -> None:
+        super().__init__()
+        self.pre_norm = config.do_stable_layer_norm
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.has_feed_forward = intermediate_size is not None
+        if intermediate_size is not None:
+            self.feed_forward = FeedForward(config, intermediate_size)
+            self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def mix(self, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
+        """The sublayer that mixes frames: ``(batch, time, hidden_size)`` and ``(batch,)`` lengths to the same shape."""
+        raise NotImplementedError
+
+    def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Process a batch of sequences.
+
+        Args:
+            hidden_states: ``(batch, time, hidden_size)``.
+            lengths: ``(batch,)`` valid frames of each row.
+
+        Returns:
+            ``(batch, time, hidden_size)``.
+        """
+        if self.pre_norm:
+            hidden_states = hidden_states + self.dropout(self.mix(self.layer_norm(hidden_states), lengths))
+            if self.has_feed_forward:
+                hidden_states = hidden_states + self.feed_forward(self.final_layer_norm(hidden_states))
+            return hidden_states
+        hidden_states = self.layer_norm(hidden_states + self.dropout(self.mix(hidden_states, lengths)))
+        if self.has_feed_forward:
+            hidden_states = self.final_layer_norm(hidden_states + self.feed_forward(hidden_states))
+        return hidden_states
+
+
+class TransformerLayer(EncoderLayer):
+    """Self-attention and feed-forward sublayer.
+
+    Args:
+        config: of the model.
+        kind: ``transformer`` or ``causal-transformer``.
+    """
+
+    def __init__(self, config: MambaHubertConfig, kind: EncoderKind) -> None:
+        super().__init__(config, config.intermediate_size)
+        self.attention = SelfAttention(config, causal=kind.causal)
+
+    def mix(self, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
+        """Attention."""
+        return self.attention(hidden_states, lengths)
+
+
+class MambaLayer(EncoderLayer):
+    """A Mamba block, in one or both directions, and where the kind has it a feed-forward sublayer.
+
+    Args:
+        config: of the model.
+        kind: any but the two transformers.
+
+    Source:
+        Mamba-based HuBERT (arXiv 2506.12606): the block takes the place of attention, by default without
+        feed-forward sublayer.
+    """
+
+    def __init__(self, config: MambaHubertConfig, kind: EncoderKind) -> None:
+        super().__init__(config, config.mamba_intermediate_size if kind.mlp else None)
+        self.config = config
+        self.kind = kind
+        self.mamba = self.new_mamba()
+
+    def new_mamba(self) -> nn.Module:
+        """A block with fresh parameters."""
+        sizes: dict[str, Any] = {
+            "d_state": self.config.d_state,
+            "d_conv": self.config.d_conv,
+            "expand": self.config.expand,
+        }
+        width = self.config.hidden_size
+        if self.kind.mixer == "mamba2":
+            return Mamba2(width, headdim=self.config.headdim, **sizes)
+        if self.kind.mixer == "ext-bimamba":
+            return ExtBiMamba(width, **sizes)
+        if self.kind.mixer == "inn-bimamba":
+            return InnBiMamba(width, **sizes)
+        return Mamba(width, **sizes)
+
+    def mix(self, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
+        """The Mamba block."""
+        return self.mamba(hidden_states, lengths)
+
+
+def encoder_layer(config: MambaHubertConfig, kind: EncoderKind) -> EncoderLayer:
+    """A layer of a kind.
+
+    Args:
+        config: of the model.
+        kind: a value of ``ENCODER_KINDS``.
+    """
+    transformer = kind.mixer in ("transformer", "causal-transformer")
+    return TransformerLayer(config, kind) if transformer else MambaLayer(config, kind)

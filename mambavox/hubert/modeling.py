@@ -1,0 +1,515 @@
+"""Mamba-HuBERT as transformers models: the encoder, and its heads for pre-training, CTC and classification."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import (
+    CausalLMOutput,
+    ModelOutput,
+    SequenceClassifierOutput,
+    Wav2Vec2BaseModelOutput,
+)
+from transformers.utils.generic import can_return_tuple
+
+from mambavox.errors import ConfigError, DataError
+from mambavox.hubert.configuration import MambaHubertConfig
+from mambavox.hubert.frontend import ConvLayer, ConvolutionalPositions, FeatureExtractor, FeatureProjection
+from mambavox.hubert.layers import MambaLayer, encoder_layer
+from mambavox.hubert.masking import sample_span_mask
+from mambavox.hubert.portable import AUTO_MAP, save_code
+from mambavox.lengths import length_mask
+
+
+class Encoder(nn.Module):
+    """Positions and layers.
+
+    Args:
+        config: of the model.
+    """
+
+    def __init__(self, config: MambaHubertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.pos_conv_embed = ConvolutionalPositions(config)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.layers = nn.ModuleList(encoder_layer(config, kind) for kind in config.layer_kinds)
+
+    def forward(
+        self, hidden_states: Tensor, lengths: Tensor | None = None, output_hidden_states: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """Process a batch of sequences.
+
+        Args:
+            hidden_states: ``(batch, time, hidden_size)`` projected features.
+            lengths: ``(batch,)`` valid frames of each row.
+            output_hidden_states: also return the hidden states of all layers.
+
+        Returns:
+            The last hidden states ``(batch, time, hidden_size)``, and where asked for the input of the first layer and
+            the output of each; a layer that LayerDrop leaves out repeats its input.
+        """
+        if lengths is not None:
+            hidden_states = hidden_states.masked_fill(~length_mask(lengths, hidden_states.shape[1])[:, :, None], 0.0)
+        hidden_states = hidden_states + self.pos_conv_embed(hidden_states)
+        pre_norm = self.config.do_stable_layer_norm
+        hidden_states = self.dropout(hidden_states if pre_norm else self.layer_norm(hidden_states))
+
+        dropped = [False] * len(self.layers)
+        if self.training and self.config.layerdrop > 0:
+            dropped = (torch.rand(len(self.layers)) < self.config.layerdrop).tolist()
+        collected = [hidden_states]
+        for layer, drop in zip(self.layers, dropped, strict=True):
+            if not drop:
+                hidden_states = layer(hidden_states, lengths)
+            collected.append(hidden_states)
+        if pre_norm:
+            hidden_states = self.layer_norm(hidden_states)
+        return hidden_states, tuple(collected) if output_hidden_states else None
+
+
+class MambaHubertPreTrainedModel(PreTrainedModel):
+    """What the models share: initialisation, lengths, saving."""
+
+    config: MambaHubertConfig
+    config_class = MambaHubertConfig
+    base_model_prefix = "mamba_hubert"
+    main_input_name = "input_values"
+    input_modalities = "audio"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ("TransformerLayer", "MambaLayer", "ParametrizedConv1d")
+
+    def _initialize_weights(self, module: nn.Module, *_: Any) -> None:
+        # Models from outside transformers are taken to overwrite loaded tensors, and then a module without parameters
+        # of its own is passed over; ours are written through transformers.initialization, which spares what is loaded.
+        super()._initialize_weights(module)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ConvLayer):
+            init.kaiming_normal_(module.conv.weight)
+        elif isinstance(module, ConvolutionalPositions):
+            weight = module.initial_weight()
+            original = module.conv.parametrizations.weight
+            init.copy_(original.original0, weight.norm(dim=(0, 1), keepdim=True))
+            init.copy_(original.original1, weight)
+        elif isinstance(module, MambaLayer):
+            # transformers has initialised the block's linear layers its own way, step sizes of zero included.
+            with torch.device(module.layer_norm.weight.device):
+                fresh = module.new_mamba()
+            for name, tensor in fresh.named_parameters():
+                init.copy_(module.mamba.get_parameter(name), tensor)
+        elif isinstance(module, MambaHubertModel):
+            init.uniform_(module.masked_spec_embed)
+        elif isinstance(module, MambaHubertForPreTraining):
+            init.uniform_(module.codebook)
+        elif isinstance(module, MambaHubertForSequenceClassification) and module.layer_weights is not None:
+            init.constant_(module.layer_weights, 1.0 / len(module.layer_weights))
+
+    def _get_feat_extract_output_lengths(self, input_lengths: Any) -> Any:
+        """Frames of recordings: ``input_lengths`` in samples, a tensor of any shape or a number."""
+        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
+            input_lengths = (input_lengths - kernel) // stride + 1
+        return input_lengths.clamp(min=0) if isinstance(input_lengths, Tensor) else max(input_lengths, 0)
+
+    def _get_feature_vector_attention_mask(self, feature_vector_length: int, attention_mask: Tensor) -> Tensor:
+        """Mask of samples ``(batch, samples)`` to mask of frames ``(batch, feature_vector_length)``, boolean."""
+        lengths = self._get_feat_extract_output_lengths(attention_mask.sum(dim=-1).to(torch.int64))
+        return length_mask(lengths, feature_vector_length)
+
+    def freeze_feature_encoder(self) -> None:
+        """Train everything but the convolutional feature extractor."""
+        self.base_model.feature_extractor.requires_grad_(False)
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
+        """Save as every transformers model does, with a file of code for places without mambavox.
+
+        ``AutoModel.from_pretrained(folder, trust_remote_code=True)`` loads the folder there, on plain torch operations.
+
+        Args:
+            save_directory: the folder.
+            is_main_process: whether this process writes.
+            kwargs: the other arguments of ``PreTrainedModel.save_pretrained``.
+        """
+        if is_main_process:
+            folder = Path(save_directory)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_code(folder)
+            self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+
+
+class MambaHubertModel(MambaHubertPreTrainedModel):
+    """The encoder: waveforms to hidden states, one frame in 20 ms.
+
+    Module names are those of transformers' ``HubertModel``.
+
+    Args:
+        config: sizes and options.
+
+    Source:
+        Mamba-based HuBERT (arXiv 2506.12606); HuBERT (arXiv 2106.07447).
+    """
+
+    def __init__(self, config: MambaHubertConfig) -> None:
+        super().__init__(config)
+        self.feature_extractor = FeatureExtractor(config)
+        self.feature_projection = FeatureProjection(config)
+        self.masked_spec_embed = nn.Parameter(torch.empty(config.hidden_size))
+        self.encoder = Encoder(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        mask_time_indices: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> Wav2Vec2BaseModelOutput:
+        """Encode recordings.
+
+        Args:
+            input_values: ``(batch, samples)`` waveforms at ``sampling_rate``.
+            attention_mask: ``(batch, samples)`` 1 at samples and 0 at padding, which is behind them.
+            mask_time_indices: ``(batch, time)`` boolean, frames to hide behind the mask embedding.
+            output_hidden_states: also return the hidden states of all layers; as configured where not given.
+
+        Returns:
+            ``last_hidden_state`` ``(batch, time, hidden_size)``, ``extract_features`` ``(batch, time, channels)``
+            before the projection and its norm, and ``hidden_states``: the input of the first layer, then the output of
+            each, of a pre-norm model before the last norm. Frames beyond a row's length mean nothing.
+
+        Raises:
+            DataError: the recordings are shorter than one frame's receptive field.
+            ConfigError: an ``attention_mask`` or ``mask_time_indices`` of another shape.
+        """
+        self._check_input(input_values, attention_mask)
+        features = self.feature_extractor(input_values)
+        if self.training and self.config.feature_grad_mult != 1.0:
+            features = ScaledGradient.apply(features, self.config.feature_grad_mult)
+        time = features.shape[1]
+        lengths = None
+        if attention_mask is not None:
+            lengths = self._get_feat_extract_output_lengths(attention_mask.sum(dim=-1).to(torch.int64))
+            # Without padding everything is faster without lengths.
+            if not torch.compiler.is_compiling() and bool((lengths == time).all()):
+                lengths = None
+        hidden_states = self.feature_projection(features)
+        if mask_time_indices is not None:
+            if mask_time_indices.shape != hidden_states.shape[:2]:
+                raise ConfigError(
+                    f"mask_time_indices has shape {tuple(mask_time_indices.shape)}; expected (batch, time) = "
+                    f"{tuple(hidden_states.shape[:2])}"
+                )
+            hidden = mask_time_indices.bool()[:, :, None]
+            hidden_states = torch.where(hidden, self.masked_spec_embed.to(hidden_states.dtype), hidden_states)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        last_hidden_state, all_hidden_states = self.encoder(hidden_states, lengths, bool(output_hidden_states))
+        return Wav2Vec2BaseModelOutput(
+            last_hidden_state=last_hidden_state, extract_features=features, hidden_states=all_hidden_states
+        )
+
+    def _check_input(self, input_values: Tensor, attention_mask: Tensor | None) -> None:
+        if input_values.dim() != 2:
+            raise ConfigError(f"input_values has shape {tuple(input_values.shape)}; expected (batch, samples)")
+        if input_values.shape[1] < self.config.receptive_field:
+            raise DataError(
+                f"input_values has {input_values.shape[1]} samples; expected at least {self.config.receptive_field}, "
+                "what one frame sees. Pad or leave out shorter recordings"
+            )
+        if attention_mask is not None and attention_mask.shape != input_values.shape:
+            raise ConfigError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}; expected that of input_values, "
+                f"{tuple(input_values.shape)}"
+            )
+
+
+class ScaledGradient(torch.autograd.Function):
+    """The identity, with its gradient multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, factor: float) -> Tensor:
+        """``tensor`` as it is."""
+        ctx.factor = factor
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """``gradient`` times the factor."""
+        return gradient * ctx.factor, None
+
+
+@dataclass
+class MambaHubertForPreTrainingOutput(ModelOutput):
+    """Output of :class:`MambaHubertForPreTraining`.
+
+    Attributes:
+        loss: ``prediction_loss`` plus the weighted feature penalty.
+        logits: ``(batch, time, num_clusters)`` cosines to the codebook divided by the temperature.
+        prediction_loss: mean cross-entropy of the masked frames that have a label.
+        feature_penalty: mean squared convolutional feature of valid frames, unweighted.
+        mask_time_indices: ``(batch, time)`` boolean, which frames were hidden.
+        hidden_states: of all layers, where asked for.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    prediction_loss: Tensor | None = None
+    feature_penalty: Tensor | None = None
+    mask_time_indices: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class MambaHubertForPreTraining(MambaHubertPreTrainedModel):
+    """Masked prediction of units: hidden frames are compared with an embedding of each unit by cosine.
+
+    Args:
+        config: sizes and options.
+
+    Source:
+        HuBERT (arXiv 2106.07447), equations 1 to 3 with the loss on masked frames only (alpha = 1); the feature penalty
+        is that of wav2vec 2.0's code.
+    """
+
+    # Tells transformers' Trainer to pass num_items_in_batch.
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: MambaHubertConfig) -> None:
+        super().__init__(config)
+        self.mamba_hubert = MambaHubertModel(config)
+        self.final_proj = nn.Linear(config.hidden_size, config.proj_size)
+        self.codebook = nn.Parameter(torch.empty(config.num_clusters, config.proj_size))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        mask_time_indices: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> MambaHubertForPreTrainingOutput:
+        """Predict units.
+
+        Args:
+            input_values: ``(batch, samples)`` waveforms.
+            attention_mask: ``(batch, samples)`` 1 at samples and 0 at padding, which is behind them.
+            labels: ``(batch, time)`` unit of each frame; -100 where there is none.
+            mask_time_indices: ``(batch, time)`` boolean, frames to hide. Where not given, frames are hidden only if
+                there are labels: a new random mask, from torch's default generator.
+            num_items_in_batch: labelled masked frames of the whole step, over all its batches and processes, by which
+                the loss is divided; those of this batch where not given. The losses of a step's batches then add up:
+                to the prediction loss of their union, and to the mean of their feature penalties, weighted by the
+                number of such frames.
+            output_hidden_states: also return the hidden states of all layers.
+
+        Returns:
+            The losses (with labels), logits of every frame, and the mask.
+
+        Raises:
+            ConfigError: labels of another shape than the frames.
+            DataError: as :class:`MambaHubertModel`.
+        """
+        if mask_time_indices is None and labels is not None:
+            mask_time_indices = self._sample_mask(input_values, attention_mask)
+        outputs = self.mamba_hubert(
+            input_values,
+            attention_mask=attention_mask,
+            mask_time_indices=mask_time_indices,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        projected = self.final_proj(outputs.last_hidden_state)
+        # Cosines and their softmax in float32 at least, also in a model or autocast of half precision.
+        with torch.autocast(projected.device.type, enabled=False):
+            dtype = torch.promote_types(projected.dtype, torch.float32)
+            directions = F.normalize(projected.to(dtype), dim=-1)
+            logits = directions @ F.normalize(self.codebook.to(dtype), dim=-1).T / self.config.logit_temp
+        loss = prediction_loss = penalty = None
+        if labels is not None and mask_time_indices is not None:
+            if labels.shape != logits.shape[:2]:
+                raise ConfigError(
+                    f"labels has shape {tuple(labels.shape)}; expected (batch, time) = {tuple(logits.shape[:2])}, one "
+                    "unit a frame"
+                )
+            targets = labels.masked_fill(~mask_time_indices.bool(), -100)
+            items = (targets != -100).sum().clamp(min=1)
+            prediction_loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / items
+            penalty = self._feature_penalty(outputs.extract_features, attention_mask)
+            loss = prediction_loss + self.config.feature_penalty * penalty
+            if num_items_in_batch is not None:
+                loss = loss * items / num_items_in_batch
+        return MambaHubertForPreTrainingOutput(
+            loss=loss,
+            logits=logits,
+            prediction_loss=prediction_loss,
+            feature_penalty=penalty,
+            mask_time_indices=mask_time_indices,
+            hidden_states=outputs.hidden_states,
+        )
+
+    def _sample_mask(self, input_values: Tensor, attention_mask: Tensor | None) -> Tensor:
+        batch, samples = input_values.shape
+        time = self._get_feat_extract_output_lengths(samples)
+        lengths = torch.full((batch,), time, device=input_values.device)
+        if attention_mask is not None:
+            lengths = self._get_feat_extract_output_lengths(attention_mask.sum(dim=-1).to(torch.int64))
+        return sample_span_mask(lengths, time, self.config.mask_prob, self.config.mask_length)
+
+    def _feature_penalty(self, features: Tensor, attention_mask: Tensor | None) -> Tensor:
+        squares = features.to(torch.promote_types(features.dtype, torch.float32)).square().mean(dim=-1)
+        if attention_mask is None:
+            return squares.mean()
+        valid = self._get_feature_vector_attention_mask(features.shape[1], attention_mask)
+        return squares.masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)
+
+
+class MambaHubertForCTC(MambaHubertPreTrainedModel):
+    """A token for each frame, trained with connectionist temporal classification.
+
+    Args:
+        config: sizes and options; ``vocab_size`` tokens, ``pad_token_id`` is the blank.
+
+    Source:
+        Graves et al. 2006 (CTC); module names of transformers' ``HubertForCTC``.
+    """
+
+    def __init__(self, config: MambaHubertConfig) -> None:
+        super().__init__(config)
+        self.mamba_hubert = MambaHubertModel(config)
+        self.dropout = nn.Dropout(config.final_dropout)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        mask_time_indices: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> CausalLMOutput:
+        """Transcribe.
+
+        Args:
+            input_values: ``(batch, samples)`` waveforms.
+            attention_mask: ``(batch, samples)`` 1 at samples and 0 at padding, which is behind them.
+            labels: ``(batch, tokens)`` the texts; negative numbers are padding.
+            mask_time_indices: ``(batch, time)`` boolean, frames to hide (SpecAugment).
+            output_hidden_states: also return the hidden states of all layers.
+
+        Returns:
+            The CTC loss (with labels) and logits ``(batch, time, vocab_size)``.
+
+        Raises:
+            ConfigError: a label that is no token.
+            DataError: as :class:`MambaHubertModel`.
+        """
+        if labels is not None and int(labels.max()) >= self.config.vocab_size:
+            raise ConfigError(
+                f"labels go up to {int(labels.max())}; expected below vocab_size={self.config.vocab_size}"
+            )
+        outputs = self.mamba_hubert(
+            input_values,
+            attention_mask=attention_mask,
+            mask_time_indices=mask_time_indices,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.lm_head(self.dropout(outputs.last_hidden_state))
+        loss = None
+        if labels is not None:
+            samples = torch.ones_like(input_values) if attention_mask is None else attention_mask
+            spoken = labels >= 0
+            loss = F.ctc_loss(
+                logits.float().log_softmax(dim=-1).transpose(0, 1),
+                labels.masked_select(spoken),
+                self._get_feat_extract_output_lengths(samples.sum(dim=-1).to(torch.int64)),
+                spoken.sum(dim=-1),
+                blank=self.config.pad_token_id,
+                reduction=self.config.ctc_loss_reduction,
+                zero_infinity=self.config.ctc_zero_infinity,
+            )
+        return CausalLMOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+
+class MambaHubertForSequenceClassification(MambaHubertPreTrainedModel):
+    """One class for each recording, from the mean of its projected frames.
+
+    Args:
+        config: sizes and options; ``num_labels`` classes.
+
+    Source:
+        SUPERB (arXiv 2105.01051), utterance-level tasks; module names of transformers'
+        ``HubertForSequenceClassification``.
+    """
+
+    def __init__(self, config: MambaHubertConfig) -> None:
+        super().__init__(config)
+        self.mamba_hubert = MambaHubertModel(config)
+        states = config.num_hidden_layers + 1
+        self.layer_weights = (
+            nn.Parameter(torch.full((states,), 1.0 / states)) if config.use_weighted_layer_sum else None
+        )
+        self.projector = nn.Linear(config.hidden_size, config.classifier_proj_size)
+        self.classifier = nn.Linear(config.classifier_proj_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> SequenceClassifierOutput:
+        """Classify.
+
+        Args:
+            input_values: ``(batch, samples)`` waveforms.
+            attention_mask: ``(batch, samples)`` 1 at samples and 0 at padding, which is behind them.
+            labels: ``(batch,)`` classes.
+            output_hidden_states: also return the hidden states of all layers.
+
+        Returns:
+            The mean cross-entropy (with labels) and logits ``(batch, num_labels)``.
+
+        Raises:
+            DataError: as :class:`MambaHubertModel`.
+        """
+        weighted = self.layer_weights is not None
+        outputs = self.mamba_hubert(
+            input_values,
+            attention_mask=attention_mask,
+            output_hidden_states=True if weighted else output_hidden_states,
+            return_dict=True,
+        )
+        hidden_states = outputs.last_hidden_state
+        if self.layer_weights is not None:
+            weights = self.layer_weights.softmax(dim=0)
+            hidden_states = torch.einsum("l,lbtd->btd", weights, torch.stack(outputs.hidden_states))
+        projected = self.projector(hidden_states)
+        if attention_mask is None:
+            pooled = projected.mean(dim=1)
+        else:
+            valid = self._get_feature_vector_attention_mask(projected.shape[1], attention_mask)[:, :, None]
+            pooled = projected.masked_fill(~valid, 0.0).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
+        logits = self.classifier(pooled)
+        return SequenceClassifierOutput(
+            loss=None if labels is None else F.cross_entropy(logits, labels.flatten()),
+            logits=logits,
+            hidden_states=outputs.hidden_states if not weighted or output_hidden_states else None,
+        )
