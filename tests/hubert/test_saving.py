@@ -34,6 +34,7 @@ from mambavox.hubert import (
 )
 from mambavox.hubert.portable import portable_code
 from mambavox.nn import Mamba, mamba
+from mambavox.nn import block as mamba_block
 from mambavox.ops import causal_conv1d, selective_scan, ssd_scan
 
 ALL_MIXERS = ("mamba", "ext-bimamba-mlp", "inn-bimamba", "mamba2", "transformer", "causal-transformer")
@@ -204,7 +205,7 @@ assert type(AutoModel.from_config(model.config, trust_remote_code=True)).__name_
         frames, lengths = torch.randn(2, 20, 12), torch.tensor([20, 7])
         expected = [layer(frames, lengths, return_state=True, reverse=reverse) for reverse in (False, True)]
         monkeypatch.setattr(mamba, "selective_scan", plain_ops.selective_scan)
-        monkeypatch.setattr(block, "causal_conv1d", plain_ops.causal_conv1d)
+        monkeypatch.setattr(mamba_block, "causal_conv1d", plain_ops.causal_conv1d)
         for reverse, (output, state) in zip((False, True), expected, strict=True):
             plain, plain_state = layer(frames, lengths, return_state=True, reverse=reverse)
             torch.testing.assert_close(plain, output)
