@@ -21,8 +21,9 @@ from mambavox.training.backbone import Backbone, backbone_limit, load_backbone, 
 from mambavox.training.config import AdaptConfig
 from mambavox.training.features import FeatureDataset
 from mambavox.training.model_card import model_card
+from mambavox.training.predictions import Outcome, write_predictions
 from mambavox.training.result import AdaptResult
-from mambavox.training.run_folder import LABELS_FILE, METRICS_FILE, RunFolder, to_json
+from mambavox.training.run_folder import LABELS_FILE, METRICS_FILE, PREDICTIONS_FILE, RunFolder, to_json
 from mambavox.training.scores import predict_logits, score
 from mambavox.training.trainer import AdaptTrainer, save_trained
 
@@ -41,7 +42,8 @@ def adapt(
     """Adapt a backbone to a data set and write the run folder ``config.output_path``.
 
     The folder holds the adapter and its head in PEFT's format (after full fine-tuning: the model), the feature
-    extractor's configuration, ``labels.json``, ``run.yaml``, ``metrics.json``, a model card and TensorBoard logs.
+    extractor's configuration, ``labels.json``, ``run.yaml``, ``metrics.json``, ``predictions.csv`` (the class of each
+    recording of the valid and test parts), a model card and TensorBoard logs.
     Whatever is final is written at once, ``metrics.json`` last. Checkpoints of every epoch lie in ``checkpoints/``
     until the run has ended well.
 
@@ -105,11 +107,11 @@ def adapt(
         checkpoint = folder.last_checkpoint() if resume else None
         if checkpoint is None or not trainer.finish_stopped(checkpoint):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        scores = {
-            name: score(part.targets or [], predict_logits(model, part, config.batch_size).argmax(axis=1))
-            for name, part in parts.items()
-            if name != "train" and len(part)
+        held_back = {name: part for name, part in parts.items() if name != "train" and len(part)}
+        predicted = {
+            name: predict_logits(model, part, config.batch_size).argmax(axis=1) for name, part in held_back.items()
         }
+        scores = {name: score(part.targets or [], predicted[name]) for name, part in held_back.items()}
         result = AdaptResult(
             method=config.method,
             backbone=config.backbone,
@@ -131,7 +133,12 @@ def adapt(
             device=_device_name(trainer.args.device),
             versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         )
-        folder.publish(lambda path: _write_run(path, folder, config, model, backbone, result))
+        outcomes = [
+            Outcome(name, example.name, str(example.label), backbone.labels[index])
+            for name, part in held_back.items()
+            for example, index in zip(part.examples, predicted[name], strict=True)
+        ]
+        folder.publish(lambda path: _write_run(path, folder, config, model, backbone, result, outcomes))
     if not keep_checkpoints:
         folder.remove_checkpoints()
     return result
@@ -236,7 +243,13 @@ def _device_name(device: torch.device) -> str:
 
 
 def _write_run(
-    path: Path, folder: RunFolder, config: AdaptConfig, model: Any, backbone: Backbone, result: AdaptResult
+    path: Path,
+    folder: RunFolder,
+    config: AdaptConfig,
+    model: Any,
+    backbone: Backbone,
+    result: AdaptResult,
+    outcomes: Sequence[Outcome],
 ) -> None:
     if isinstance(model, PeftModel):
         for adapter in model.peft_config.values():
@@ -248,4 +261,5 @@ def _write_run(
     name = Path(config.data or "").name
     card = model_card(result, list(backbone.labels), folder.path.as_posix(), name)
     (path / "README.md").write_text(card, encoding="utf-8")
+    write_predictions(path / PREDICTIONS_FILE, outcomes)
     (path / METRICS_FILE).write_text(to_json(result.to_mapping()), encoding="utf-8")

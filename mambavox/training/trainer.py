@@ -23,7 +23,7 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ExportableState, PrinterCallback
 
-from mambavox.errors import ConfigError, RunError
+from mambavox.errors import ConfigError, DivergedError
 from mambavox.training.config import AdaptConfig
 from mambavox.training.features import Collator, EpochSampler, FeatureDataset
 from mambavox.training.modes import set_training_mode
@@ -220,7 +220,7 @@ class _Divergence(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         loss = kwargs["logs"].get("loss")
         if loss is not None and not math.isfinite(loss):
-            raise RunError(
+            raise DivergedError(
                 f"the training loss is {loss} in epoch {state.epoch:g}: the run has diverged. "
                 f"Lower the learning rate (it is {args.learning_rate:g}) with --learning-rate"
             )

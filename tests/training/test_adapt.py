@@ -20,6 +20,7 @@ from transformers import AutoModelForAudioClassification
 from mambavox.errors import AudioError, ConfigError, DataError, RunError
 from mambavox.training.adapt import adapt, fitting_seconds, natural_order
 from mambavox.training.config import AdaptConfig
+from mambavox.training.predictions import read_predictions
 from mambavox.training.trainer import AdaptTrainer
 
 
@@ -51,6 +52,7 @@ def test_the_run_folder(config: Callable[..., AdaptConfig], tmp_path: Path) -> N
         "adapter_model.safetensors",
         "labels.json",
         "metrics.json",
+        "predictions.csv",
         "preprocessor_config.json",
         "run.yaml",
         "tensorboard",
@@ -65,6 +67,17 @@ def test_the_run_folder(config: Callable[..., AdaptConfig], tmp_path: Path) -> N
     assert metrics["versions"]["torch"] == torch.__version__
     assert metrics["parameters"]["adapter"] > 0
     assert result.parameters == metrics["parameters"]
+    predictions = read_predictions(run / "predictions.csv")
+    assert sorted(Path(row.recording).name for row in predictions if row.part == "test") == [
+        "high_2.wav",
+        "high_5.wav",
+        "low_2.wav",
+        "low_5.wav",
+    ]
+    for part, scores in result.scores.items():
+        rows = [row for row in predictions if row.part == part]
+        assert (len(rows), sum(row.label == row.predicted for row in rows)) == (scores.clips, scores.correct)
+        assert all(Path(row.recording).name.startswith(row.label) for row in rows)
     card = (run / "README.md").read_text()
     assert "import mambavox" in card
     assert f'AudioClassifier.from_pretrained("{run}")' in card
