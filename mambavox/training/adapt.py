@@ -73,7 +73,13 @@ def adapt(
 
     set_seed(config.seed)
     max_seconds = config.max_seconds or fitting_seconds(splits.train, backbone_limit(config.backbone))
-    backbone = load_backbone(config.backbone, labels, max_seconds)
+    backbone = load_backbone(
+        config.backbone,
+        labels,
+        max_seconds,
+        pooling=config.pooling,
+        position_embeddings=config.position_embeddings,
+    )
     if config.spec_augment and not backbone.front_end.is_spectrogram:
         raise ConfigError(
             f"spec_augment masks spectrograms, but {config.backbone} hears waveforms; leave it out (--no-spec-augment)"
@@ -259,7 +265,7 @@ def _write_run(
     backbone.front_end.extractor.save_pretrained(path)
     (path / LABELS_FILE).write_text(to_json(backbone.labels), encoding="utf-8")
     name = Path(config.data or "").name
-    card = model_card(result, list(backbone.labels), folder.path.as_posix(), name)
+    card = model_card(result, list(backbone.labels), folder.path.as_posix(), name, config.pooling)
     (path / "README.md").write_text(card, encoding="utf-8")
     write_predictions(path / PREDICTIONS_FILE, outcomes)
     (path / METRICS_FILE).write_text(to_json(result.to_mapping()), encoding="utf-8")

@@ -38,6 +38,14 @@ class AdaptConfig:
         default_factory=dict, metadata={"help": "options of the method, such as bottleneck_dim"}
     )
 
+    pooling: Literal["host", "mean"] = _field(
+        "host",
+        "what the head reads: as the backbone's own does, or mean: one linear layer on the mean of all tokens (AST)",
+    )
+    position_embeddings: Literal["kept", "zero"] = _field(
+        "kept", "AST's: kept, cropped or stretched to the clips, or zero, as the MambAdapter paper's code leaves them"
+    )
+
     label_column: str = _field("label", "column of the class")
     audio_column: str | None = _field(None, "column of the recordings", unset="found by its name")
     split_column: str | None = _field(None, "column that names the part: train, valid, test", unset="split, if any")
