@@ -147,6 +147,19 @@ def backbone_limit(name: str) -> float:
     return _front(name)[1]
 
 
+def load_config(name: str) -> PretrainedConfig:
+    """A backbone's configuration.
+
+    Args:
+        name: an embedded model, a folder, or a Hugging Face name.
+
+    Raises:
+        ConfigError: there is no such model, or it cannot be fetched.
+    """
+    with _fetching(name), quiet_transformers():
+        return AutoConfig.from_pretrained(_path(name))
+
+
 def _path(name: str) -> str:
     return assets.path(name) if name in assets.names() else str(Path(name).expanduser()) if name[:1] == "~" else name
 
