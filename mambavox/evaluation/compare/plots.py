@@ -64,7 +64,7 @@ def plot_bars(summary: Summary, path: Path) -> Path:
             label=variant.name,
         )
     axes.set_xticks(range(len(grid.tasks)), [task.name for task in grid.tasks])
-    axes.set(ylabel="test accuracy", title=f"{grid.name}: mean and deviation over {len(grid.seeds)} seeds")
+    axes.set(ylabel="test accuracy", title=f"{grid.name}: mean and deviation over the seeds")
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     style_axes(axes)
     figure.legend(loc="outside right upper", frameon=False)
