@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mambavox._peft_hook import register_with_peft
 
 if TYPE_CHECKING:
-    from mambavox.adapters import BottleneckConfig, MambAdapterConfig
+    from mambavox.adapters import BottleneckConfig, ConformerAdapterConfig, ConvPassConfig, MambAdapterConfig
     from mambavox.evaluation.classifier import AudioClassifier
     from mambavox.nn.speed_up import speed_up
 
@@ -19,12 +19,22 @@ try:
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["AudioClassifier", "BottleneckConfig", "MambAdapterConfig", "__version__", "speed_up"]
+__all__ = [
+    "AudioClassifier",
+    "BottleneckConfig",
+    "ConformerAdapterConfig",
+    "ConvPassConfig",
+    "MambAdapterConfig",
+    "__version__",
+    "speed_up",
+]
 
 # Loaded when asked for: peft and transformers take seconds to import.
 _HOMES = {
     "AudioClassifier": "mambavox.evaluation.classifier",
     "BottleneckConfig": "mambavox.adapters",
+    "ConformerAdapterConfig": "mambavox.adapters",
+    "ConvPassConfig": "mambavox.adapters",
     "MambAdapterConfig": "mambavox.adapters",
     "speed_up": "mambavox.nn.speed_up",
 }

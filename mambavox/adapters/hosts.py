@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from mambavox.adapters.tokens import TokenGrid
 from mambavox.errors import HostError
 
 HOSTS = "AST, Whisper, wav2vec2, HuBERT, WavLM"
@@ -68,6 +69,7 @@ class Sublayer:
         target: name of the module whose output is the sublayer's output.
         input_of: name of the module whose input is the sublayer's input.
         norm: name of the norm whose output the sublayer reads.
+        attention: name of the self-attention of its layer.
         width: size of its input and output.
     """
 
@@ -77,6 +79,7 @@ class Sublayer:
     target: str
     input_of: str
     norm: str
+    attention: str
 
     @property
     def width(self) -> int:
@@ -95,6 +98,7 @@ class Stack:
         num_layers: how many layers.
         width: size of the hidden states.
         post_norm: whether norms follow the sublayers (``LN(x + F(x))``) instead of feeding them.
+        tokens: how the tokens lie on time and frequency.
     """
 
     holder: str
@@ -103,6 +107,7 @@ class Stack:
     num_layers: int
     width: int
     post_norm: bool
+    tokens: TokenGrid
 
     @property
     def final_norm(self) -> str:
@@ -133,8 +138,9 @@ class Stack:
         for layer in range(self.num_layers):
             attention = self._part(layer, form.attention)
             ffn_input, ffn_output = self._part(layer, form.ffn_input), self._part(layer, form.ffn_output)
-            found.append(Sublayer(self, layer, "attention", attention, attention, self._norm(layer, "attention")))
-            found.append(Sublayer(self, layer, "ffn", ffn_output, ffn_input, self._norm(layer, "ffn")))
+            norm, ffn_norm = self._norm(layer, "attention"), self._norm(layer, "ffn")
+            found.append(Sublayer(self, layer, "attention", attention, attention, norm, attention))
+            found.append(Sublayer(self, layer, "ffn", ffn_output, ffn_input, ffn_norm, attention))
         return found
 
     def projections(self, names: Iterable[str]) -> str:
@@ -186,6 +192,7 @@ def find_stacks(model: nn.Module) -> list[Stack]:
                 width=getattr(holder, form.stack_norm).weight.shape[0],
                 # Only the wav2vec2 family has both variants, told apart by its configuration.
                 post_norm=not getattr(config, "do_stable_layer_norm", True),
+                tokens=_token_grid(config),
             )
         )
     if not found:
@@ -194,6 +201,37 @@ def find_stacks(model: nn.Module) -> list[Stack]:
             "(any size, with or without a head), or a module that contains one"
         )
     return found
+
+
+def _token_grid(config: Any) -> TokenGrid:
+    if not hasattr(config, "frequency_stride"):
+        return TokenGrid()
+    # AST: a class and a distillation token, then its patches band by band.
+    return TokenGrid(special_tokens=2, bands=(config.num_mel_bins - config.patch_size) // config.frequency_stride + 1)
+
+
+def mask_lengths(attention_mask: Tensor) -> Tensor:
+    """Valid frames of each row, from the mask that a host's self-attention is given; padding is on the right.
+
+    Args:
+        attention_mask: ``(batch, time)``, true (1) at valid frames (WavLM, flash attention), or
+            ``(batch, 1, queries, time)``, true or, added to the scores, 0 at valid frames (SDPA, eager).
+
+    Returns:
+        ``(batch,)``.
+
+    Raises:
+        HostError: another kind of mask, of which the lengths are not known.
+    """
+    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
+        return attention_mask.sum(-1)
+    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 4:
+        row = attention_mask[:, 0, 0]
+        return (row if row.dtype == torch.bool else row == 0).sum(-1)
+    raise HostError(
+        f"the host's attention was given a {type(attention_mask).__name__} as its mask, of which a temporal adapter "
+        "cannot tell the rows' lengths; expected attn_implementation 'sdpa', 'eager' or 'flash_attention_2'"
+    )
 
 
 def describe_stacks(stacks: Iterable[Stack]) -> str:

@@ -1,16 +1,18 @@
 """The modules that stand in a host where adapters are attached."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from mambavox.adapters.branch import Branch, Projections
 from mambavox.adapters.config import AdapterConfig
-from mambavox.adapters.hosts import Sublayer
+from mambavox.adapters.hosts import Sublayer, mask_lengths
 from mambavox.errors import ConfigError, HostError
 
 CANNOT_MERGE = (
@@ -22,7 +24,8 @@ CANNOT_MERGE = (
 class AdapterLayer(nn.Module, BaseTunerLayer):
     """Takes the place of one of the host's modules, keeps it as ``base_layer`` and passes its attributes on.
 
-    Parameters live in module dictionaries keyed by the adapter's name, ``<prefix><part>``.
+    Parameters live in module dictionaries keyed by the adapter's name, ``<prefix><part>``. Where ``row_adapters`` is
+    set, an adapter for each row of the batch, that one acts there, whichever adapters are active.
 
     Args:
         base_layer: the host's module.
@@ -34,6 +37,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.prefix = prefix
+        self.row_adapters: Sequence[str] | None = None
         self.adapter_layer_names = tuple(prefix + part for part in parts)
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ModuleDict())
@@ -46,6 +50,27 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             if name == "base_layer" or name.startswith("_"):
                 raise
             return getattr(self.base_layer, name)
+
+    def acting(self, part: str) -> list[str]:
+        """Names of the adapters whose part acts in this layer now."""
+        if self.disable_adapters:
+            return []
+        names = self.active_adapters if self.row_adapters is None else dict.fromkeys(self.row_adapters)
+        return [name for name in names if name in self._part(part)]
+
+    def rows_of(self, name: str, batch: Tensor) -> Tensor:
+        """Indices of the rows of a batch in which an adapter acts.
+
+        Raises:
+            ConfigError: the batch has another number of rows than there are names.
+        """
+        names = self.row_adapters or ()
+        if len(names) != len(batch):
+            raise ConfigError(
+                f"adapter_names has {len(names)} names and the batch {len(batch)} rows; expected one name for each row "
+                "(beam search, which repeats rows, is not supported with adapter_names)"
+            )
+        return torch.tensor([row for row, own in enumerate(names) if own == name], device=batch.device)
 
     def _part(self, part: str) -> nn.ModuleDict:
         return cast(nn.ModuleDict, self._modules[self.prefix + part])
@@ -92,62 +117,6 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """Remove whatever this layer has attached to other modules of the host."""
 
 
-class Projections(nn.Module):
-    """Down and up projection.
-
-    The down projection starts at ``N(0, 0.01)`` with its bias, the up projection at zero: a new adapter adds
-    exactly nothing, and its first gradient reaches the up projection.
-
-    Args:
-        width: size of the host's hidden states.
-        bottleneck_dim: size between the two.
-
-    Source:
-        MambAdapter (arXiv 2606.15638), the authors' code.
-    """
-
-    def __init__(self, width: int, bottleneck_dim: int) -> None:
-        super().__init__()
-        self.down = nn.Linear(width, bottleneck_dim)
-        self.up = nn.Linear(bottleneck_dim, width)
-        for parameter in self.down.parameters():
-            nn.init.normal_(parameter, std=0.01)
-        for parameter in self.up.parameters():
-            nn.init.zeros_(parameter)
-
-
-class Branch(nn.Module):
-    """One adapter's own part in one sublayer: mixer, dropout, scale, and its projections unless they are shared.
-
-    Args:
-        config: the adapter's configuration.
-        width: size of the host's hidden states.
-    """
-
-    def __init__(self, config: AdapterConfig, width: int) -> None:
-        super().__init__()
-        self.sequential = config.insertion == "sequential"
-        self.temporal = config.temporal
-        self.projections = Projections(width, config.bottleneck_dim) if config.sharing == "none" else None
-        self.mixer = config.make_mixer()
-        self.dropout = nn.Dropout(config.dropout)
-        # One element, not a scalar: sharded training refuses scalars.
-        self.scale = nn.Parameter(torch.full((1,), config.scale_init)) if config.learn_scale else None
-
-    def forward(self, hidden_states: Tensor, projections: Projections) -> Tensor:
-        """What the adapter adds.
-
-        Args:
-            hidden_states: ``(batch, time, width)``.
-            projections: its own or the shared ones.
-
-        Returns:
-            ``(batch, time, width)``.
-        """
-        output = projections.up(self.dropout(self.mixer(projections.down(hidden_states))))
-        return output if self.scale is None else self.scale * output
-
-
 class SublayerAdapter(AdapterLayer):
     """A sublayer ``F`` of the host with its adapters: ``F(x) + branch(x)`` or ``F(x) + branch(F(x))``.
 
@@ -165,13 +134,17 @@ class SublayerAdapter(AdapterLayer):
         MambAdapter (arXiv 2606.15638), equation 3.
     """
 
-    other_param_names = ("owners",)
+    other_param_names = ("owners", "groups")
 
     def __init__(self, base_layer: nn.Module, prefix: str, sublayer: Sublayer, host: nn.Module) -> None:
         super().__init__(base_layer, prefix, ("branch", "shared"))
-        self.width = sublayer.width
+        self.sublayer = sublayer
         self.owners: dict[str, SublayerAdapter] = {}
+        self.groups: dict[str, str] = {}
+        self.weights: dict[str, float] = {}
+        self.stacked = False
         self.tapped: Tensor | None = None
+        self.mask: Any = None
         self.taps_input = sublayer.input_of != sublayer.target
         self._hooks: list[RemovableHandle] = []
         if self.taps_input:
@@ -179,59 +152,97 @@ class SublayerAdapter(AdapterLayer):
         if sublayer.stack.kind == "decoder":
             decoder = host.get_submodule(sublayer.stack.holder)
             self._hooks.append(decoder.register_forward_pre_hook(CachedStepGuard(self), with_kwargs=True))
+        elif sublayer.stack.tokens.bands == 1:
+            attention: Any = host.get_submodule(sublayer.attention)
+            while isinstance(attention, BaseTunerLayer):
+                attention = attention.base_layer
+            self._hooks.append(attention.register_forward_pre_hook(MaskTap(self), with_kwargs=True))
 
-    def add_adapter(self, adapter_name: str, config: AdapterConfig, layers: Iterable["SublayerAdapter"]) -> None:
+    def add_adapter(
+        self, adapter_name: str, config: AdapterConfig, group: str | None, layers: Iterable["SublayerAdapter"]
+    ) -> None:
         """Add an adapter to this sublayer.
 
         Args:
             adapter_name: its name.
             config: its configuration.
+            group: the group of sublayers that shares its projections with this one; none where it has its own.
             layers: the host's adapted sublayers so far, among which an owner of the projections may be.
 
         Raises:
             ConfigError: a name that cannot be used.
         """
-        self._add("branch", adapter_name, Branch(config, self.width))
-        if config.sharing == "all":
-            owner = next((layer for layer in layers if layer.owns(adapter_name, self.width)), None)
-            if owner is None:
-                owner = self
-                self._add("shared", adapter_name, Projections(self.width, config.bottleneck_dim))
-            self.owners[adapter_name] = owner
+        self._add("branch", adapter_name, Branch(config, self.sublayer))
+        if group is None:
+            return
+        self.groups[adapter_name] = group
+        owner = next((layer for layer in layers if layer.owns(adapter_name, group, self.sublayer.width)), None)
+        if owner is None:
+            owner = self
+            shared = Projections(self.sublayer.width, config.down_features(), config.bottleneck_dim)
+            self._add("shared", adapter_name, shared)
+        self.owners[adapter_name] = owner
 
-    def owns(self, adapter_name: str, width: int) -> bool:
-        """Whether this layer owns an adapter's shared projections for a width."""
-        return self.width == width and adapter_name in self._part("shared")
+    def owns(self, adapter_name: str, group: str, width: int) -> bool:
+        """Whether this layer owns the projections that an adapter's sublayers of a group and a width share."""
+        return (
+            self.sublayer.width == width
+            and self.groups.get(adapter_name) == group
+            and adapter_name in self._part("shared")
+        )
 
-    def active_branches(self) -> list[str]:
-        """Names of the adapters that act in this sublayer now."""
-        if self.disable_adapters:
-            return []
-        return [name for name in self.active_adapters if name in self._part("branch")]
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Activate adapters as PEFT does; what they add is summed, whatever :meth:`combine` said before."""
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self.combine({}, stacked=False)
+
+    def combine(self, weights: Mapping[str, float], stacked: bool) -> None:
+        """How the active adapters act together.
+
+        Args:
+            weights: what each adapter's output is multiplied with; 1 for those that are not named.
+            stacked: each adapter's source also holds what those before it added, in place of the host's alone.
+        """
+        self.weights = dict(weights)
+        self.stacked = stacked
 
     def is_temporal(self) -> bool:
-        """Whether an active adapter lets frames see one another."""
-        return any(cast(Branch, self._part("branch")[name]).temporal for name in self.active_branches())
+        """Whether an acting adapter lets frames see one another."""
+        return any(cast(Branch, self._part("branch")[name]).context != "frame" for name in self.acting("branch"))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The sublayer's output with what the active adapters add; takes and returns what the sublayer does."""
-        active = self.active_branches()
-        if not active:
+        """The sublayer's output with what the acting adapters add; takes and returns what the sublayer does."""
+        acting = self.acting("branch")
+        if not acting:
             return self.base_layer(*args, **kwargs)
         inputs = self._sublayer_input(args, kwargs)
         output = self.base_layer(*args, **kwargs)
         hidden_states = output[0] if isinstance(output, tuple) else output
-        result = hidden_states
-        for name in active:
-            branch = cast(Branch, self._part("branch")[name])
-            projections = branch.projections
-            if projections is None:
-                projections = cast(Projections, self.owners[name]._part("shared")[name])
-            source = hidden_states if branch.sequential else inputs
-            # An adapter keeps float32 on a half-precision host, so it is cast to and from at this border.
-            added = branch(self._cast_input_dtype(source, projections.down.weight.dtype), projections)
-            result = result + added.to(result.dtype)
+        mask, self.mask = self.mask, None
+        lengths = None if mask is None else mask_lengths(mask)
+        result = frozen = hidden_states
+        for name in acting:
+            if self.row_adapters is None:
+                added = self._added(name, inputs, frozen, lengths)
+                result = result + added
+                if self.stacked:
+                    inputs, frozen = inputs + added, frozen + added
+            else:
+                rows = self.rows_of(name, result)
+                added = self._added(name, inputs[rows], frozen[rows], None if lengths is None else lengths[rows])
+                result = result.index_add(0, rows, added)
         return (result, *output[1:]) if isinstance(output, tuple) else result
+
+    def _added(self, name: str, inputs: Tensor, frozen: Tensor, lengths: Tensor | None) -> Tensor:
+        branch = cast(Branch, self._part("branch")[name])
+        projections = branch.projections
+        if projections is None:
+            projections = cast(Projections, self.owners[name]._part("shared")[name])
+        source = frozen if branch.sequential else inputs
+        # An adapter keeps float32 on a half-precision host, so it is cast to and from at this border.
+        added = branch(self._cast_input_dtype(source, projections.down.weight.dtype), projections, lengths)
+        added = added.to(frozen.dtype)
+        return self.weights[name] * added if name in self.weights else added
 
     def _sublayer_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         if not self.taps_input:
@@ -243,7 +254,7 @@ class SublayerAdapter(AdapterLayer):
         return inputs
 
     def detach_hooks(self) -> None:
-        """Remove the hooks on the module that sees the sublayer's input and on the decoder."""
+        """Remove the hooks on the modules that see the sublayer's input and the mask, and on the decoder."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -261,8 +272,27 @@ class InputTap:
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Keep the input where an active adapter will read it."""
-        if self.layer.active_branches():
+        if self.layer.acting("branch"):
             self.layer.tapped = args[0]
+
+
+class MaskTap:
+    """Forward pre-hook on a layer's self-attention that hands its mask to an adapter in the same layer.
+
+    It is not a hook on the whole encoder: with gradient checkpointing a layer runs again in the backward pass, perhaps
+    after the encoder has seen another batch, and what it is called with then is the mask of its own.
+
+    Args:
+        layer: the adapter.
+    """
+
+    def __init__(self, layer: SublayerAdapter) -> None:
+        self.layer = layer
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep the mask where an acting adapter will read it."""
+        if self.layer.is_temporal():
+            self.layer.mask = kwargs.get("attention_mask")
 
 
 class CachedStepGuard:
@@ -308,7 +338,7 @@ class AdaptedNorm(AdapterLayer):
         self._add("norm", adapter_name, copy.deepcopy(self.get_base_layer()))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Normalise with the active adapter's copy, or the host's own norm.
+        """Normalise with the acting adapter's copy, or the host's own norm.
 
         Args:
             hidden_states: ``(..., width)``.
@@ -316,16 +346,45 @@ class AdaptedNorm(AdapterLayer):
         Raises:
             HostError: two active adapters both bring a copy.
         """
-        active = [] if self.disable_adapters else [n for n in self.active_adapters if n in self._part("norm")]
-        if not active:
+        acting = self.acting("norm")
+        if self.row_adapters is not None:
+            result = self.base_layer(hidden_states)
+            for name in acting:
+                rows = self.rows_of(name, result)
+                result = result.index_copy(0, rows, self._normalise(name, hidden_states[rows]))
+            return result
+        if not acting:
             return cast(Tensor, self.base_layer(hidden_states))
-        if len(active) > 1:
+        if len(acting) > 1:
             raise HostError(
-                f"adapters {', '.join(active)} are active together and each replaces the same norm; expected one. "
+                f"adapters {', '.join(acting)} are active together and each replaces the same norm; expected one. "
                 "Activate one of them, or train the others with train_norms=False"
             )
-        norm = self._part("norm")[active[0]]
+        return self._normalise(acting[0], hidden_states)
+
+    def _normalise(self, name: str, hidden_states: Tensor) -> Tensor:
+        norm = self._part("norm")[name]
         dtype = cast(nn.LayerNorm, norm).weight.dtype
         if hidden_states.dtype == dtype or torch.is_autocast_enabled(hidden_states.device.type):
             return cast(Tensor, norm(hidden_states))
         return cast(Tensor, norm(hidden_states.to(dtype)).to(hidden_states.dtype))
+
+
+class HeadOfEachRow:
+    """Forward hook on a head that PEFT has copied for each adapter: each row's output comes from its adapter's copy.
+
+    Args:
+        row_adapters: the adapter of each row.
+    """
+
+    def __init__(self, row_adapters: Sequence[str]) -> None:
+        self.row_adapters = row_adapters
+
+    def __call__(self, head: ModulesToSaveWrapper, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Replace the output of the active adapter's copy."""
+        output = output.clone()
+        for name in set(self.row_adapters):
+            rows = [row for row, own in enumerate(self.row_adapters) if own == name]
+            own_copy = dict(head.modules_to_save.items()).get(name, head.original_module)
+            output[rows] = own_copy(args[0][rows])
+        return output

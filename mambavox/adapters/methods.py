@@ -13,9 +13,12 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
+from mambavox.adapters.bottleneck import BottleneckConfig
 from mambavox.adapters.checks import check_reaches_output
-from mambavox.adapters.config import BottleneckConfig, MambAdapterConfig
+from mambavox.adapters.conformer import ConformerAdapterConfig
+from mambavox.adapters.convpass import ConvPassConfig
 from mambavox.adapters.hosts import declare_missing_embeddings, find_stacks, head_modules, lora_targets, train_all
+from mambavox.adapters.mambadapter import MambAdapterConfig
 from mambavox.errors import ConfigError, HostError
 
 # Set by PEFT, or by apply_method from its own arguments.
@@ -68,6 +71,18 @@ METHODS: dict[str, Method] = {
             "a narrow two-layer network beside each feed-forward sublayer",
             5e-3,
             BottleneckConfig,
+        ),
+        Method(
+            "conformer",
+            "a narrow Conformer convolution module beside each feed-forward sublayer",
+            5e-3,
+            ConformerAdapterConfig,
+        ),
+        Method(
+            "convpass",
+            "a narrow convolution over the grid of tokens (AST) or over time beside each feed-forward sublayer",
+            5e-3,
+            ConvPassConfig,
         ),
         Method(
             "lora",

@@ -67,21 +67,22 @@ _WHISPER: dict[str, Any] = {
 }
 
 
-def make_ast() -> PreTrainedModel:
-    return ASTForAudioClassification(
-        ASTConfig(
-            hidden_size=WIDTH,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=2,
-            intermediate_size=32,
-            patch_size=4,
-            frequency_stride=4,
-            time_stride=4,
-            max_length=16,
-            num_mel_bins=8,
-            num_labels=LABELS,
-        )
-    )
+_AST: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "patch_size": 4,
+    "frequency_stride": 4,
+    "time_stride": 4,
+    "max_length": 16,
+    "num_mel_bins": 8,
+    "num_labels": LABELS,
+}
+
+
+def make_ast(**changes: Any) -> PreTrainedModel:
+    return ASTForAudioClassification(ASTConfig(**{**_AST, **changes}))
 
 
 def make_whisper() -> PreTrainedModel:
@@ -135,27 +136,62 @@ SMALL = {"bottleneck_dim": 4, "d_state": 3, "d_conv": 5}
 METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "mambadapter": ("mambadapter", SMALL),
     "mambadapter-both": ("mambadapter", {**SMALL, "placement": "both", "insertion": "sequential"}),
-    "mambadapter-own": ("mambadapter", {**SMALL, "sharing": "none", "learn_scale": False, "placement": "attention"}),
+    "mambadapter-own": ("mambadapter", {**SMALL, "sharing": "none", "gate": "none", "placement": "attention"}),
+    "mamba2-placement-channel": (
+        "mambadapter",
+        {**SMALL, "mixer": "mamba2", "sharing": "placement", "placement": "both", "gate": "channel"},
+    ),
+    "bimamba-groups-token": ("mambadapter", {**SMALL, "mixer": "bimamba", "sharing": "groups:2", "gate": "token"}),
+    "no-mixer-delta": ("mambadapter", {"bottleneck_dim": 4, "mixer": "none", "sharing": "low-rank-delta:2"}),
+    "time-order": ("mambadapter", {**SMALL, "token_order": "time", "placement": "both"}),
+    "both-orders-delta-token": (
+        "mambadapter",
+        {**SMALL, "mixer": "bimamba", "token_order": "both", "sharing": "low-rank-delta:2", "gate": "token"},
+    ),
     "bottleneck": ("bottleneck", {"bottleneck_dim": 4}),
+    "conformer": ("conformer", {"bottleneck_dim": 4, "kernel_size": 5}),
+    "conformer-shared": (
+        "conformer",
+        {"bottleneck_dim": 4, "kernel_size": 4, "sharing": "all", "gate": "scalar", "insertion": "sequential"},
+    ),
+    "convpass": ("convpass", {"bottleneck_dim": 4, "placement": "both"}),
     "lora": ("lora", {"r": 2}),
     "linear": ("linear", {}),
 }
+OWN_METHODS = ("mambadapter", "bottleneck", "conformer", "convpass")
+"""The methods of this package, without PEFT's own."""
+FAMILY = ("mambadapter", "mamba2-placement-channel", "both-orders-delta-token", "bottleneck", "conformer", "convpass")
+"""One row for each kind of mixer, all of which run on AST."""
+# A covering choice: every option on hosts that differ in what it touches, not on all of them.
+ONLY_ON = {
+    "mamba2-placement-channel": ("ast", "wavlm"),
+    "bimamba-groups-token": ("wav2vec2", "hubert"),
+    "no-mixer-delta": ("whisper", "hubert"),
+    "time-order": ("ast",),
+    "both-orders-delta-token": ("ast",),
+    "conformer": ("ast", "whisper", "wav2vec2"),
+    "conformer-shared": ("hubert",),
+    "convpass": ("ast", "wavlm"),
+}
 
 
-@pytest.fixture(params=HOSTS, ids=lambda host: host.name)
-def host(request: pytest.FixtureRequest) -> Host:
-    return request.param
-
-
-@pytest.fixture(params=METHOD_OPTIONS)
-def method(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    return METHOD_OPTIONS[request.param]
-
-
-@pytest.fixture(params=["mambadapter", "mambadapter-both", "mambadapter-own", "bottleneck"])
-def own_method(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    """The methods of this package, without PEFT's own."""
-    return METHOD_OPTIONS[request.param]
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Hosts and methods for tests that ask for them and do not choose their own."""
+    chosen = {name for mark in metafunc.definition.iter_markers("parametrize") for name in str(mark.args[0]).split(",")}
+    asked = [name for name in ("method", "own_method") if name in metafunc.fixturenames and name not in chosen]
+    if "host" not in metafunc.fixturenames or "host" in chosen:
+        return
+    if not asked:
+        metafunc.parametrize("host", HOSTS, ids=lambda host: host.name)
+        return
+    pairs = [
+        pytest.param(host, (method, options), id=f"{host.name}-{row}")
+        for row, (method, options) in METHOD_OPTIONS.items()
+        for host in HOSTS
+        if host.name in ONLY_ON.get(row, [host.name for host in HOSTS])
+        and (asked == ["method"] or method in OWN_METHODS)
+    ]
+    metafunc.parametrize(("host", *asked), pairs)
 
 
 @pytest.fixture(scope="session")
@@ -176,6 +212,20 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+class Noise(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """A batch's worth of random clips with labels."""
+
+    def __init__(self, host: Host) -> None:
+        self.name, shape = host.input_name, host.input_shape[1:]
+        self.clips = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {self.name: self.clips[index], "labels": torch.tensor(index % 4)}
+
+
 @torch.no_grad()
 def logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """The model's output in evaluation mode; the mode is put back."""
@@ -194,6 +244,17 @@ def train_step(model: nn.Module, inputs: dict[str, Tensor], steps: int = 1) -> N
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+
+def train_without_dropout(model: nn.Module) -> None:
+    """Training mode, in which nothing is random."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("dropout", "attention_dropout", "activation_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapters.conftest import Host, logits, train_step, trainable
+from adapters.conftest import Host, logits, train_step, train_without_dropout, trainable
 from peft import PeftModel
 from torch import nn
 from transformers.integrations.peft import PeftAdapterMixin
@@ -38,10 +38,11 @@ def test_a_new_adapter_is_the_host_bit_by_bit(host: Host, method: Method) -> Non
     assert torch.equal(logits(adapt(host, method), host.inputs()), expected)
 
 
-def test_every_trainable_tensor_has_an_effect_after_one_step(host: Host, method: Method) -> None:
+def test_every_trainable_tensor_soon_has_an_effect(host: Host, method: Method) -> None:
     inputs = host.inputs(torch.float64)
     model = apply_method(host.model(), *method, check=False).double()
-    train_step(model, inputs)
+    # A correction of the down projection gets its first gradient once the up projection has left zero.
+    train_step(model, inputs, steps=2 if "low-rank-delta" in method[1].get("sharing", "") else 1)
     before = logits(model, inputs)
     tensors = trainable(model)
     assert tensors
@@ -201,16 +202,6 @@ def test_gradient_checkpointing_gives_the_same_gradients(host: Host, own_method:
     for name, gradient in gradients[0].items():
         assert gradient is not None
         torch.testing.assert_close(gradients[1][name], gradient)
-
-
-def train_without_dropout(model: nn.Module) -> None:
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("dropout", "attention_dropout", "activation_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
 
 
 def test_half_precision_host_keeps_a_float32_adapter(host: Host, own_method: Method) -> None:

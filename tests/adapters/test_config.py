@@ -6,8 +6,14 @@ from typing import Any
 import pytest
 from peft import PeftConfig, PeftType
 
-from mambavox.adapters import AdapterConfig, BottleneckConfig, MambAdapterConfig, register_method
-from mambavox.adapters.tuner import MambAdapterModel
+from mambavox.adapters import (
+    AdapterConfig,
+    BottleneckConfig,
+    ConformerAdapterConfig,
+    ConvPassConfig,
+    MambAdapterConfig,
+    register_method,
+)
 from mambavox.errors import ConfigError
 
 
@@ -17,7 +23,18 @@ from mambavox.errors import ConfigError
         ({"where": "middle"}, "where is 'middle'; expected one of encoder, decoder, both"),
         ({"placement": "mlp"}, "placement is 'mlp'; expected one of ffn, attention, both"),
         ({"insertion": "before"}, "insertion is 'before'"),
-        ({"sharing": "some"}, "sharing is 'some'"),
+        ({"sharing": "some"}, "sharing is 'some'; expected one of all, placement, groups:<k>"),
+        ({"sharing": "groups"}, "sharing is 'groups'"),
+        ({"sharing": "groups:0"}, "sharing is 'groups:0'"),
+        ({"sharing": "all:2"}, "sharing is 'all:2'"),
+        ({"sharing": "low-rank-delta:-1"}, "sharing is 'low-rank-delta:-1'"),
+        ({"sharing": "low-rank-delta:13"}, "a rank of at most bottleneck_dim"),
+        ({"gate": "frame"}, "gate is 'frame'; expected one of scalar, channel, token, none"),
+        ({"gate": "token", "scale_init": 1.0}, "scale_init is 1.0; expected 0 < scale_init < 1 for gate='token'"),
+        ({"mixer": "lstm"}, "mixer is 'lstm'; expected one of mamba, mamba2, bimamba, none"),
+        ({"token_order": "bands"}, "token_order is 'bands'; expected one of frequency, time, both"),
+        ({"token_order": "time", "mixer": "none"}, "sees one token at a time"),
+        ({"mixer": "bimamba", "where": "both"}, "where is 'both', and this adapter lets a frame see those after it"),
         ({"init": "zeros"}, "init is 'zeros'; expected one of mamba, paper"),
         ({"bottleneck_dim": 0}, "bottleneck_dim is 0; expected a whole number of at least 1"),
         ({"d_conv": 2.5}, "d_conv is 2.5"),
@@ -32,8 +49,22 @@ def test_bad_values(options: dict[str, Any], message: str) -> None:
         MambAdapterConfig(**options)
 
 
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        (ConformerAdapterConfig, {"kernel_size": 0}, "kernel_size is 0"),
+        (ConformerAdapterConfig, {"where": "decoder"}, "expected where='encoder'"),
+        (ConvPassConfig, {"kernel_size": 4}, "kernel_size is 4; expected an odd number"),
+        (ConvPassConfig, {"where": "both"}, "expected where='encoder'"),
+    ],
+)
+def test_bad_values_of_the_convolutions(config: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(**options)
+
+
 def test_scale_init_is_free_without_a_scale() -> None:
-    assert MambAdapterConfig(learn_scale=False, scale_init=0.0).scale_init == 0.0
+    assert MambAdapterConfig(gate="none", scale_init=0.0).scale_init == 0.0
 
 
 @pytest.mark.parametrize(
@@ -41,8 +72,10 @@ def test_scale_init_is_free_without_a_scale() -> None:
     [
         MambAdapterConfig(bottleneck_dim=7, where="both", layers_to_transform=[0, 2], target_modules={"mlp", "fc2"}),
         BottleneckConfig(insertion="sequential", exclude_modules=r".*\.0\..*", modules_to_save=["classifier"]),
+        ConformerAdapterConfig(kernel_size=8, sharing="groups:2", token_order="time"),
+        ConvPassConfig(kernel_size=5, gate="token"),
     ],
-    ids=["mambadapter", "bottleneck"],
+    ids=["mambadapter", "bottleneck", "conformer", "convpass"],
 )
 def test_round_trip_with_the_lines_that_load_it(config: AdapterConfig, tmp_path: Path) -> None:
     config.save_pretrained(str(tmp_path))
@@ -54,7 +87,7 @@ def test_round_trip_with_the_lines_that_load_it(config: AdapterConfig, tmp_path:
 
 
 def test_methods_are_members_of_pefts_enumeration() -> None:
-    for config in (MambAdapterConfig(), BottleneckConfig()):
+    for config in (MambAdapterConfig(), BottleneckConfig(), ConformerAdapterConfig(), ConvPassConfig()):
         member = config.peft_type
         assert isinstance(member, PeftType) and member in list(PeftType)
         assert PeftType(member.value) is member is PeftType[member.name] is getattr(PeftType, member.name)
@@ -62,4 +95,6 @@ def test_methods_are_members_of_pefts_enumeration() -> None:
 
 def test_a_taken_name_is_not_registered_twice() -> None:
     with pytest.raises(KeyError, match="mambadapter"):
-        register_method(MambAdapterConfig, MambAdapterModel)
+        register_method(MambAdapterConfig)
+    with pytest.raises(ConfigError, match=r"Odd\.method is 'Odd one'; expected an upper-case word"):
+        register_method(type("Odd", (MambAdapterConfig,), {"method": "Odd one"}))

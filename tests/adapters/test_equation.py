@@ -9,9 +9,10 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 from mambavox.adapters import MambAdapterConfig
+from mambavox.adapters.branch import Projections
 from mambavox.adapters.hosts import find_stacks
-from mambavox.adapters.layers import Projections, SublayerAdapter
-from mambavox.adapters.mixers import mamba_mixer
+from mambavox.adapters.layers import SublayerAdapter
+from mambavox.adapters.tokens import TokenGrid
 
 
 def first(value: Any) -> Tensor:
@@ -106,8 +107,8 @@ def test_paper_initialisation_is_nearly_silent() -> None:
     loudness, scan_share = {}, {}
     for init in ("paper", "mamba"):
         torch.manual_seed(0)
-        mixer = mamba_mixer(12, d_state=8, d_conv=24, expand=2, init=init).double()
-        projected = Projections(768, 12).double().down(torch.randn(2, 200, 768, dtype=torch.float64))
+        mixer = MambAdapterConfig(init=init).make_mixer(TokenGrid()).double()
+        projected = Projections(768, 12, 12).double().down(torch.randn(2, 200, 768, dtype=torch.float64))
         with torch.no_grad():
             loudness[init] = float(mixer(projected).std())
             mixer.D.zero_()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapters.conftest import HOSTS, METHOD_OPTIONS, SMALL, Host, logits, make_whisper_seq2seq, trainable
+from adapters.conftest import HOSTS, METHOD_OPTIONS, SMALL, Host, Noise, logits, make_whisper_seq2seq, trainable
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, Trainer, TrainingArguments
@@ -15,7 +15,7 @@ from mambavox.errors import ConfigError, HostError
 
 
 def test_every_method_says_what_it_is() -> None:
-    assert list(METHODS) == ["mambadapter", "bottleneck", "lora", "linear", "full"]
+    assert list(METHODS) == ["mambadapter", "bottleneck", "conformer", "convpass", "lora", "linear", "full"]
     for name, method in METHODS.items():
         assert method.name == name and method.summary and 0 < method.learning_rate < 0.1
     assert {"bottleneck_dim", "placement", "d_state", "dropout"} <= set(METHODS["mambadapter"].options())
@@ -102,20 +102,6 @@ def test_weight_decay_leaves_these_alone(host: Host) -> None:
     assert all(name.endswith(".weight") for name in decayed)
     assert not any("norm" in name.rsplit(".", 3)[1] for name in decayed)
     assert any(name.endswith("in_proj.weight") for name in decayed)
-
-
-class Noise(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """A batch's worth of random clips with labels."""
-
-    def __init__(self, host: Host) -> None:
-        self.name, shape = host.input_name, host.input_shape[1:]
-        self.clips = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {self.name: self.clips[index], "labels": torch.tensor(index % 4)}
 
 
 @pytest.mark.parametrize("method", ["mambadapter", "full"])

@@ -1,0 +1,129 @@
+"""What an adapter adds beside a sublayer: projections, mixer and gate."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mambavox.adapters.config import AdapterConfig, TemporalAdapterConfig
+from mambavox.adapters.hosts import Sublayer
+from mambavox.adapters.sharing import parse_sharing
+
+
+class Projections(nn.Module):
+    """Down and up projection.
+
+    The down projection starts at ``N(0, 0.01)`` with its bias, the up projection at zero: a new adapter adds
+    exactly nothing, and its first gradient reaches the up projection.
+
+    Args:
+        width: size of the host's hidden states.
+        down_features: what the down projection puts out.
+        up_features: what the up projection takes in.
+
+    Source:
+        MambAdapter (arXiv 2606.15638), the authors' code.
+    """
+
+    def __init__(self, width: int, down_features: int, up_features: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, down_features)
+        self.up = nn.Linear(up_features, width)
+        for parameter in self.down.parameters():
+            nn.init.normal_(parameter, std=0.01)
+        for parameter in self.up.parameters():
+            nn.init.zeros_(parameter)
+
+
+class LowRankDelta(nn.Module):
+    """Low-rank correction of a shared projection, ``expand(reduce(x))``; ``expand`` starts at zero.
+
+    Args:
+        in_features: size of the projection's input.
+        out_features: size of its output.
+        rank: size between the two.
+
+    Source:
+        Hu et al. 2021, LoRA (arXiv 2106.09685), section 4.1, without its scale.
+    """
+
+    def __init__(self, in_features: int, out_features: int, rank: int) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(in_features, rank, bias=False)
+        self.expand = nn.Linear(rank, out_features, bias=False)
+        nn.init.zeros_(self.expand.weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(..., in_features)`` to ``(..., out_features)``."""
+        return self.expand(self.reduce(features))
+
+
+class Branch(nn.Module):
+    """One adapter's own part in one sublayer: mixer, gate, corrections, and its projections unless they are shared.
+
+    Args:
+        config: the adapter's configuration.
+        sublayer: where it stands.
+    """
+
+    def __init__(self, config: AdapterConfig, sublayer: Sublayer) -> None:
+        super().__init__()
+        width, inner = sublayer.width, config.bottleneck_dim
+        sharing = parse_sharing(config.sharing)
+        self.sequential = config.insertion == "sequential"
+        self.context = config.context()
+        self.tokens = sublayer.stack.tokens
+        self.token_order = config.token_order if isinstance(config, TemporalAdapterConfig) else "frequency"
+        self.input_norm = nn.LayerNorm(width) if config.norm_input else None
+        self.projections = Projections(width, config.down_features(), inner) if sharing.kind == "none" else None
+        self.down_delta = self.up_delta = None
+        if sharing.kind == "low-rank-delta":
+            self.down_delta = LowRankDelta(width, config.down_features(), sharing.number)
+            self.up_delta = LowRankDelta(inner, width, sharing.number)
+        self.mixer = config.make_mixer(self.tokens)
+        self.dropout = nn.Dropout(config.dropout)
+        self.scale = self.gate = None
+        if config.gate in ("scalar", "channel"):
+            # One element, not a scalar: sharded training refuses scalars.
+            size = width if config.gate == "channel" else 1
+            self.scale = nn.Parameter(torch.full((size,), config.scale_init))
+        elif config.gate == "token":
+            self.gate = nn.Linear(config.down_features(), 1)
+            nn.init.zeros_(self.gate.weight)
+            nn.init.constant_(self.gate.bias, math.log(config.scale_init / (1 - config.scale_init)))
+
+    def forward(self, hidden_states: Tensor, projections: Projections, lengths: Tensor | None) -> Tensor:
+        """What the adapter adds.
+
+        Args:
+            hidden_states: ``(batch, time, width)``.
+            projections: its own or the shared ones.
+            lengths: ``(batch,)`` valid frames of each row; all of them where not given.
+
+        Returns:
+            ``(batch, time, width)``.
+        """
+        if self.input_norm is not None:
+            hidden_states = self.input_norm(hidden_states)
+        narrow = projections.down(hidden_states)
+        if self.down_delta is not None:
+            narrow = narrow + self.down_delta(hidden_states)
+        mixed = self.dropout(self._mix(narrow, lengths))
+        output = projections.up(mixed)
+        if self.up_delta is not None:
+            output = output + self.up_delta(mixed)
+        if self.gate is not None:
+            return torch.sigmoid(self.gate(narrow)) * output
+        return output if self.scale is None else self.scale * output
+
+    def _mix(self, narrow: Tensor, lengths: Tensor | None) -> Tensor:
+        if self.context == "frame":
+            return self.mixer(narrow)
+        if self.token_order == "frequency":
+            return self.mixer(narrow, lengths)
+        # Only hosts with a grid of tokens get here, and their rows have no padding.
+        in_time = self.tokens.by_time(narrow)
+        if self.token_order == "time":
+            return self.tokens.by_frequency(self.mixer(in_time, None))
+        by_frequency, by_time = self.mixer(torch.cat([narrow, in_time]), None).chunk(2)
+        return (by_frequency + self.tokens.by_frequency(by_time)) / 2

@@ -1,0 +1,104 @@
+"""MambAdapter: a Mamba block between projections that all adapters of a host share."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from torch import nn
+
+from mambavox.adapters.config import Context, TemporalAdapterConfig
+from mambavox.adapters.tokens import TokenGrid
+from mambavox.nn import ExtBiMamba, Mamba, Mamba2
+
+Mixer = Literal["mamba", "mamba2", "bimamba", "none"]
+Init = Literal["mamba", "paper"]
+
+
+@dataclass
+class MambAdapterConfig(TemporalAdapterConfig):
+    """MambAdapter: a Mamba block between projections that all adapters share.
+
+    The defaults are the paper's for audio classification (AST); for speech recognition it uses a small kernel
+    (``d_conv=8, d_state=16``) and a wider bottleneck (104 on Whisper-small).
+
+    With ``r = bottleneck_dim``, ``i = expand * r``, ``N = d_state``, ``K = d_conv`` and ``t = ceil(r / 16)`` a Mamba
+    block has ``M = 2ri + i(K + 1) + i(t + 2N) + ti + i + iN + i + ir`` parameters (2,136 at the defaults),
+    ``"bimamba"`` 2M (4,272) and ``"mamba2"``, of ``h = i / gcd(i, 64)`` heads,
+    ``r(2i + 2N + h) + (i + 2N)(K + 1) + 3h + i + ir`` (2,125).
+
+    Attributes:
+        mixer: ``"mamba"``: one Mamba block, forwards in time (the paper's); ``"mamba2"``: one Mamba-2 block with heads
+            of gcd(expand * bottleneck_dim, 64) channels; ``"bimamba"``: two Mamba blocks, of which the second goes
+            through each row from its last valid frame to its first, and the sum of their outputs; ``"none"``:
+            nothing, the paper's ablation.
+        d_state: state size of the Mamba block.
+        d_conv: width of its causal convolution in frames.
+        expand: its inner width in multiples of ``bottleneck_dim``.
+        init: how the mixer starts. ``"mamba"`` is the block's own initialisation; ``"paper"`` that of the
+            authors' code, which sets its matrices so close to zero that the scan's contribution vanishes in
+            float32 at the start, and which trains more slowly (see :func:`mambavox.adapters.mambadapter.paper_init`).
+
+    Raises:
+        ConfigError: a value that is unknown or does not fit.
+
+    Source:
+        MambAdapter (arXiv 2606.15638), equation 3 and the authors' code for what the text leaves open. Mamba-2: Dao
+        and Gu 2024 (arXiv 2405.21060). Both directions: ExtBiMamba of Mamba-based HuBERT (arXiv 2506.12606).
+    """
+
+    method: ClassVar[str] = "MAMBADAPTER"
+
+    mixer: Mixer = "mamba"
+    d_state: int = 8
+    d_conv: int = 24
+    expand: int = 2
+    init: Init = "mamba"
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        self._check_choice("mixer", get_args(Mixer))
+        super().__post_init__()
+        self._check_choice("init", get_args(Init))
+        self._check_sizes("d_state", "d_conv", "expand")
+
+    def context(self) -> Context:
+        """Backwards in time too with ``mixer="bimamba"``."""
+        if self.mixer == "none":
+            return "frame"
+        return "all" if self.mixer == "bimamba" else "past"
+
+    def make_mixer(self, tokens: TokenGrid) -> nn.Module:
+        """What ``mixer`` says."""
+        if self.mixer == "none":
+            return nn.Identity()
+        r, d_state, d_conv, expand = self.bottleneck_dim, self.d_state, self.d_conv, self.expand
+        block: nn.Module
+        if self.mixer == "mamba2":
+            block = Mamba2(r, d_state, d_conv, expand, headdim=math.gcd(expand * r, 64))
+        elif self.mixer == "bimamba":
+            block = ExtBiMamba(r, d_state=d_state, d_conv=d_conv, expand=expand)
+        else:
+            block = Mamba(r, d_state, d_conv, expand)
+        if self.init == "paper":
+            paper_init(block)
+        return block
+
+
+def paper_init(block: nn.Module) -> None:
+    """Set a Mamba block's convolution biases to 0 and every weight matrix to Xavier-uniform with gain 0.02.
+
+    That start is nearly silent: with unit-variance frames of 768 channels and a bottleneck of 12 a Mamba block puts
+    out 4e-10 (its own initialisation: 3e-3), the scan's part of which, one in 1e14, is lost in float32; the up
+    projection's gradient is then far below AdamW's epsilon.
+
+    Args:
+        block: a Mamba, Mamba-2 or ExtBiMamba block.
+
+    Source:
+        MambAdapter (arXiv 2606.15638), the authors' code.
+    """
+    for name, parameter in block.named_parameters():
+        if name.endswith("conv1d.bias"):
+            nn.init.zeros_(parameter)
+        elif name.endswith("weight") and parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter, gain=0.02)
