@@ -24,8 +24,9 @@ DEVIATIONS = (
     "Weight decay 0.1 acts on matrices only; the paper's code decays every tensor, A_log, D, scales and biases "
     "included. (Its scripts pass 0.01, which one version of the code ignores.)",
     "The bottleneck adapter starts with its up projection at zero; the predecessor's code sets every tensor to zero.",
-    "The Conformer adapter applies its layer norm; the paper's code computes it and goes on without it. Its kernel is "
-    "31 on every task, the released default; the predecessor has 8 on environmental sounds.",
+    "The Conformer adapter applies its layer norm, which the paper's code computes and goes on without, and its other "
+    "norm takes each recording by itself, where the paper's takes the batch. Its kernel is 31 on every task, the "
+    "released default; the predecessor has 8 on environmental sounds.",
     "LoRA has rank 7, which gives the printed 0.26 M; the paper's code reads its rank 6 as a reduction rate. No norm "
     "is trained beside it.",
     "MambAdapter starts as the authors' released code writes it (init=paper). Their code creates adapters inside "
