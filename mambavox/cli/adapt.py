@@ -100,7 +100,8 @@ def _configuration(
 
 def _print_result(result: "AdaptResult", output: Path) -> None:
     for part, scores in result.scores.items():
-        OUT.print(f"{part}: accuracy {scores} of {scores.clips} clips, macro F1 {scores.macro_f1:.3f}", markup=False)
+        name = result.describe_part(part)
+        OUT.print(f"{name}: accuracy {scores} of {scores.clips} clips, macro F1 {scores.macro_f1:.3f}", markup=False)
     if result.skipped:
         OUT.print(f"{len(result.skipped)} recordings left out; metrics.json says which and why")
     if result.cut:

@@ -32,6 +32,7 @@ def evaluate_command(
         raise typer.BadParameter(f"--on-error {on_error}; expected {' or '.join(ways)}")
 
     from mambavox.evaluation.evaluate import evaluate_run
+    from mambavox.training.result import OPTIMISTIC
 
     choices: Any = {"part": part, "on_error": on_error}
     evaluation = evaluate_run(
@@ -48,7 +49,8 @@ def evaluate_command(
         print_json(evaluation.to_mapping())
         return
     scores = evaluation.scores
-    OUT.print(f"{evaluation.data}, {evaluation.part}: {scores.clips} clips", markup=False)
+    warning = f" ({OPTIMISTIC})" if evaluation.selects_on_test else ""
+    OUT.print(f"{evaluation.data}, {evaluation.part}{warning}: {scores.clips} clips", markup=False)
     OUT.print(f"accuracy {scores}, macro F1 {scores.macro_f1:.3f}", markup=False)
     for problem in evaluation.skipped:
         OUT.print(f"left out: {problem.reason}", markup=False)

@@ -2,20 +2,29 @@
 
 from mambavox.data.audio import SAMPLING_RATE, AudioSource, Waveform, duration, read_audio
 from mambavox.data.checks import AudioProblem, check_audio
+from mambavox.data.datasets import CORPORA, Corpus
 from mambavox.data.example import Example
-from mambavox.data.sources import read_examples
-from mambavox.data.splits import Splits, make_splits
+from mambavox.data.protocol import Fold, Protocol, split_by_protocol
+from mambavox.data.sources import find_corpus, read_examples
+from mambavox.data.splits import Splits, make_splits, take_shots
 
 __all__ = [
+    "CORPORA",
     "SAMPLING_RATE",
     "AudioProblem",
     "AudioSource",
+    "Corpus",
     "Example",
+    "Fold",
+    "Protocol",
     "Splits",
     "Waveform",
     "check_audio",
     "duration",
+    "find_corpus",
     "make_splits",
     "read_audio",
     "read_examples",
+    "split_by_protocol",
+    "take_shots",
 ]

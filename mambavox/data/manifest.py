@@ -13,13 +13,26 @@ from mambavox.errors import DataError
 MANIFEST_SUFFIXES = frozenset({".jsonl", ".tsv", ".csv"})
 """File name endings of the manifests read."""
 
+MANIFEST_NAMES = (
+    "manifest.jsonl",
+    "manifest.tsv",
+    "manifest.csv",
+    "metadata.jsonl",
+    "metadata.csv",
+)
+"""Manifests looked for in a folder, in this order; ``metadata`` is the name that ``datasets`` uses."""
+
+
+def find_manifest(folder: Path) -> Path | None:
+    """The manifest of a folder, if it has one."""
+    return next((folder / name for name in MANIFEST_NAMES if (folder / name).is_file()), None)
+
 
 def read_manifest(
     path: Path,
     *,
     label_column: str | None = "label",
     audio_column: str | None = None,
-    audio_folder: Path | None = None,
 ) -> list[Example]:
     """Read the recordings that a manifest lists.
 
@@ -30,7 +43,6 @@ def read_manifest(
         path: the manifest.
         label_column: column of the class; ``None`` reads no labels.
         audio_column: column of the audio file; ``None`` finds it (``path``, ``file_name``, ...).
-        audio_folder: folder that relative audio paths start from; default the manifest's own.
 
     Returns:
         An example a line, whose ``fields`` are the whole line. Audio files are not looked at.
@@ -39,14 +51,7 @@ def read_manifest(
         DataError: the manifest is malformed (the message names the line), empty, or lacks a column.
     """
     where = str(path)
-    try:
-        numbered = list(_jsonl_rows(path) if path.suffix.lower() == ".jsonl" else _table_rows(path))
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{where}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from error
-    if not numbered:
-        raise DataError(f"{where}: lists no recordings")
+    numbered = read_rows(path)
     places = [f"line {number}" for number, _ in numbered]
     rows = [row for _, row in numbered]
     columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -55,14 +60,36 @@ def read_manifest(
     if label_column is not None:
         require_column(label_column, columns, "--label-column", where)
         labels = to_labels([row.get(label_column) for row in rows], places, label_column, where)
-    folder = path.parent if audio_folder is None else audio_folder
     examples = []
     for place, row, label in zip(places, rows, labels, strict=True):
         file = row.get(audio_column)
         if not isinstance(file, str) or not file:
             raise DataError(f"{where}, {place}: {audio_column!r} is {file!r}; expected the path of an audio file")
-        examples.append(Example(folder / Path(file).expanduser(), label, row))
+        examples.append(Example(path.parent / Path(file).expanduser(), label, row))
     return examples
+
+
+def read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Read the lines of a manifest or table.
+
+    Args:
+        path: ``.jsonl``, ``.tsv`` or ``.csv``, as :func:`read_manifest` describes them.
+
+    Returns:
+        Number (from 1) and values by column of each line that holds some.
+
+    Raises:
+        DataError: it is not UTF-8, malformed (the message names the line), or empty.
+    """
+    try:
+        numbered = list(_jsonl_rows(path) if path.suffix.lower() == ".jsonl" else _table_rows(path))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
+    if not numbered:
+        raise DataError(f"{path}: lists no recordings")
+    return numbered
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,6 +1,7 @@
 """Read a data set of any supported form."""
 
 import os
+import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -8,24 +9,41 @@ from typing import TYPE_CHECKING, Union
 
 from mambavox.data.class_folders import audio_files, is_hidden, read_class_folders
 from mambavox.data.columns import listed
-from mambavox.data.datasets.esc50 import is_esc50, read_esc50
+from mambavox.data.datasets import CORPORA, Corpus
 from mambavox.data.example import Example
 from mambavox.data.hf_dataset import is_saved_dataset, load_hub, load_saved, read_hf_dataset
-from mambavox.data.manifest import MANIFEST_SUFFIXES, read_manifest
+from mambavox.data.manifest import MANIFEST_NAMES, MANIFEST_SUFFIXES, find_manifest, read_manifest
 from mambavox.data.splits import part_named
 from mambavox.errors import DataError
 
 if TYPE_CHECKING:
     import datasets
 
-MANIFEST_NAMES = (
-    "manifest.jsonl",
-    "manifest.tsv",
-    "manifest.csv",
-    "metadata.jsonl",
-    "metadata.csv",
-)
-"""Manifests looked for in a folder, in this order; ``metadata`` is the name that ``datasets`` uses."""
+
+def split_scheme(data: str) -> tuple[str | None, str]:
+    """Divide ``"esc50:/its/folder"`` into the corpus and the folder; the corpus is ``None`` where none is named."""
+    name, colon, path = data.partition(":")
+    return (name, path) if colon and name in CORPORA else (None, data)
+
+
+def find_corpus(data: object) -> tuple[Corpus, Path] | None:
+    """The well-known corpus that :func:`read_examples` takes its argument for, and the corpus's folder.
+
+    Args:
+        data: what ``read_examples`` reads.
+
+    Returns:
+        ``None`` where it is something else: whatever is no folder, and a folder with a manifest or a saved data set.
+    """
+    if not isinstance(data, (str, Path)):
+        return None
+    name, path = split_scheme(str(data))
+    folder = Path(path).expanduser()
+    if name is not None:
+        return CORPORA[name], folder
+    if is_saved_dataset(folder) or find_manifest(folder):
+        return None
+    return next(((corpus, folder) for corpus in CORPORA.values() if corpus.is_at(folder)), None)
 
 
 def read_examples(
@@ -41,12 +59,12 @@ def read_examples(
 
             - a manifest: ``.jsonl``, ``.tsv`` or ``.csv``, with paths relative to its folder;
             - a folder with ``manifest.*`` or ``metadata.*``;
-            - a clone of ESC-50;
+            - the folder of a corpus of ``CORPORA``, known by its layout or named: ``"esc10:/data/ESC-50"``;
             - a folder of one folder per class. Folders all named ``train``, ``valid``, ``test`` (or another word
               for them) above these become the field ``split``;
             - a ``datasets`` data set, the folder that its ``save_to_disk`` wrote, or ``"hf:owner/name"``.
-        label_column: column of the class; ``None`` reads no labels. ESC-50's is ``category`` unless named
-            otherwise; with a folder per class it is the folder's name whatever this says.
+        label_column: column of the class; ``None`` reads no labels. ``"label"`` is a corpus's own class, whatever
+            its table calls it; with a folder per class it is the folder's name whatever this says.
         audio_column: column of the recordings; ``None`` finds it by its name.
 
     Returns:
@@ -55,7 +73,17 @@ def read_examples(
     Raises:
         DataError: the source, a column or an audio file is missing, a line is malformed, or a recording is listed
             twice.
+
+    Warns:
+        UserWarning: a corpus has not the number of recordings that it is published with.
     """
+    corpus = find_corpus(data)
+    if corpus is not None:
+        examples = corpus[0].read(corpus[1], label_column)
+        miscount = corpus[0].miscount(len(examples))
+        if miscount is not None:
+            warnings.warn(miscount, stacklevel=2)
+        return examples
     if isinstance(data, str) and data.startswith("hf:"):
         dataset = load_hub(data.removeprefix("hf:"))
         examples = read_hf_dataset(dataset, label_column=label_column, audio_column=audio_column, where=data)
@@ -65,7 +93,8 @@ def read_examples(
             examples = _read_folder(path, label_column, audio_column)
         elif path.suffix.lower() not in MANIFEST_SUFFIXES:
             raise DataError(
-                f"{path}: expected a folder, a manifest ({listed(sorted(MANIFEST_SUFFIXES))}), or hf:owner/name"
+                f"{path}: expected a folder, a manifest ({listed(sorted(MANIFEST_SUFFIXES))}), hf:owner/name, "
+                f"or a corpus and its folder ({', '.join(f'{name}:' for name in CORPORA)})"
             )
         elif not path.is_file():
             raise DataError(f"{path}: no such file")
@@ -81,11 +110,9 @@ def _read_folder(folder: Path, label_column: str | None, audio_column: str | Non
     if is_saved_dataset(folder):
         dataset = load_saved(folder)
         return read_hf_dataset(dataset, label_column=label_column, audio_column=audio_column, where=str(folder))
-    for name in MANIFEST_NAMES:
-        if (folder / name).is_file():
-            return read_manifest(folder / name, label_column=label_column, audio_column=audio_column)
-    if is_esc50(folder):
-        return read_esc50(folder, label_column="category" if label_column == "label" else label_column)
+    manifest = find_manifest(folder)
+    if manifest is not None:
+        return read_manifest(manifest, label_column=label_column, audio_column=audio_column)
     parts = [path for path in sorted(folder.iterdir()) if path.is_dir() and not is_hidden(path) and audio_files(path)]
     if parts and all(part_named(path.name) for path in parts):
         return [

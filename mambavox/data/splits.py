@@ -4,7 +4,7 @@ import re
 import warnings
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -46,12 +46,14 @@ class Splits:
         valid: to choose on.
         test: to report on; may be empty.
         notes: sentences for the user: how the parts came about, and what could not be done.
+        selects_on_test: the protocol chooses the best epoch on the test part, which makes the score optimistic.
     """
 
     train: list[Example]
     valid: list[Example]
     test: list[Example]
     notes: list[str] = field(default_factory=list)
+    selects_on_test: bool = False
 
 
 def make_splits(
@@ -123,10 +125,41 @@ def make_splits(
     if not parts["valid"] and valid_fraction:
         share = valid_fraction * pool / max(len(parts["train"]), 1)
         parts["train"], parts["valid"] = draw.take(parts["train"], share, "valid")
-    _check(parts, group_column)
+    check_parts(parts, group_column)
     if not parts["test"]:
         draw.notes.append("no test part: the source has none, and none was asked for (--test-fraction)")
     return Splits(parts["train"], parts["valid"], parts["test"], draw.notes)
+
+
+def take_shots(splits: Splits, shots: int, seed: int = 0) -> Splits:
+    """Keep a few training recordings of each class; valid and test stay as they are.
+
+    Args:
+        splits: the parts.
+        shots: how many of each class.
+        seed: of the draw. With one seed fewer shots are among the more.
+
+    Returns:
+        The parts, with train in its order.
+
+    Raises:
+        DataError: ``shots`` is below 1, or a class has fewer training recordings.
+    """
+    if shots < 1:
+        raise DataError(f"shots is {shots}; expected at least 1 of each class: --shots")
+    rows_of: dict[str | None, list[int]] = defaultdict(list)
+    for row, example in enumerate(splits.train):
+        rows_of[example.label].append(row)
+    few = [f"{label} ({len(rows)})" for label, rows in rows_of.items() if len(rows) < shots]
+    if few:
+        raise DataError(
+            f"shots is {shots}, but train has fewer of {listed(few)}; ask for fewer with --shots, or add recordings"
+        )
+    generator = np.random.default_rng(seed)
+    chosen = {row for rows in rows_of.values() for row in generator.permutation(rows)[:shots].tolist()}
+    note = f"train: {shots} of each class, {len(chosen)} of {len(splits.train)} recordings, drawn with seed {seed}"
+    train = [example for row, example in enumerate(splits.train) if row in chosen]
+    return replace(splits, train=train, notes=[*splits.notes, note])
 
 
 def _check_fractions(valid_fraction: float, test_fraction: float) -> None:
@@ -278,7 +311,16 @@ class _Draw:
         return {int(row) for row in best}
 
 
-def _check(parts: dict[Part, list[Example]], group_column: str | None) -> None:
+def check_parts(parts: dict[Part, list[Example]], group_column: str | None = None) -> None:
+    """Check that parts share nothing and that train has every label.
+
+    Args:
+        parts: the examples of each part.
+        group_column: column whose values must not straddle parts.
+
+    Raises:
+        DataError: a recording or group is in two parts, or valid or test has a label that train lacks.
+    """
     every = [(part, example) for part, examples in parts.items() for example in examples]
     recordings = [str(example.audio) if isinstance(example.audio, Path) else id(example) for _, example in every]
     _check_disjoint("the recording", recordings, [part for part, _ in every])

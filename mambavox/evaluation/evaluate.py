@@ -53,6 +53,7 @@ class Evaluation:
         labels: the classes, in the order of the confusion counts.
         confusion: ``(classes, classes)`` recordings of the row's class that were taken for the column's.
         skipped: recordings that could not be used.
+        selects_on_test: the run's best epoch was chosen on this part, which makes the figures optimistic.
     """
 
     data: str
@@ -61,6 +62,7 @@ class Evaluation:
     labels: tuple[str, ...]
     confusion: NDArray[np.int64]
     skipped: list[AudioProblem]
+    selects_on_test: bool = False
 
     def classes(self) -> list[ClassScores]:
         """Figures of each class that occurs, the worst first."""
@@ -82,6 +84,7 @@ class Evaluation:
             **self.scores.to_mapping(),
             "labels": list(self.labels),
             "confusion": self.confusion.tolist(),
+            "selects_on_test": self.selects_on_test,
             "skipped": [{"name": problem.name, "reason": problem.reason} for problem in self.skipped],
         }
 
@@ -125,7 +128,7 @@ def evaluate_run(
         on_error=on_error,
     )
     own = config.data == trained.data
-    examples, chosen, skipped = _examples(config, part or (None if own else "all"), console)
+    examples, chosen, skipped, selects_on_test = _examples(config, part or (None if own else "all"), console)
     targets = class_indices(examples, classifier.labels)
     predictions = classifier.logits(examples, batch_size or config.batch_size).argmax(axis=1)
     confusion = np.zeros((len(classifier.labels), len(classifier.labels)), dtype=np.int64)
@@ -137,20 +140,21 @@ def evaluate_run(
         labels=classifier.labels,
         confusion=confusion,
         skipped=skipped,
+        selects_on_test=selects_on_test,
     )
 
 
 def _examples(
     config: AdaptConfig, part: Part | None, console: Console | None
-) -> tuple[list[Example], str, list[AudioProblem]]:
-    """Recordings of one part, the part's name, and those left out."""
+) -> tuple[list[Example], str, list[AudioProblem], bool]:
+    """Recordings of one part, the part's name, those left out, and whether the run's epoch was chosen on that part."""
     if part == "all":
         usable, skipped = load_examples(config, console)
-        return usable, "all", skipped
+        return usable, "all", skipped, False
     splits, skipped = load_splits(config, console)
     parts = {"train": splits.train, "valid": splits.valid, "test": splits.test}
     chosen = part or ("test" if splits.test else "valid")
     if not parts[chosen]:
         there = ", ".join(name for name, examples in parts.items() if examples)
         raise DataError(f"{config.data}: has no {chosen} part; it has {there}: choose one of them, or all, with --part")
-    return parts[chosen], chosen, skipped
+    return parts[chosen], chosen, skipped, splits.selects_on_test and chosen == "test"

@@ -34,7 +34,7 @@ def comparison_table(results: Mapping[str, AdaptResult]) -> Table:
     Args:
         results: of the runs on one task, by name.
     """
-    part = "/".join(sorted({headline(result)[0] for result in results.values()}))
+    part = "/".join(sorted({result.describe_part(headline(result)[0]) for result in results.values()}))
     heads = sorted({result.parameters["head"] for result in results.values()})
     table = Table(
         header_style="bold",
@@ -99,7 +99,7 @@ def plot_comparison(results: Mapping[str, AdaptResult], path: Path, title: str) 
             linewidth=1.8,
             label=name,
         )
-    part = "/".join(sorted({headline(result)[0] for result in results.values()}))
+    part = "/".join(sorted({result.describe_part(headline(result)[0]) for result in results.values()}))
     left.set_xscale("log")
     left.margins(x=0.15)
     left.set(xlabel="trainable parameters, head included", ylabel=f"{part} accuracy", title="accuracy (95 % interval)")

@@ -15,7 +15,20 @@ from rich.progress import Progress
 from transformers import set_seed
 
 from mambavox.adapters import METHODS, apply_method, trainable_parameters
-from mambavox.data import AudioProblem, Example, Splits, check_audio, duration, make_splits, read_examples
+from mambavox.data import (
+    CORPORA,
+    AudioProblem,
+    Corpus,
+    Example,
+    Splits,
+    check_audio,
+    duration,
+    find_corpus,
+    make_splits,
+    read_examples,
+    split_by_protocol,
+    take_shots,
+)
 from mambavox.errors import ConfigError, DataError
 from mambavox.training.backbone import Backbone, backbone_limit, load_backbone, quiet_transformers
 from mambavox.training.config import AdaptConfig
@@ -105,7 +118,7 @@ def adapt(
             config,
             learning_rate=learning_rate,
             train=parts["train"],
-            valid=parts["valid"],
+            valid=parts["test" if splits.selects_on_test else "valid"],
             checkpoints=folder.checkpoints,
             tensorboard=folder.tensorboard if config.tensorboard else None,
             console=console,
@@ -138,6 +151,7 @@ def adapt(
             notes=splits.notes,
             device=_device_name(trainer.args.device),
             versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+            selects_on_test=splits.selects_on_test,
         )
         outcomes = [
             Outcome(name, example.name, str(example.label), backbone.labels[index])
@@ -191,23 +205,50 @@ def load_splits(config: AdaptConfig, console: Console | None = None) -> tuple[Sp
         The parts, and the recordings that were left out.
 
     Raises:
-        ConfigError: no data are given.
+        ConfigError: no data are given, or a protocol for data that have none.
         DataError: there are no recordings or labels, or a part is not what is needed.
         AudioError: recordings cannot be used and ``on_error`` is ``"raise"``.
     """
+    corpus = _corpus(config)
     usable, problems = load_examples(config, console)
-    splits = make_splits(
-        usable,
-        split_column=config.split_column,
-        fold_column=config.fold_column,
-        test_fold=config.test_fold,
-        valid_fold=config.valid_fold,
-        group_column=config.group_column,
-        valid_fraction=config.valid_fraction,
-        test_fraction=config.test_fraction,
-        seed=config.split_seed,
-    )
+    if corpus is None:
+        splits = make_splits(
+            usable,
+            split_column=config.split_column,
+            fold_column=config.fold_column,
+            test_fold=config.test_fold,
+            valid_fold=config.valid_fold,
+            group_column=config.group_column,
+            valid_fraction=config.valid_fraction,
+            test_fraction=config.test_fraction,
+            seed=config.split_seed,
+        )
+    else:
+        splits = split_by_protocol(usable, corpus.protocol(config.protocol), config.fold)
+        miscount = corpus.miscount(len(usable) + len(problems))
+        splits.notes.extend([miscount] if miscount else [])
+    if config.shots is not None:
+        splits = take_shots(splits, config.shots, config.split_seed)
     return splits, problems
+
+
+def _corpus(config: AdaptConfig) -> Corpus | None:
+    """The corpus whose protocol a run follows, if any; asked before hours of recordings are checked.
+
+    Raises:
+        ConfigError: a protocol or fold is asked for, but the data are no corpus.
+        DataError: the corpus has no such protocol or fold.
+    """
+    found = None if config.divided_by else find_corpus(config.data)
+    if found is not None:
+        found[0].protocol(config.protocol).fold(config.fold)
+        return found[0]
+    if config.asked_of_a_corpus and config.data is not None:
+        raise ConfigError(
+            f"{config.asked_of_a_corpus} is asked of a corpus, and {config.data} has the layout of none "
+            f"({', '.join(CORPORA)}); name the fold of other data with --test-fold"
+        )
+    return None
 
 
 def fitting_seconds(examples: Sequence[Example], limit: float) -> float:

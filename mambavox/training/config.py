@@ -30,7 +30,7 @@ class AdaptConfig:
         ConfigError: a value has the wrong type or lies outside its range, or two values contradict each other.
     """
 
-    data: str | None = _field(None, "recordings: a manifest, a folder per class, ESC-50, saved datasets, hf:owner/name")
+    data: str | None = _field(None, "recordings: manifest, corpus, folder per class, saved datasets, hf:owner/name")
     output: str | None = _field(None, "run folder to write", unset="runs/ and the name of the data")
     backbone: str = _field("nano-ast", "embedded name, Hugging Face name or folder of the pre-trained model")
     method: str = _field("mambadapter", "how to adapt it; `mambavox info` lists the methods and their options")
@@ -48,6 +48,8 @@ class AdaptConfig:
 
     label_column: str = _field("label", "column of the class")
     audio_column: str | None = _field(None, "column of the recordings", unset="found by its name")
+    protocol: str | None = _field(None, "how a corpus is divided, such as paper", unset="the corpus's first")
+    fold: str | None = _field(None, "fold of the corpus's protocol, named after its test fold", unset="the first")
     split_column: str | None = _field(None, "column that names the part: train, valid, test", unset="split, if any")
     fold_column: str | None = _field(None, "column that numbers the fold", unset="fold, if any")
     test_fold: str | None = _field(None, "fold of the test part", unset="the last")
@@ -55,6 +57,7 @@ class AdaptConfig:
     group_column: str | None = _field(None, "column, such as speaker, whose values must not straddle parts")
     valid_fraction: float = _field(0.1, "share of the recordings drawn for validation where no column gives them")
     test_fraction: float | None = _field(None, "share drawn for testing", unset="0.1, or 0 beside a split column")
+    shots: int | None = _field(None, "training recordings of each class, drawn with split_seed", unset="all")
     on_error: Literal["raise", "skip"] = _field(
         "raise", "about recordings that cannot be used: raise an error, or skip them"
     )
@@ -89,11 +92,17 @@ class AdaptConfig:
         for name in ("valid_fraction", "warmup_ratio", "test_fraction"):
             value = getattr(self, name)
             _require(name, value, value is None or 0 <= value < 1, "at least 0 and below 1")
-        for name in ("learning_rate", "max_seconds", "patience"):
+        for name in ("learning_rate", "max_seconds", "patience", "shots"):
             value = getattr(self, name)
             _require(name, value, value is None or value > 0, "above 0")
         if self.max_seconds is not None and self.max_seconds < self.min_seconds:
             raise ConfigError(f"max_seconds={self.max_seconds:g} is below min_seconds={self.min_seconds:g}")
+        asked = self.asked_of_a_corpus
+        if asked and self.divided_by:
+            raise ConfigError(
+                f"{asked} divides a corpus as it is published, {', '.join(self.divided_by)} in another way; leave out "
+                "one or the other"
+            )
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any], source: str = "the configuration") -> "AdaptConfig":
@@ -160,6 +169,18 @@ class AdaptConfig:
         return type(self)(**{**{spec.name: getattr(self, spec.name) for spec in fields(self)}, **changes})
 
     @property
+    def divided_by(self) -> list[str]:
+        """The fields set that divide recordings of any source; with one, a corpus's protocol is not followed."""
+        names = ("split_column", "fold_column", "test_fold", "valid_fold", "group_column", "test_fraction")
+        return [name for name in names if getattr(self, name) is not None]
+
+    @property
+    def asked_of_a_corpus(self) -> str:
+        """The protocol and fold asked for, in words; empty where neither is."""
+        asked = {"protocol": self.protocol, "fold": self.fold}
+        return " and ".join(f"{name}={value}" for name, value in asked.items() if value is not None)
+
+    @property
     def output_path(self) -> Path:
         """The run folder.
 
@@ -170,9 +191,14 @@ class AdaptConfig:
             return Path(self.output).expanduser()
         if self.data is None:
             raise ConfigError("no data given; expected a manifest, a folder or hf:owner/name: --data PATH")
-        path = Path(self.data.removeprefix("hf:")).expanduser()
+        from mambavox.data.sources import split_scheme  # not at the top: `--help` must not wait for it
+
+        corpus, rest = split_scheme(self.data)
+        path = Path(rest.removeprefix("hf:")).expanduser()
         # A manifest is named like every other manifest; its folder is what tells data sets apart.
-        return Path("runs") / (path.resolve().parent.name if path.is_file() else path.resolve().name)
+        name = corpus or (path.resolve().parent.name if path.is_file() else path.resolve().name)
+        fold = None if self.fold is None else f"fold{self.fold}"
+        return Path("runs") / "-".join(filter(None, (name, self.protocol, fold)))
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:

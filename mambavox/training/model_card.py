@@ -34,6 +34,8 @@ or `mambavox predict {path} recording.wav`. {loading}
 |---|---|---|---|
 {scores}
 
+{notes}
+
 Epoch {best_epoch} of {epochs}{choice}. Recordings longer than {max_seconds:.2f} s are cut.
 
 ## Training
@@ -61,13 +63,17 @@ def model_card(result: AdaptResult, labels: list[str], path: str, name: str, poo
         name: of the data.
         pooling: what its head reads.
     """
-    rows = (f"| {part} | {scores.clips} | {scores} | {scores.macro_f1:.3f} |" for part, scores in result.scores.items())
+    rows = (
+        f"| {result.describe_part(part)} | {scores.clips} | {scores} | {scores.macro_f1:.3f} |"
+        for part, scores in result.scores.items()
+    )
     whole = result.method == "full"
     loading = [] if whole else [_ADAPTER.format(path=path)]
     if pooling == "mean":
         loading.append(_MEAN_POOLING)
     elif whole:
         loading.append(_WHOLE)
+    chooser = "test" if result.selects_on_test else "valid"
     return _CARD.format(
         library="transformers" if whole else "peft",
         loading=" ".join(loading),
@@ -80,7 +86,8 @@ def model_card(result: AdaptResult, labels: list[str], path: str, name: str, poo
         scores="\n".join(rows) or "| none |  |  |  |",
         best_epoch=result.best_epoch,
         epochs=len(result.learning_curve),
-        choice=", the best on the valid part" if "valid" in result.scores else "",
+        notes="\n".join(f"- {note}" for note in result.notes),
+        choice=f", the best on the {chooser} part" if chooser in result.scores else "",
         max_seconds=result.max_seconds,
         total=result.parameters["total"],
         adapter=result.parameters["adapter"],

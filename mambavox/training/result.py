@@ -12,6 +12,9 @@ from mambavox.training.config import RUN_FILE, AdaptConfig
 from mambavox.training.run_folder import METRICS_FILE
 from mambavox.training.scores import Scores
 
+OPTIMISTIC = "optimistic: the epoch was chosen on this part"
+"""What is said beside a score of the part that chose."""
+
 
 @dataclass(frozen=True)
 class AdaptResult:
@@ -33,6 +36,8 @@ class AdaptResult:
         notes: how the parts came about.
         device: where it was trained.
         versions: of the libraries.
+        selects_on_test: the best epoch was chosen on the test part, so the score there is optimistic; the figures
+            named ``valid`` in ``learning_curve`` are of the test part.
     """
 
     method: str
@@ -50,6 +55,11 @@ class AdaptResult:
     notes: list[str]
     device: str
     versions: Mapping[str, str]
+    selects_on_test: bool = False
+
+    def describe_part(self, part: str) -> str:
+        """A part's name, with what must be known wherever its score is shown."""
+        return f"{part} ({OPTIMISTIC})" if self.selects_on_test and part == "test" else part
 
     def to_mapping(self) -> dict[str, Any]:
         """For JSON."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import typer
 from tiny import FAMILIES
+from tiny_corpora import write_urbansound8k
 from typer.testing import CliRunner
 
 from mambavox.cli import app
@@ -68,6 +69,30 @@ def test_default_output_is_named_after_the_data(
     monkeypatch.chdir(tmp_path)
     _run("adapt", "--data", tones, "--backbone", backbone("ast"), *QUICK)
     assert (tmp_path / "runs" / "tones" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:UrbanSound8K has 8732 recordings:UserWarning")
+def test_adapt_follows_the_protocol_of_a_corpus(
+    backbone: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ("--data", f"urbansound8k:{write_urbansound8k(tmp_path / 'corpus')}", "--backbone", backbone("ast"), *QUICK)
+    out, _ = _run("adapt", *flags, "--fold", "3", "--shots", "2")
+    assert "fold 3 of 10: train is fold 1, 2, 5, 6, 7, 8, 9, 10; valid is fold 4; test is fold 3" in out
+    assert "train: 2 of each class, 4 of 32 recordings, drawn with seed 0" in out
+    config = AdaptConfig.load(tmp_path / "runs" / "urbansound8k-fold3" / "run.yaml")
+    assert (config.fold, config.shots) == ("3", 2)
+    out, _ = _run("adapt", *flags, "--protocol", "paper")
+    assert "protocol paper, fold 1 of 10, the first, for want of --fold: train is" in out
+    assert "test (optimistic: the epoch was chosen on this part): accuracy" in out
+    out, _ = _run("evaluate", "runs/urbansound8k-paper", "--device", "cpu")
+    assert "test (optimistic: the epoch was chosen on this part): 4 clips" in out
+    for part in ("test", "train"):
+        out, _ = _run("evaluate", "runs/urbansound8k-paper", "--part", part, "--json", "--device", "cpu")
+        assert json.loads(out)["selects_on_test"] == (part == "test")
+    _, err = _run("adapt", *flags, "--fold", "11", code=1)
+    assert "fold is 11" in err
+    assert "--fold" in err
 
 
 @pytest.mark.parametrize(

@@ -39,11 +39,10 @@ def test_tsv_takes_quotes_as_they_are(tmp_path):
     assert second.fields["sentence"] == 'Hi "you"'
 
 
-def test_absolute_paths_and_another_audio_folder(tmp_path):
-    path = write(tmp_path / "m.csv", f"path,label\n/elsewhere/a.wav,x\nb.wav,x\n")  # noqa: F541
-    first, second = read_manifest(path, audio_folder=tmp_path / "audio")
+def test_absolute_and_relative_paths(tmp_path):
+    first, second = read_manifest(write(tmp_path / "m.csv", "path,label\n/elsewhere/a.wav,x\nb.wav,x\n"))
     assert str(first.audio) == "/elsewhere/a.wav"
-    assert second.audio == tmp_path / "audio" / "b.wav"
+    assert second.audio == tmp_path / "b.wav"
 
 
 @pytest.mark.parametrize("column", ["audio", "path", "file", "filename", "file_name", "wav"])

@@ -1,4 +1,4 @@
-"""Data sets on disk: folders, ESC-50, and the real packs."""
+"""Data sets on disk: folders and the real packs."""
 
 import re
 from collections import Counter
@@ -82,24 +82,6 @@ def test_a_folder_with_a_manifest(tmp_path, write_tone, name):
         (example,) = read_examples(data)
         assert (example.audio, example.label) == (tmp_path / "audio" / "a b.wav", "x")
         assert len(example.read()) == 4000
-
-
-def test_esc50(tmp_path, write_tone):
-    (tmp_path / "meta").mkdir()
-    lines = ["filename,fold,target,category,esc10,src_file,take"]
-    for fold in range(1, 6):
-        for target, category in enumerate(("dog", "rooster")):
-            name = f"{fold}-1-A-{target}.wav"
-            write_tone(tmp_path / "audio" / name)
-            lines.append(f"{name},{fold},{target},{category},True,1,A")
-    (tmp_path / "meta" / "esc50.csv").write_text("\n".join(lines) + "\n")
-    examples = read_examples(tmp_path)
-    assert Counter(example.label for example in examples) == {"dog": 5, "rooster": 5}
-    assert read_examples(tmp_path, label_column="target")[1].label == "1"
-    splits = make_splits(examples)
-    assert {example.fields["fold"] for example in splits.train} == {"1", "2", "3"}
-    assert {example.fields["fold"] for example in splits.valid} == {"4"}
-    assert {example.fields["fold"] for example in splits.test} == {"5"}
 
 
 def test_missing_audio_is_listed(tmp_path, write_tone):

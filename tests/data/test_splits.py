@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mambavox.data import Example, make_splits
+from mambavox.data import Example, make_splits, take_shots
 from mambavox.errors import DataError
 
 
@@ -247,3 +247,35 @@ class TestFolds:
             make_splits(examples, test_fold=1, split_column="none")
         with pytest.raises(DataError, match=r"no column 'fold'.*--fold-column"):
             make_splits(clips(["a"] * 9), test_fold=1)
+
+
+class TestShots:
+    EXAMPLES = clips(["a", "b", "c"] * 20, split=(["train"] * 8 + ["valid", "test"]) * 6)
+
+    @pytest.mark.parametrize("shots", [1, 2, 4])
+    def test_train_keeps_so_many_of_each_class_and_the_rest_is_untouched(self, shots):
+        whole = make_splits(self.EXAMPLES)
+        few = take_shots(whole, shots, seed=3)
+        assert Counter(example.label for example in few.train) == dict.fromkeys("abc", shots)
+        assert set(names(few)[0]) <= set(names(whole)[0])
+        assert names(few)[1:] == names(whole)[1:]
+        assert few.notes[-1] == f"train: {shots} of each class, {3 * shots} of 48 recordings, drawn with seed 3"
+
+    def test_the_seed_decides_and_fewer_are_among_the_more(self):
+        whole = make_splits(self.EXAMPLES)
+        draws = [set(names(take_shots(whole, shots, seed=1))[0]) for shots in (1, 2, 5, 13)]
+        assert draws[0] < draws[1] < draws[2] < draws[3]
+        assert names(take_shots(whole, 5, seed=1)) == names(take_shots(whole, 5, seed=1))
+        assert names(take_shots(whole, 5, seed=1)) != names(take_shots(whole, 5, seed=2))
+
+    def test_the_order_of_the_source_is_kept(self):
+        train = take_shots(make_splits(self.EXAMPLES), 5).train
+        rows = [self.EXAMPLES.index(example) for example in train]
+        assert rows == sorted(rows)
+
+    def test_what_cannot_be(self):
+        splits = make_splits(clips(["a"] * 9 + ["b"] * 3), valid_fraction=0, test_fraction=0)
+        with pytest.raises(DataError, match=r"shots is 4, but train has fewer of b \(3\); .*--shots"):
+            take_shots(splits, 4)
+        with pytest.raises(DataError, match="shots is 0; expected at least 1"):
+            take_shots(splits, 0)

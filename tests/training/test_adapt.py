@@ -2,6 +2,7 @@
 
 import errno
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +16,14 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tiny import write_recordings
+from tiny_corpora import write_esc50, write_urbansound8k
 from transformers import AutoModelForAudioClassification
 
 from mambavox.errors import AudioError, ConfigError, DataError, RunError
-from mambavox.training.adapt import adapt, fitting_seconds, natural_order
+from mambavox.training.adapt import adapt, fitting_seconds, load_splits, natural_order
 from mambavox.training.config import AdaptConfig
 from mambavox.training.predictions import read_predictions
+from mambavox.training.result import AdaptResult
 from mambavox.training.trainer import AdaptTrainer
 
 
@@ -182,6 +185,59 @@ def test_very_short_and_very_long_recordings(
         result = adapt(config(data=str(data), backbone=backbone(family), output=str(tmp_path / family), epochs=1))
         assert result.cut >= 1
         assert result.max_seconds < 0.4
+
+
+@pytest.mark.filterwarnings("ignore:ESC-50 has 2000 recordings:UserWarning")
+def test_few_shots_of_a_fold(config: Callable[..., AdaptConfig], tmp_path: Path) -> None:
+    data = f"esc50:{write_esc50(tmp_path / 'corpus')}"
+    first = load_splits(config(data=data, fold=3, shots=2))[0]
+    assert Counter(example.label for example in first.train) == {"dog": 2, "rooster": 2, "pig": 2}
+    assert {example.fields["fold"] for example in first.train} <= {"4", "5", "1"}
+    assert (len(first.valid), len(first.test)) == (6, 6)
+    same = load_splits(config(data=data, fold=3, shots=2, seed=1))[0]
+    assert [example.name for example in same.train] == [example.name for example in first.train]
+    other = load_splits(config(data=data, fold=3, shots=2, split_seed=1))[0]
+    assert [example.name for example in other.train] != [example.name for example in first.train]
+    assert [example.name for example in other.test] == [example.name for example in first.test]
+    assert "ESC-50 has 2000 recordings and 30 were found: 1970 are missing" in first.notes
+
+
+@pytest.mark.filterwarnings("ignore:ESC-50 has 2000 recordings:UserWarning")
+def test_columns_go_before_the_protocol_of_a_corpus(config: Callable[..., AdaptConfig], tmp_path: Path) -> None:
+    data = str(write_esc50(tmp_path / "corpus"))
+    splits = load_splits(config(data=data, test_fold=2, valid_fold=4))[0]
+    assert {example.fields["fold"] for example in splits.valid} == {"4"}
+
+
+@pytest.mark.filterwarnings("ignore:UrbanSound8K has 8732 recordings:UserWarning")
+def test_selection_on_the_test_part_is_told_wherever_the_score_is(
+    config: Callable[..., AdaptConfig], tmp_path: Path
+) -> None:
+    data = str(write_urbansound8k(tmp_path / "corpus"))
+    result = adapt(config(data=data, protocol="paper", fold=3, epochs=4, method="full", learning_rate=5e-3))
+    assert result.selects_on_test
+    assert result.scores.keys() == {"test"}
+    assert result.scores["test"].accuracy == max(row["valid_accuracy"] for row in result.learning_curve)
+    assert AdaptResult.load(tmp_path / "run") == result
+    assert any(note.startswith("OPTIMISTIC") for note in result.notes)
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "| test (optimistic: the epoch was chosen on this part) | 4 |" in card
+    assert "the best on the test part" in card
+    assert "- OPTIMISTIC: protocol paper chooses the best epoch" in card
+
+    plain = adapt(config(data=data, fold=3, epochs=1, output=str(tmp_path / "plain")))
+    assert plain.scores.keys() == {"valid", "test"}
+    assert not plain.selects_on_test
+    assert "ptimistic" not in (tmp_path / "plain" / "README.md").read_text().lower()
+
+
+def test_a_protocol_of_other_data_is_a_mistake(config: Callable[..., AdaptConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"fold=1 is asked of a corpus, .*tones.*esc50.*--test-fold"):
+        adapt(config(fold=1))
+    with pytest.raises(ConfigError, match=r"^protocol=paper is asked of a corpus"):
+        adapt(config(protocol="paper"))
+    with pytest.raises(ConfigError, match="no data given"):
+        adapt(config(data=None, output="x", fold=1))
 
 
 def test_mistakes_about_the_method(config: Callable[..., AdaptConfig]) -> None:

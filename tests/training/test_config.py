@@ -66,6 +66,9 @@ def test_options_belong_to_their_method() -> None:
         ({"spec_augment": "yes"}, "expected true or false"),
         ({"data": ["a"]}, "expected text"),
         ({"min_seconds": 2, "max_seconds": 1}, "below min_seconds"),
+        ({"shots": 0}, "shots=0; expected above 0"),
+        ({"fold": 3, "test_fold": 2}, "fold=3 divides a corpus as it is published, test_fold in another way"),
+        ({"protocol": "paper", "fold": 3, "group_column": "fsID"}, "protocol=paper and fold=3 .*, group_column in"),
         ({"method": "magic", "x": 1}, "method=magic; expected one of mambadapter"),
     ],
 )
@@ -95,6 +98,13 @@ def test_output_is_named_after_the_data(tmp_path: Path) -> None:
     assert AdaptConfig(data="hf:me/words").output_path == Path("runs/words")
     with pytest.raises(ConfigError, match="--data"):
         _ = AdaptConfig().output_path
+
+
+def test_output_of_a_corpus_is_named_after_protocol_and_fold() -> None:
+    assert AdaptConfig(data="esc50:ESC-50-master").output_path == Path("runs/esc50")
+    assert AdaptConfig(data="esc50:/x/ESC-50", fold="3").output_path == Path("runs/esc50-fold3")
+    config = AdaptConfig(data="/x/UrbanSound8K", protocol="paper", fold="10")
+    assert config.output_path == Path("runs/UrbanSound8K-paper-fold10")
 
 
 def test_yaml_is_flat() -> None:
