@@ -80,6 +80,7 @@ class CellResult:
         recordings: hash of the names and classes of the test part, in order; equal hashes can be compared in pairs.
         targets: class of each test recording, as index into ``labels``.
         predictions: class that it was given.
+        selects_on_test: the epoch was chosen on the test part, which makes its figures optimistic.
         parameters: trainable ones, as ``trainable_parameters`` counts them.
         clips: recordings of each part.
         seconds: of the training.
@@ -98,6 +99,7 @@ class CellResult:
     recordings: str = ""
     targets: tuple[int, ...] = ()
     predictions: tuple[int, ...] = ()
+    selects_on_test: bool = False
     parameters: Mapping[str, Any] | None = None
     clips: Mapping[str, int] | None = None
     seconds: float = 0.0

@@ -73,7 +73,7 @@ class Recipe:
 
 RECIPES: Mapping[str, Recipe] = {
     "esc50": Recipe(496, epochs=50, batch_size=32, spec_augment=True),
-    "urbansound8k": Recipe(396, epochs=30, batch_size=32, spec_augment=True),
+    "urbansound8k": Recipe(396, epochs=30, batch_size=32, spec_augment=True, more=(("protocol", "paper"),)),
     "speech_commands": Recipe(96, epochs=75, batch_size=128, spec_augment=False),
     "fluent_speech_commands": Recipe(396, epochs=75, batch_size=32, spec_augment=False),
     "iemocap": Recipe(796, epochs=20, batch_size=32, spec_augment=False),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mambavox.data import Example
+from mambavox.data import Example, find_corpus
 from mambavox.data.splits import part_named
 from mambavox.training.adapt import natural_order
 from mambavox.training.config import AdaptConfig
@@ -23,17 +23,26 @@ class Fold:
 
 
 def find_folds(examples: Sequence[Example], config: AdaptConfig, names: Sequence[str] | None) -> tuple[Fold, ...]:
-    """The folds that a task is tested on in turn: all of the data's column of folds, unless some are named.
+    """The folds that a task is tested on in turn: all of its corpus's protocol, or of its column of folds.
 
     Args:
         examples: the recordings.
         config: of one of the task's runs.
-        names: of the folds to take.
+        names: of the folds to take; ``None`` takes all.
 
     Returns:
-        The folds in natural order; a single one without settings where the data have parts of their own, or none at
-        all and they are drawn.
+        The folds in natural order; a single one without settings where the corpus is published divided, or the data
+        have parts of their own, or none at all and they are drawn.
+
+    Raises:
+        DataError: the corpus has no such protocol or fold.
     """
+    corpus = None if config.divided_by else find_corpus(config.data)
+    if corpus is not None:
+        protocol = corpus[0].protocol(config.protocol)
+        if names is None:
+            names = [fold.name for fold in protocol.folds] if len(protocol.folds) > 1 else []
+        return tuple(Fold(protocol.fold(name).name, {"fold": name}) for name in names) or (Fold(None, {}),)
     if names is None:
         names = _fold_names(examples, config)
     return tuple(Fold(name, {"test_fold": name}) for name in names) or (Fold(None, {}),)

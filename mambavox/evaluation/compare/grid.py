@@ -9,7 +9,18 @@ from mambavox.errors import ConfigError
 from mambavox.training.config import AdaptConfig, unknown_key
 
 # Every other field of AdaptConfig can be set for a grid or a task.
-_OWNED = ("data", "output", "backbone", "method", "method_options", "learning_rate", "seed", "test_fold", "tensorboard")
+_OWNED = (
+    "data",
+    "output",
+    "backbone",
+    "method",
+    "method_options",
+    "learning_rate",
+    "seed",
+    "fold",
+    "test_fold",
+    "tensorboard",
+)
 
 RATE_FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """The learning rates that are tried, in multiples of a method's own, the same for every method."""
@@ -99,7 +110,7 @@ class Grid:
             raise ConfigError("nothing to compare; expected at least one method, one seed and one learning rate")
         if not all(rate > 0 for rate in (*self.learning_rates, *self.rate_factors)):
             raise ConfigError("a learning rate, or a factor of one, is not above 0; expected such as 1e-3, or x0.3")
-        known = [key for key in AdaptConfig.__dataclass_fields__ if key not in _OWNED]
+        known = [key for key in AdaptConfig.__dataclass_fields__ if key not in (*_OWNED, "tensorboard")]
         for where, settings in (("every task", self.settings), *((task.name, task.settings) for task in self.tasks)):
             for key in settings:
                 if key in _OWNED:

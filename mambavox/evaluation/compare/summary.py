@@ -82,6 +82,7 @@ class Summary:
         references: name of the variant that the others were compared with, for each task.
         notes: how the parts of each task came about.
         devices: what was trained on.
+        optimistic: tasks whose epochs were chosen on the part that is reported.
     """
 
     grid: Grid
@@ -89,6 +90,7 @@ class Summary:
     references: Mapping[str, str | None]
     notes: Mapping[str, tuple[str, ...]]
     devices: tuple[str, ...]
+    optimistic: tuple[str, ...]
 
     @property
     def failures(self) -> list[str]:
@@ -119,6 +121,7 @@ class Summary:
             "references": dict(self.references),
             "notes": {task: list(notes) for task, notes in self.notes.items()},
             "devices": list(self.devices),
+            "optimistic": list(self.optimistic),
             "scores": [score.to_mapping() for score in self.scores.values()],
         }
 
@@ -161,7 +164,7 @@ def summarise(plan: Plan, store: CellStore) -> Summary:
     """
     scores: dict[tuple[str, str], Score] = {}
     references: dict[str, str | None] = {}
-    notes, devices = {}, set()
+    notes, devices, optimistic = {}, set(), []
     for task in plan.grid.tasks:
         correct: dict[str, list[NDArray[np.float64]]] = {}
         tested: set[tuple[str, ...]] = set()
@@ -182,6 +185,8 @@ def summarise(plan: Plan, store: CellStore) -> Summary:
             )
             seen += [note for result in good for note in result.notes]
             devices |= {result.device for result in good}
+            if task.name not in optimistic and any(result.selects_on_test for result in good):
+                optimistic.append(task.name)
             if not failures:
                 correct[variant.name] = _by_fold(good, len(plan.folds[task.name]))
                 tested.add(tuple(result.recordings for result in good[: len(plan.folds[task.name])]))
@@ -197,7 +202,7 @@ def summarise(plan: Plan, store: CellStore) -> Summary:
                 difference = bootstrap([own - other for own, other in zip(folds, correct[reference], strict=True)])
             scores[task.name, name] = _with_figures(scores[task.name, name], folds, difference)
         notes[task.name] = tuple(dict.fromkeys(seen))
-    return Summary(plan.grid, scores, references, notes, tuple(sorted(devices)))
+    return Summary(plan.grid, scores, references, notes, tuple(sorted(devices)), tuple(optimistic))
 
 
 def _by_fold(results: Sequence[CellResult], num_folds: int) -> list[NDArray[np.float64]]:

@@ -90,8 +90,7 @@ def latex(summary: Summary) -> str:
     Args:
         summary: of a grid.
     """
-    tasks = summary.grid.tasks
-    header = ["Method", "Parameters", *(task.name for task in tasks), "Mean"]
+    header = ["Method", "Parameters", *_columns(summary), "Mean"]
     rows = [
         [variant.name, _parameters(summary, variant), *_accuracies(summary, variant), _mean(summary, variant)]
         for variant in summary.grid.variants
@@ -110,12 +109,17 @@ def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _accuracy_table(summary: Summary) -> str:
-    header = ["method", "parameters", *(task.name for task in summary.grid.tasks), "mean"]
+    header = ["method", "parameters", *_columns(summary), "mean"]
     rows = [
         [variant.name, _parameters(summary, variant), *_accuracies(summary, variant), _mean(summary, variant)]
         for variant in summary.grid.variants
     ]
     return _markdown_table(header, rows)
+
+
+def _columns(summary: Summary) -> list[str]:
+    marks = {name: f"{name} (optimistic)" for name in summary.optimistic}
+    return [marks.get(task.name, task.name) for task in summary.grid.tasks]
 
 
 def _parameters(summary: Summary, variant: Variant) -> str:
@@ -147,7 +151,7 @@ def _difference_section(summary: Summary) -> str:
     return (
         f"## Difference to {grid.reference or 'the best baseline'}\n\nPoints of accuracy to {what}, with the 95 % "
         f"interval of a paired bootstrap over seeds and test recordings ({DRAWS:,} draws), not corrected for the "
-        "number of comparisons.\n\n" + _markdown_table(["method", *(task.name for task in grid.tasks)], rows)
+        "number of comparisons.\n\n" + _markdown_table(["method", *_columns(summary)], rows)
     )
 
 

@@ -98,6 +98,7 @@ def _train(cell: Cell, work: Path) -> CellResult:
         recordings=recordings_fingerprint(tested, config.data or ""),
         targets=tuple(labels.index(row.label) for row in tested),
         predictions=tuple(labels.index(row.predicted) for row in tested),
+        selects_on_test=result.selects_on_test,
         parameters=dict(result.parameters),
         clips=dict(result.clips),
         seconds=result.seconds,

@@ -1,12 +1,14 @@
 """Grids: what a cell's configuration is, how variants and tasks are written, mistakes."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_corpora import write_esc50
 
 from mambavox.data import read_examples
-from mambavox.errors import ConfigError
+from mambavox.errors import ConfigError, DataError
 from mambavox.evaluation.compare.folds import find_folds
 from mambavox.evaluation.compare.grid import Grid, Task, Variant, parse_task, parse_variant
 from mambavox.training.config import AdaptConfig
@@ -87,3 +89,15 @@ def test_folds_of_the_data(folded: str, changes: dict[str, str], names: Any, exp
 
 def test_data_with_parts_of_their_own_have_no_folds(tones: str) -> None:
     assert [fold.name for fold in find_folds(read_examples(tones), AdaptConfig(data=tones), None)] == [None]
+
+
+def test_a_corpus_is_tested_as_its_protocol_says(tmp_path: Path) -> None:
+    folder = str(write_esc50(tmp_path / "esc50"))
+    examples = read_examples(folder)
+    folds = find_folds(examples, AdaptConfig(data=folder), None)
+    assert [(fold.name, fold.settings) for fold in folds] == [(name, {"fold": name}) for name in "12345"]
+    assert [fold.name for fold in find_folds(examples, AdaptConfig(data=folder), ("4",))] == ["4"]
+    with pytest.raises(DataError, match="fold is 9"):
+        find_folds(examples, AdaptConfig(data=folder), ("9",))
+    by_column = find_folds(examples, AdaptConfig(data=folder, fold_column="fold"), None)
+    assert [fold.settings for fold in by_column] == [{"test_fold": name} for name in "12345"]

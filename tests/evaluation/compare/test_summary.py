@@ -144,9 +144,9 @@ def test_different_recordings_are_not_compared(grid: Callable[..., Grid], imagin
 
 
 def test_the_markdown(summary: Summary) -> None:
-    text = markdown(replace(summary, grid=replace(summary.grid, remarks=("Beware.",))))
+    text = markdown(replace(summary, grid=replace(summary.grid, remarks=("Beware.",)), optimistic=("u",)))
     for line in (
-        "| method | parameters | t | u | mean |",
+        "| method | parameters | t | u (optimistic) | mean |",
         "| ours | 1,100 | 92.5 ± 2.5 | 92.5 ± 2.5 | 92.5 |",
         "| probe_1 | 600 | 50.0 ± 2.5 | failed (1) | - |",
         "| lora | (reference) | (reference) |",
