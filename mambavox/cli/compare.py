@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def compare_command(
     ctx: typer.Context,
     preset: Annotated[
-        str | None, typer.Option(help="table1, scaling, ablation, surface or few-shot; without it: the --methods")
+        str | None, typer.Option(help="table1, scaling, ablation, surface, few-shot or latency; without it: --methods")
     ] = None,
     task: Annotated[
         list[str] | None, typer.Option(help='name=data and settings, such as "esc10=/data/esc10 epochs=12 folds=1,2"')
@@ -56,6 +56,15 @@ def compare_command(
     """
     if cell is not None:
         _run_cell(cell, output)
+        return
+    if preset == "latency":
+        if task or seeds or learning_rates or faithful or jobs_file or dry_run or workers > 1:
+            raise typer.BadParameter(
+                "--preset latency takes --backbone, --methods, --budgets, --output and its own flags"
+            )
+        from mambavox.cli.latency import print_latency
+
+        print_latency(backbone, methods, budgets, parse_options(ctx.args), output, as_json)
         return
     grid = _grid(preset, task or [], methods, backbone, parse_options(ctx.args))
     grid = _with_rates(grid, learning_rates)

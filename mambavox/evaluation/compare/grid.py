@@ -110,7 +110,7 @@ class Grid:
             raise ConfigError("nothing to compare; expected at least one method, one seed and one learning rate")
         if not all(rate > 0 for rate in (*self.learning_rates, *self.rate_factors)):
             raise ConfigError("a learning rate, or a factor of one, is not above 0; expected such as 1e-3, or x0.3")
-        known = [key for key in AdaptConfig.__dataclass_fields__ if key not in (*_OWNED, "tensorboard")]
+        known = [key for key in AdaptConfig.__dataclass_fields__ if key not in _OWNED and key != "tensorboard"]
         for where, settings in (("every task", self.settings), *((task.name, task.settings) for task in self.tasks)):
             for key in settings:
                 if key in _OWNED:
