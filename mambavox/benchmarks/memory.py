@@ -1,5 +1,7 @@
 """Peak memory of a candidate, forward and backward, measured in a process of its own."""
 
+import ctypes
+import gc
 import json
 import subprocess
 import sys
@@ -91,10 +93,19 @@ def extra_bytes(call: Callable[[], Any], device: torch.device) -> int:
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    _give_back_free_memory()
     _RESET.write_text("5")
     before = _peak_resident()
     call()
     return _peak_resident() - before
+
+
+def _give_back_free_memory() -> None:
+    """Let the C library hand its free memory to the system; what it keeps would hide what the call needs."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
+    if trim is not None:
+        trim(0)
 
 
 def _peak_resident() -> int:
