@@ -97,6 +97,11 @@ def adapt(
         raise ConfigError(
             f"spec_augment masks spectrograms, but {config.backbone} hears waveforms; leave it out (--no-spec-augment)"
         )
+    if config.length_buckets and not backbone.front_end.pads_to_longest:
+        raise ConfigError(
+            f"length_buckets saves padding, but {config.backbone} hears every clip at one length; leave it out "
+            "(--no-length-buckets)"
+        )
     with quiet_transformers():
         model = apply_method(backbone.model, config.method, config.method_options)
     parameters = trainable_parameters(model)

@@ -72,6 +72,9 @@ class AdaptConfig:
     warmup_ratio: float = _field(0.05, "share of the updates with a rising learning rate; a cosine to zero follows")
     max_grad_norm: float = _field(1.0, "gradients are clipped to this norm; 0 clips nothing")
     spec_augment: bool = _field(False, "mask random frames and mel bands in training (spectrogram backbones only)")
+    length_buckets: bool = _field(
+        False, "batches of clips of like length (backbones that are padded to the longest clip of a batch only)"
+    )
     patience: int | None = _field(None, "stop after so many epochs without a better valid accuracy", unset="never")
     seed: int = _field(0, "of the initialisation, the order of the data, dropout and masks")
     split_seed: int = _field(0, "of the draw of parts; its own, so that seeds can be compared on the same parts")

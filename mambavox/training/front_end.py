@@ -63,6 +63,11 @@ class FrontEnd:
         return self.max_samples / self.sampling_rate
 
     @property
+    def pads_to_longest(self) -> bool:
+        """Whether a batch is as long as its longest clip, and not always ``max_seconds``."""
+        return not self.is_spectrogram and bool(self.extractor.return_attention_mask)
+
+    @property
     def is_spectrogram(self) -> bool:
         """Whether the features are frames of mel bands, as opposed to samples."""
         return self.mel_axis is not None
@@ -108,7 +113,7 @@ class FrontEnd:
         """
         if self.is_spectrogram:
             return {self._input_name: torch.from_numpy(np.stack(features))}
-        masked = bool(self.extractor.return_attention_mask)
+        masked = self.pads_to_longest
         batch = self.extractor.pad(
             {self._input_name: list(features)},
             padding=True if masked else "max_length",

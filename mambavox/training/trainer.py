@@ -32,6 +32,7 @@ from mambavox.training.parameter_groups import parameter_groups
 # The paper's; only the weight decay's targets differ (see parameter_groups).
 _BETAS = (0.9, 0.98)
 _EPSILON = 1e-6
+_FUSED = ("cpu", "cuda")
 
 
 class AdaptTrainer(Trainer):
@@ -113,6 +114,7 @@ class AdaptTrainer(Trainer):
             compute_metrics=_figures,
             compute_loss_func=_mean_cross_entropy,
         )
+        self.length_buckets = config.length_buckets
         # Some hosts take **kwargs and pass the number of items on to layers that have no use for it.
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
@@ -131,7 +133,10 @@ class AdaptTrainer(Trainer):
         """AdamW on the trainable parameters, weight decay where it belongs."""
         if self.optimizer is None:
             groups = parameter_groups(self.model, self.args.weight_decay)
-            self.optimizer = torch.optim.AdamW(groups, lr=self.args.learning_rate, betas=_BETAS, eps=_EPSILON)
+            # One kernel for all tensors: an adapter has hundreds of small ones.
+            fused = self.args.device.type in _FUSED
+            rate = self.args.learning_rate
+            self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=_BETAS, eps=_EPSILON, fused=fused)
         return self.optimizer
 
     def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -157,7 +162,8 @@ class AdaptTrainer(Trainer):
         return True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        return EpochSampler(train_dataset or self.train_dataset, self.args.seed)
+        size = self.args.per_device_train_batch_size if self.length_buckets else None
+        return EpochSampler(train_dataset or self.train_dataset, self.args.seed, bucketed=size)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         save_trained(self.model, Path(output_dir or self.args.output_dir))

@@ -254,6 +254,17 @@ def test_masks_need_a_spectrogram(config: Callable[..., AdaptConfig], backbone: 
         adapt(config(backbone=backbone("hubert"), spec_augment=True))
 
 
+def test_buckets_need_clips_of_several_lengths(
+    config: Callable[..., AdaptConfig], backbone: Callable[[str], str], tmp_path: Path
+) -> None:
+    for family in ("ast", "wav2vec2"):
+        with pytest.raises(ConfigError, match=r"hears every clip at one length.*--no-length-buckets"):
+            adapt(config(backbone=backbone(family), length_buckets=True))
+    bucketed = adapt(config(backbone=backbone("hubert"), batch_size=2, length_buckets=True))
+    other = adapt(config(backbone=backbone("hubert"), batch_size=2, output=str(tmp_path / "other")))
+    assert bucketed.learning_curve != other.learning_curve
+
+
 def test_a_gpu_that_is_not_there(config: Callable[..., AdaptConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="no GPU"):
