@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from rich.console import Console
 from rich.progress import Progress
+from torch import nn
 from transformers import set_seed
 
 from mambavox.adapters import METHODS, apply_method, trainable_parameters
@@ -33,6 +34,7 @@ from mambavox.errors import ConfigError, DataError
 from mambavox.training.backbone import Backbone, backbone_limit, load_backbone, quiet_transformers
 from mambavox.training.config import AdaptConfig
 from mambavox.training.features import FeatureDataset
+from mambavox.training.frozen_front import FrozenFront
 from mambavox.training.model_card import model_card
 from mambavox.training.predictions import Outcome, write_predictions
 from mambavox.training.result import AdaptResult
@@ -104,6 +106,7 @@ def adapt(
         )
     with quiet_transformers():
         model = apply_method(backbone.model, config.method, config.method_options)
+    front = _frozen_front(model, config)
     parameters = trainable_parameters(model)
     learning_rate = config.learning_rate or METHODS[config.method].learning_rate
     parts = {
@@ -128,6 +131,8 @@ def adapt(
             tensorboard=folder.tensorboard if config.tensorboard else None,
             console=console,
         )
+        if front is not None:
+            trainer.cache_front(front, folder.path)
         checkpoint = folder.last_checkpoint() if resume else None
         if checkpoint is None or not trainer.finish_stopped(checkpoint):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -167,6 +172,18 @@ def adapt(
     if not keep_checkpoints:
         folder.remove_checkpoints()
     return result
+
+
+def _frozen_front(model: nn.Module, config: AdaptConfig) -> FrozenFront | None:
+    """The front that is to be run once, if one is asked for."""
+    if not config.cache_features:
+        return None
+    if config.spec_augment:
+        raise ConfigError(
+            "cache_features: spec_augment masks every clip anew each epoch, so that nothing can be kept; leave out one "
+            "of them (--no-cache-features, --no-spec-augment)"
+        )
+    return FrozenFront(model)
 
 
 def load_examples(config: AdaptConfig, console: Console | None = None) -> tuple[list[Example], list[AudioProblem]]:

@@ -72,6 +72,9 @@ class AdaptConfig:
     warmup_ratio: float = _field(0.05, "share of the updates with a rising learning rate; a cosine to zero follows")
     max_grad_norm: float = _field(1.0, "gradients are clipped to this norm; 0 clips nothing")
     spec_augment: bool = _field(False, "mask random frames and mel bands in training (spectrogram backbones only)")
+    cache_features: bool = _field(
+        False, "run what lies before the first trained layer once for each clip, not once an epoch; takes disk space"
+    )
     length_buckets: bool = _field(
         False, "batches of clips of like length (backbones that are padded to the longest clip of a batch only)"
     )

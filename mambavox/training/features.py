@@ -85,6 +85,11 @@ class FeatureDataset(Dataset[dict[str, Any]]):
             item["target"] = self.targets[index]
         return item
 
+    def forget_features(self) -> None:
+        """Make room: features are made anew when they are asked for again."""
+        self._kept.clear()
+        self._bytes = 0
+
     def _features(self, index: int) -> tuple[NDArray[np.float32], int]:
         kept = self._kept.get(index)
         if kept is None:
@@ -148,12 +153,12 @@ class EpochSampler(Sampler[int]):
     """A random order that depends on the seed and the epoch alone, so that a resumed run sees the same one.
 
     Args:
-        dataset: is told the epoch, too.
+        dataset: has a length and, for buckets, ``lengths`` of its recordings; is told the epoch, too.
         seed: of the order.
         bucketed: size of the batches that are to hold recordings of like length; ``None``: any recordings.
     """
 
-    def __init__(self, dataset: FeatureDataset, seed: int, bucketed: int | None = None) -> None:
+    def __init__(self, dataset: Any, seed: int, bucketed: int | None = None) -> None:
         self.dataset = dataset
         self.seed = seed
         self.bucketed = bucketed

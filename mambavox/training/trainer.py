@@ -26,6 +26,7 @@ from transformers.trainer_callback import ExportableState, PrinterCallback
 from mambavox.errors import ConfigError, DivergedError
 from mambavox.training.config import AdaptConfig
 from mambavox.training.features import Collator, EpochSampler, FeatureDataset
+from mambavox.training.frozen_front import CachedCollator, CachedFeatures, FrozenFront
 from mambavox.training.modes import set_training_mode
 from mambavox.training.parameter_groups import parameter_groups
 
@@ -145,10 +146,30 @@ class AdaptTrainer(Trainer):
             set_training_mode(self.accelerator.unwrap_model(model))
         return super().compute_loss(model, *args, **kwargs)
 
+    def cache_front(self, front: FrozenFront, folder: Path) -> None:
+        """Run what is frozen before the first trained layer once for each recording, and train from there on.
+
+        Args:
+            front: of the model.
+            folder: where the results are kept while the process lives.
+        """
+        start, arguments = time.perf_counter(), self.args
+        for name in ("train_dataset", "eval_dataset"):
+            dataset = getattr(self, name)
+            if dataset is not None:
+                size = arguments.per_device_eval_batch_size
+                setattr(self, name, CachedFeatures(dataset, front, size, folder, bf16=arguments.bf16))
+                self.data_collator = CachedCollator(dataset.front_end)
+        self._clock.before += time.perf_counter() - start
+
     @property
     def seconds(self) -> float:
         """Seconds spent in training so far, those before a resumption included."""
-        return next(item for item in self.callback_handler.callbacks if isinstance(item, TrainingClock)).seconds
+        return self._clock.seconds
+
+    @property
+    def _clock(self) -> "TrainingClock":
+        return next(item for item in self.callback_handler.callbacks if isinstance(item, TrainingClock))
 
     def finish_stopped(self, checkpoint: Path) -> bool:
         """Whether a checkpoint is one at which early stopping had already ended the run; then load its best epoch."""
@@ -201,6 +222,16 @@ class TrainingClock(TrainerCallback, ExportableState):
     def __init__(self) -> None:
         self.before = 0.0
         self.start: float | None = None
+
+    def cache_front(self, front: FrozenFront, folder: Path) -> None:
+        """Run what is frozen before the first trained layer once for each recording, and train from there on.
+
+        Args:
+            front: of the model.
+            folder: where the results are kept while the process lives.
+        """
+        with self.seconds_counted():
+            ...
 
     @property
     def seconds(self) -> float:
