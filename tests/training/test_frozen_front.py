@@ -10,7 +10,7 @@ import torch
 from tiny import FAMILIES
 from torch import nn
 
-from mambavox.adapters import apply_method
+from mambavox.adapters import METHODS, apply_method
 from mambavox.data import read_examples
 from mambavox.errors import ConfigError
 from mambavox.training.adapt import adapt
@@ -21,11 +21,12 @@ from mambavox.training.frozen_front import CachedCollator, CachedFeatures, Froze
 
 LABELS = ["high", "low"]
 LAST = {"layers_to_transform": [1]}
+_TRAIN_EVERYTHING = ("full", "mambadapter", "linear")
 CASES = [
     *((family, "mambadapter", {}) for family in FAMILIES),
     *((family, "bottleneck", LAST) for family in FAMILIES),
     *((family, "linear", {}) for family in FAMILIES),
-    ("ast", "lora", {"r": 2}),
+    *((family, method, {}) for method in METHODS for family in ("ast", "hubert") if method not in _TRAIN_EVERYTHING),
 ]
 
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mambavox.adapters import METHODS
 from mambavox.evaluation.compare.grid import Grid, Task, Variant
 
 PAPER_BACKBONE = "MIT/ast-finetuned-audioset-10-10-0.4593"
@@ -167,5 +166,4 @@ def choose_variants(grid: Grid, wanted: Sequence[Variant]) -> Grid:
 
 
 def _grid(name: str, variants: Sequence[Variant], tasks: Sequence[Task]) -> Grid:
-    known = [variant for variant in variants if variant.method in METHODS]
-    return Grid(name, tuple(known), tuple(tasks), backbone=PAPER_BACKBONE)
+    return Grid(name, tuple(variants), tuple(tasks), backbone=PAPER_BACKBONE)

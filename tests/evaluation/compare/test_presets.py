@@ -62,11 +62,15 @@ def test_the_papers_figure_2(method: str) -> None:
 
 
 def test_the_rows_of_table_1() -> None:
+    """In millions; the paper copies BitFit (0.12), prompts (0.27) and prefixes (0.26) from its predecessor.
+
+    The predecessor itself prints 102 K, 230 K and 221 K, which is what there is here.
+    """
     grid = table1(())
     counts = {row["variant"]: row["parameters"] for row in list_variants(grid)}
     assert {name: round(counts[name] / 1e6, 2) for name in counts if name != "full fine-tuning"} == {
         "linear probe": 0.0,
-        "BitFit": 0.12,
+        "BitFit": 0.1,
         "deep prompts": 0.23,
         "prefixes": 0.22,
         "LoRA": 0.26,
