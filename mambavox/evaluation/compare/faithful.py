@@ -93,8 +93,10 @@ def make_faithful(grid: Grid) -> Grid:
     Source:
         MambAdapter (arXiv 2606.15638) and the authors' code and scripts.
     """
-    named = [f"{key} = {value}" for key, value in SETTINGS.items()]
-    tasks, variants = [_faithful_task(task) for task in grid.tasks], [_faithful_variant(row) for row in grid.variants]
+    settings = {**SETTINGS, **grid.settings}
+    named = [f"{key} = {value}" for key, value in settings.items()]
+    tasks = [_faithful_task(task, grid.settings) for task in grid.tasks]
+    variants = [_faithful_variant(row) for row in grid.variants]
     for task in tasks:
         named.append(f"{task.name}: " + ", ".join(f"{key} = {value}" for key, value in task.settings.items()))
     named.append(
@@ -109,19 +111,20 @@ def make_faithful(grid: Grid) -> Grid:
         name=f"{grid.name}, the paper's settings",
         variants=tuple(variants),
         tasks=tuple(tasks),
-        settings={**SETTINGS, **grid.settings},
+        settings=settings,
         remarks=(*grid.remarks, *remarks),
     )
 
 
-def _faithful_task(task: Task) -> Task:
+def _faithful_task(task: Task, settings: Mapping[str, Any]) -> Task:
     recipe = RECIPES.get(task.name)
     if recipe is None:
         raise ConfigError(
             f"task {task.name}: the paper has no such corpus; expected tasks named {', '.join(RECIPES)}, or leave out "
             "--faithful"
         )
-    return replace(task, settings={**recipe.settings(), **task.settings})
+    own = {key: value for key, value in recipe.settings().items() if key not in settings}
+    return replace(task, settings={**own, **task.settings})
 
 
 def _faithful_variant(variant: Variant) -> Variant:

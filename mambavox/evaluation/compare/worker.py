@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 import traceback
+import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def serve(connection: Connection, folder: str, gpu: str | None) -> None:
     # Ctrl-C reaches the whole group; the process that started this one ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Said once, when the comparison was planned, and among the notes of every result.
+    warnings.filterwarnings("ignore", r".* recordings and \d+ were found")
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     else:

@@ -1,6 +1,7 @@
 """Presets: the paper's rows and counts, and its settings."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -127,6 +128,9 @@ def test_the_papers_settings() -> None:
     assert (config.weight_decay, config.warmup_ratio, config.max_grad_norm) == (0.1, 0.0, 0.0)
     assert (config.pooling, config.position_embeddings, config.protocol) == ("mean", "zero", "paper")
     assert grid.tasks[2].settings["epochs"] == 3, "what is asked for comes before the paper"
+    shorter = make_faithful(replace(table1(TASKS), settings={"epochs": 2}))
+    assert [shorter.config(shorter.variants[0], task, 0, 0.1).epochs for task in shorter.tasks] == [2, 3]
+    assert "epochs = 2" in shorter.remarks[0]
     rates = {variant.method: grid.rates(variant) for variant in grid.variants}
     assert (rates["mambadapter"], rates["full"], rates["prompt"]) == ((5e-3,), (5e-5,), (1e-2,))
     assert all(variant.options["init"] == "paper" for variant in grid.variants if variant.method == "mambadapter")
