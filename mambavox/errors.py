@@ -27,3 +27,7 @@ class BackendError(MambavoxError, RuntimeError):
 
 class RunError(MambavoxError, RuntimeError):
     """A run folder cannot be read, resumed or written."""
+
+
+class DivergedError(RunError):
+    """A training's loss is no number any more; the same run would diverge again."""

@@ -1,9 +1,13 @@
 """Peak memory of a candidate, forward and backward, measured in a process of its own."""
 
+import ctypes
+import gc
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,8 +35,6 @@ def peak_extra_bytes(
     Returns:
         The bytes, or the reason why they could not be measured.
     """
-    if device.type == "cpu" and not _RESET.exists():
-        return "the peak of a process can be reset on Linux only"
     task = {
         "operation": operation,
         "candidate": candidate,
@@ -41,7 +43,23 @@ def peak_extra_bytes(
         "dtype": str(dtype).removeprefix("torch."),
         "threads": threads,
     }
-    command = [sys.executable, "-m", "mambavox.benchmarks.memory", json.dumps(task)]
+    return measure_apart("mambavox.benchmarks.memory", task, device)
+
+
+def measure_apart(module: str, task: Mapping[str, Any], device: torch.device) -> int | str:
+    """The bytes that a module's ``__main__`` prints about a task, in a process of its own.
+
+    Args:
+        module: its name.
+        task: its only argument, as JSON.
+        device: where it measures.
+
+    Returns:
+        The bytes, or the reason why they could not be measured.
+    """
+    if device.type == "cpu" and not _RESET.exists():
+        return "the peak of a process can be reset on Linux only"
+    command = [sys.executable, "-m", module, json.dumps(task)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
@@ -56,7 +74,18 @@ def _measure(operation: Operation, candidate: Candidate, sizes: Sizes, device: t
     # What is loaded and started at the first call belongs to no call.
     small = arrange(candidate, operation, make_problem(operation, operation.small, device, dtype))
     caller(candidate, small, "both")()
-    call = caller(candidate, arrange(candidate, operation, make_problem(operation, sizes, device, dtype)), "both")
+    return extra_bytes(
+        caller(candidate, arrange(candidate, operation, make_problem(operation, sizes, device, dtype)), "both"), device
+    )
+
+
+def extra_bytes(call: Callable[[], Any], device: torch.device) -> int:
+    """Most bytes that a call takes beyond what is there before it.
+
+    Args:
+        call: made once.
+        device: where it runs; on the CPU the process must be one of the call's own, on Linux.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -64,10 +93,19 @@ def _measure(operation: Operation, candidate: Candidate, sizes: Sizes, device: t
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    _give_back_free_memory()
     _RESET.write_text("5")
     before = _peak_resident()
     call()
     return _peak_resident() - before
+
+
+def _give_back_free_memory() -> None:
+    """Let the C library hand its free memory to the system; what it keeps would hide what the call needs."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
+    if trim is not None:
+        trim(0)
 
 
 def _peak_resident() -> int:

@@ -7,6 +7,7 @@ from typer.core import TyperGroup
 
 from mambavox.cli.adapt import adapt_command
 from mambavox.cli.bench import bench_command
+from mambavox.cli.compare import compare_command
 from mambavox.cli.console import print_error
 from mambavox.cli.evaluate import evaluate_command
 from mambavox.cli.info import info_command
@@ -34,10 +35,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-# Any other flag of `adapt` is an option of its method.
+# Any other flag of `adapt` is an option of its method; one of `compare` is a flag of `adapt`, for every run.
 app.command("adapt", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(adapt_command)
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
 app.command("info")(info_command)
 app.command("bench")(bench_command)
+app.command("compare", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(compare_command)
 app.command("quickstart")(quickstart_command)

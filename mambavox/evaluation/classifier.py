@@ -73,10 +73,16 @@ class AudioClassifier:
         labels = [str(label) for label in _read_json(run / LABELS_FILE)]
         max_seconds = float(_read_json(run / "preprocessor_config.json")["max_seconds"])
         if config.method == "full":
-            loaded = load_backbone(str(run), labels, max_seconds)
+            loaded = load_backbone(str(run), labels, max_seconds, pooling=config.pooling)
             model: nn.Module = loaded.model
         else:
-            loaded = load_backbone(backbone or config.backbone, labels, max_seconds)
+            loaded = load_backbone(
+                backbone or config.backbone,
+                labels,
+                max_seconds,
+                pooling=config.pooling,
+                position_embeddings=config.position_embeddings,
+            )
             with quiet_transformers():
                 model = PeftModel.from_pretrained(loaded.model, str(run))
         if device is None:

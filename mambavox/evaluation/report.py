@@ -13,9 +13,9 @@ from mambavox.training.result import AdaptResult
 from mambavox.training.run_folder import to_json, write_atomically
 from mambavox.training.scores import Scores
 
-# Okabe and Ito's colours, which colour-blind readers tell apart.
-_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
+"""Okabe and Ito's, which colour-blind readers tell apart."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def headline(result: AdaptResult) -> tuple[str, Scores]:
@@ -77,7 +77,7 @@ def plot_comparison(results: Mapping[str, AdaptResult], path: Path, title: str) 
     left, right = figure.subplots(1, 2)
     figure.suptitle(title, fontsize=13, fontweight="bold")
     for index, (name, result) in enumerate(results.items()):
-        color, marker = _COLORS[index % len(_COLORS)], _MARKERS[index % len(_MARKERS)]
+        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
         _, scores = headline(result)
         left.errorbar(
             result.parameters["total"],
@@ -109,12 +109,13 @@ def plot_comparison(results: Mapping[str, AdaptResult], path: Path, title: str) 
     handles, names = right.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=11)
     for axes in (left, right):
-        _style(axes)
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+        style_axes(axes)
     figure.savefig(path, dpi=150)
 
 
-def _style(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+def style_axes(axes: Axes) -> None:
+    """Give axes the look of this project's plots."""
     axes.grid(color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from rich.console import Console
 from rich.progress import Progress
+from torch import nn
 from transformers import set_seed
 
 from mambavox.adapters import METHODS, apply_method, trainable_parameters
@@ -33,9 +34,11 @@ from mambavox.errors import ConfigError, DataError
 from mambavox.training.backbone import Backbone, backbone_limit, load_backbone, quiet_transformers
 from mambavox.training.config import AdaptConfig
 from mambavox.training.features import FeatureDataset
+from mambavox.training.frozen_front import FrozenFront
 from mambavox.training.model_card import model_card
+from mambavox.training.predictions import Outcome, write_predictions
 from mambavox.training.result import AdaptResult
-from mambavox.training.run_folder import LABELS_FILE, METRICS_FILE, RunFolder, to_json
+from mambavox.training.run_folder import LABELS_FILE, METRICS_FILE, PREDICTIONS_FILE, RunFolder, to_json
 from mambavox.training.scores import predict_logits, score
 from mambavox.training.trainer import AdaptTrainer, save_trained
 
@@ -54,7 +57,8 @@ def adapt(
     """Adapt a backbone to a data set and write the run folder ``config.output_path``.
 
     The folder holds the adapter and its head in PEFT's format (after full fine-tuning: the model), the feature
-    extractor's configuration, ``labels.json``, ``run.yaml``, ``metrics.json``, a model card and TensorBoard logs.
+    extractor's configuration, ``labels.json``, ``run.yaml``, ``metrics.json``, ``predictions.csv`` (the class of each
+    recording of the valid and test parts), a model card and TensorBoard logs.
     Whatever is final is written at once, ``metrics.json`` last. Checkpoints of every epoch lie in ``checkpoints/``
     until the run has ended well.
 
@@ -84,13 +88,25 @@ def adapt(
 
     set_seed(config.seed)
     max_seconds = config.max_seconds or fitting_seconds(splits.train, backbone_limit(config.backbone))
-    backbone = load_backbone(config.backbone, labels, max_seconds)
+    backbone = load_backbone(
+        config.backbone,
+        labels,
+        max_seconds,
+        pooling=config.pooling,
+        position_embeddings=config.position_embeddings,
+    )
     if config.spec_augment and not backbone.front_end.is_spectrogram:
         raise ConfigError(
             f"spec_augment masks spectrograms, but {config.backbone} hears waveforms; leave it out (--no-spec-augment)"
         )
+    if config.length_buckets and not backbone.front_end.pads_to_longest:
+        raise ConfigError(
+            f"length_buckets saves padding, but {config.backbone} hears every clip at one length; leave it out "
+            "(--no-length-buckets)"
+        )
     with quiet_transformers():
         model = apply_method(backbone.model, config.method, config.method_options)
+    front = _frozen_front(model, config)
     parameters = trainable_parameters(model)
     learning_rate = config.learning_rate or METHODS[config.method].learning_rate
     parts = {
@@ -115,14 +131,16 @@ def adapt(
             tensorboard=folder.tensorboard if config.tensorboard else None,
             console=console,
         )
+        if front is not None:
+            trainer.cache_front(front, folder.path)
         checkpoint = folder.last_checkpoint() if resume else None
         if checkpoint is None or not trainer.finish_stopped(checkpoint):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        scores = {
-            name: score(part.targets or [], predict_logits(model, part, config.batch_size).argmax(axis=1))
-            for name, part in parts.items()
-            if name != "train" and len(part)
+        held_back = {name: part for name, part in parts.items() if name != "train" and len(part)}
+        predicted = {
+            name: predict_logits(model, part, config.batch_size).argmax(axis=1) for name, part in held_back.items()
         }
+        scores = {name: score(part.targets or [], predicted[name]) for name, part in held_back.items()}
         result = AdaptResult(
             method=config.method,
             backbone=config.backbone,
@@ -145,10 +163,27 @@ def adapt(
             versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
             selects_on_test=splits.selects_on_test,
         )
-        folder.publish(lambda path: _write_run(path, folder, config, model, backbone, result))
+        outcomes = [
+            Outcome(name, example.name, str(example.label), backbone.labels[index])
+            for name, part in held_back.items()
+            for example, index in zip(part.examples, predicted[name], strict=True)
+        ]
+        folder.publish(lambda path: _write_run(path, folder, config, model, backbone, result, outcomes))
     if not keep_checkpoints:
         folder.remove_checkpoints()
     return result
+
+
+def _frozen_front(model: nn.Module, config: AdaptConfig) -> FrozenFront | None:
+    """The front that is to be run once, if one is asked for."""
+    if not config.cache_features:
+        return None
+    if config.spec_augment:
+        raise ConfigError(
+            "cache_features: spec_augment masks every clip anew each epoch, so that nothing can be kept; leave out one "
+            "of them (--no-cache-features, --no-spec-augment)"
+        )
+    return FrozenFront(model)
 
 
 def load_examples(config: AdaptConfig, console: Console | None = None) -> tuple[list[Example], list[AudioProblem]]:
@@ -277,7 +312,13 @@ def _device_name(device: torch.device) -> str:
 
 
 def _write_run(
-    path: Path, folder: RunFolder, config: AdaptConfig, model: Any, backbone: Backbone, result: AdaptResult
+    path: Path,
+    folder: RunFolder,
+    config: AdaptConfig,
+    model: Any,
+    backbone: Backbone,
+    result: AdaptResult,
+    outcomes: Sequence[Outcome],
 ) -> None:
     if isinstance(model, PeftModel):
         for adapter in model.peft_config.values():
@@ -287,6 +328,7 @@ def _write_run(
     backbone.front_end.extractor.save_pretrained(path)
     (path / LABELS_FILE).write_text(to_json(backbone.labels), encoding="utf-8")
     name = Path(config.data or "").name
-    card = model_card(result, list(backbone.labels), folder.path.as_posix(), name)
+    card = model_card(result, list(backbone.labels), folder.path.as_posix(), name, config.pooling)
     (path / "README.md").write_text(card, encoding="utf-8")
+    write_predictions(path / PREDICTIONS_FILE, outcomes)
     (path / METRICS_FILE).write_text(to_json(result.to_mapping()), encoding="utf-8")

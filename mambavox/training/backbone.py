@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,14 @@ from mambavox import assets
 from mambavox.errors import ConfigError, HostError
 from mambavox.training.front_end import FrontEnd, longest_seconds
 
+Pooling: TypeAlias = Literal["host", "mean"]
+PositionEmbeddings: TypeAlias = Literal["kept", "zero"]
+
 # What a checkpoint without a classification head, or with another task's head, may lack.
 _NEW_MODULES = ("classifier", "projector", "layer_weights")
 # Only used by masking during pre-training; fine-tuned checkpoints often come without it.
 _UNUSED = "masked_spec_embed"
+_AST = "audio-spectrogram-transformer"
 _SPECIAL_TOKENS = 2  # AST's class and distillation tokens, at the start of its position table
 # Said by PEFT and WavLM's code about transformers' and torch's; nothing that a user could mend.
 _HARMLESS = (
@@ -54,7 +58,14 @@ class Backbone:
     labels: tuple[str, ...]
 
 
-def load_backbone(name: str, labels: Sequence[str], max_seconds: float | None = None) -> Backbone:
+def load_backbone(
+    name: str,
+    labels: Sequence[str],
+    max_seconds: float | None = None,
+    *,
+    pooling: Pooling = "host",
+    position_embeddings: PositionEmbeddings = "kept",
+) -> Backbone:
     """Load a backbone with a classification head for some labels.
 
     AST's position table is cropped to the first time columns (or interpolated where it is too short) after the
@@ -66,11 +77,13 @@ def load_backbone(name: str, labels: Sequence[str], max_seconds: float | None = 
         name: an embedded model, a folder, or a Hugging Face name.
         labels: the classes, in the order of the logits.
         max_seconds: longest clip to be heard; default what the backbone was made for.
+        pooling: ``"mean"`` gives AST the paper's head, one linear layer on the mean of all tokens.
+        position_embeddings: ``"zero"`` empties AST's position table, which the paper's code does unawares.
 
     Raises:
-        ConfigError: there is no such model, it cannot be fetched, or ``max_seconds`` is more than it takes.
+        ConfigError: there is no such model, it cannot be fetched, ``max_seconds`` is more than it takes, or it has no
+            such pooling or position table.
         HostError: it is no model of a known family, or its checkpoint lacks more than a head.
-
     """
     extractor, longest = _front(name)
     with _fetching(name), quiet_transformers():
@@ -87,11 +100,38 @@ def load_backbone(name: str, labels: Sequence[str], max_seconds: float | None = 
         )
     _check_loaded(name, report)
     front_end = FrontEnd(extractor, model.config, longest if max_seconds is None else max_seconds)
-    if model.config.model_type == "audio-spectrogram-transformer":
+    if model.config.model_type == _AST:
         set_max_length(model, int(extractor.max_length))
+    elif (pooling, position_embeddings) != ("host", "kept"):
+        raise ConfigError(
+            f"pooling={pooling} and position_embeddings={position_embeddings}, but {name} is no AST; "
+            "expected host and kept"
+        )
+    if pooling == "mean":
+        pool_mean(model)
+    if position_embeddings == "zero":
+        model.base_model.embeddings.position_embeddings.data.zero_()
     # Masking of the backbone's own would act for full fine-tuning only, and fail on clips shorter than a mask.
     model.config.apply_spec_augment = False
     return Backbone(name, model, front_end, tuple(labels))
+
+
+def pool_mean(model: Any) -> None:
+    """Let AST's head be one linear layer that reads the mean of all tokens, the two special ones included.
+
+    Args:
+        model: an ``ASTForAudioClassification``; changed in place.
+
+    Source:
+        MambAdapter (arXiv 2606.15638), the authors' code.
+    """
+
+    def mean(module: nn.Module, inputs: Any, output: Any) -> Any:
+        output.pooler_output = output.last_hidden_state.mean(dim=1)
+        return output
+
+    model.base_model.register_forward_hook(mean)
+    model.classifier.layernorm = nn.Identity()
 
 
 def backbone_limit(name: str) -> float:
@@ -105,6 +145,19 @@ def backbone_limit(name: str) -> float:
         HostError: it is of no known family.
     """
     return _front(name)[1]
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """A backbone's configuration.
+
+    Args:
+        name: an embedded model, a folder, or a Hugging Face name.
+
+    Raises:
+        ConfigError: there is no such model, or it cannot be fetched.
+    """
+    with _fetching(name), quiet_transformers():
+        return AutoConfig.from_pretrained(_path(name))
 
 
 def _path(name: str) -> str:

@@ -38,6 +38,14 @@ class AdaptConfig:
         default_factory=dict, metadata={"help": "options of the method, such as bottleneck_dim"}
     )
 
+    pooling: Literal["host", "mean"] = _field(
+        "host",
+        "what the head reads: as the backbone's own does, or mean: one linear layer on the mean of all tokens (AST)",
+    )
+    position_embeddings: Literal["kept", "zero"] = _field(
+        "kept", "AST's: kept, cropped or stretched to the clips, or zero, as the MambAdapter paper's code leaves them"
+    )
+
     label_column: str = _field("label", "column of the class")
     audio_column: str | None = _field(None, "column of the recordings", unset="found by its name")
     protocol: str | None = _field(None, "how a corpus is divided, such as paper", unset="the corpus's first")
@@ -64,6 +72,12 @@ class AdaptConfig:
     warmup_ratio: float = _field(0.05, "share of the updates with a rising learning rate; a cosine to zero follows")
     max_grad_norm: float = _field(1.0, "gradients are clipped to this norm; 0 clips nothing")
     spec_augment: bool = _field(False, "mask random frames and mel bands in training (spectrogram backbones only)")
+    cache_features: bool = _field(
+        False, "run what lies before the first trained layer once for each clip, not once an epoch; takes disk space"
+    )
+    length_buckets: bool = _field(
+        False, "batches of clips of like length (backbones that are padded to the longest clip of a batch only)"
+    )
     patience: int | None = _field(None, "stop after so many epochs without a better valid accuracy", unset="never")
     seed: int = _field(0, "of the initialisation, the order of the data, dropout and masks")
     split_seed: int = _field(0, "of the draw of parts; its own, so that seeds can be compared on the same parts")

@@ -1,6 +1,7 @@
 """Features of recordings, made once and kept in memory; masks on them in training."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
-from mambavox.data import Example
+from mambavox.data import Example, duration
 from mambavox.errors import DataError
 from mambavox.training.front_end import FrontEnd
 
@@ -16,6 +17,7 @@ _MAX_BYTES = 2 << 30
 # The paper's widths on ESC-50 (24 of 128 bands, 80 of 500 frames), as shares so that they fit any front end.
 _MEL_SHARE = 24 / 128
 _TIME_SHARE = 80 / 500
+_BATCHES_SORTED = 50  # at a time: enough for like lengths, few enough for other neighbours in each epoch
 
 
 class FeatureDataset(Dataset[dict[str, Any]]):
@@ -61,6 +63,12 @@ class FeatureDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.examples)
 
+    @cached_property
+    def lengths(self) -> list[float]:
+        """Seconds of each recording that are heard."""
+        longest = self.front_end.max_seconds
+        return [min(duration(example.source), longest) for example in self.examples]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """``features`` of one recording and, where there are labels, its ``target``.
 
@@ -76,6 +84,11 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         if self.targets is not None:
             item["target"] = self.targets[index]
         return item
+
+    def forget_features(self) -> None:
+        """Make room: features are made anew when they are asked for again."""
+        self._kept.clear()
+        self._bytes = 0
 
     def _features(self, index: int) -> tuple[NDArray[np.float32], int]:
         kept = self._kept.get(index)
@@ -140,13 +153,15 @@ class EpochSampler(Sampler[int]):
     """A random order that depends on the seed and the epoch alone, so that a resumed run sees the same one.
 
     Args:
-        dataset: is told the epoch, too.
+        dataset: has a length and, for buckets, ``lengths`` of its recordings; is told the epoch, too.
         seed: of the order.
+        bucketed: size of the batches that are to hold recordings of like length; ``None``: any recordings.
     """
 
-    def __init__(self, dataset: FeatureDataset, seed: int) -> None:
+    def __init__(self, dataset: Any, seed: int, bucketed: int | None = None) -> None:
         self.dataset = dataset
         self.seed = seed
+        self.bucketed = bucketed
 
     def set_epoch(self, epoch: int) -> None:
         """Begin another pass over the data; accelerate calls this."""
@@ -156,8 +171,35 @@ class EpochSampler(Sampler[int]):
         return len(self.dataset)
 
     def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng((self.seed, self.dataset.epoch)).permutation(len(self.dataset))
-        return iter(order.tolist())
+        generator = np.random.default_rng((self.seed, self.dataset.epoch))
+        order = generator.permutation(len(self.dataset)).tolist()
+        if self.bucketed is None:
+            return iter(order)
+        return iter(bucket_by_length(order, self.dataset.lengths, self.bucketed, generator))
+
+
+def bucket_by_length(
+    order: Sequence[int], lengths: Sequence[float], batch_size: int, generator: np.random.Generator
+) -> list[int]:
+    """Change a random order so that batches hold recordings of like length.
+
+    Stretches of it are sorted by length and cut into batches, whose order is drawn: the recordings of a batch still
+    differ from epoch to epoch.
+
+    Args:
+        order: indices of the recordings.
+        lengths: of each recording.
+        batch_size: recordings a batch; the last one of an epoch may be smaller, and stays the last.
+        generator: draws the order of the batches.
+    """
+    stretch = batch_size * _BATCHES_SORTED
+    ordered: list[int] = []
+    for start in range(0, len(order), stretch):
+        ordered += sorted(order[start : start + stretch], key=lambda index: lengths[index])
+    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+    partial = [batches.pop()] if batches and len(batches[-1]) < batch_size else []
+    shuffled = [batches[index] for index in generator.permutation(len(batches))]
+    return [index for batch in (*shuffled, *partial) for index in batch]
 
 
 def class_indices(examples: Sequence[Example], labels: Sequence[str]) -> list[int]:

@@ -34,6 +34,7 @@ class FrontEnd:
         extractor: as given.
         sampling_rate: Hz of the waveforms.
         max_samples: length at which waveforms are cut.
+        input_name: what the model calls its input.
         min_samples: shorter waveforms are lengthened with zeros, as no frame fits into them.
 
     Raises:
@@ -50,7 +51,7 @@ class FrontEnd:
         self.min_samples = _min_samples(extractor, config)
         self.max_samples = max(round(max_seconds * self.sampling_rate), self.min_samples)
         self._family = config.model_type
-        self._input_name = str(extractor.model_input_names[0])
+        self.input_name = str(extractor.model_input_names[0])
         extractor.max_seconds = max_seconds
         if config.model_type == "audio-spectrogram-transformer":
             extractor.max_length = patched_frames(config, self._frames(self.max_samples))
@@ -61,6 +62,11 @@ class FrontEnd:
     def max_seconds(self) -> float:
         """Length at which waveforms are cut."""
         return self.max_samples / self.sampling_rate
+
+    @property
+    def pads_to_longest(self) -> bool:
+        """Whether a batch is as long as its longest clip, and not always ``max_seconds``."""
+        return not self.is_spectrogram and bool(self.extractor.return_attention_mask)
 
     @property
     def is_spectrogram(self) -> bool:
@@ -84,7 +90,7 @@ class FrontEnd:
         waveform = waveform[: self.max_samples]
         if len(waveform) < self.min_samples:
             waveform = np.pad(waveform, (0, self.min_samples - len(waveform)))
-        extracted = self.extractor(waveform, sampling_rate=self.sampling_rate)[self._input_name][0]
+        extracted = self.extractor(waveform, sampling_rate=self.sampling_rate)[self.input_name][0]
         return np.asarray(extracted, dtype=np.float32)
 
     def num_frames(self, samples: int) -> int:
@@ -107,10 +113,10 @@ class FrontEnd:
             The model's keyword arguments, batch first.
         """
         if self.is_spectrogram:
-            return {self._input_name: torch.from_numpy(np.stack(features))}
-        masked = bool(self.extractor.return_attention_mask)
+            return {self.input_name: torch.from_numpy(np.stack(features))}
+        masked = self.pads_to_longest
         batch = self.extractor.pad(
-            {self._input_name: list(features)},
+            {self.input_name: list(features)},
             padding=True if masked else "max_length",
             max_length=None if masked else self.max_samples,
             return_attention_mask=masked,

@@ -1,5 +1,6 @@
 """The README.md of a run folder."""
 
+from mambavox.training.backbone import Pooling
 from mambavox.training.config import RUN_FILE
 from mambavox.training.result import AdaptResult
 
@@ -48,9 +49,11 @@ _ADAPTER = """`import mambavox` is what makes PEFT know the adapter's type; with
 `peft.PeftModel.from_pretrained(model, "{path}")` loads the adapter and the head onto the backbone that
 `mambavox.training.backbone.load_backbone` loads at the right length."""
 _WHOLE = "`AutoModelForAudioClassification.from_pretrained` loads it, too."
+_MEAN_POOLING = """Its head reads the mean of all tokens, which transformers' own does not: load the backbone
+with `mambavox.training.backbone.load_backbone(..., pooling="mean")`."""
 
 
-def model_card(result: AdaptResult, labels: list[str], path: str, name: str) -> str:
+def model_card(result: AdaptResult, labels: list[str], path: str, name: str, pooling: Pooling) -> str:
     """Markdown of a run's model card, with the lines that load it.
 
     Args:
@@ -58,16 +61,22 @@ def model_card(result: AdaptResult, labels: list[str], path: str, name: str) -> 
         labels: the classes.
         path: the run folder.
         name: of the data.
+        pooling: what its head reads.
     """
     rows = (
         f"| {result.describe_part(part)} | {scores.clips} | {scores} | {scores.macro_f1:.3f} |"
         for part, scores in result.scores.items()
     )
     whole = result.method == "full"
+    loading = [] if whole else [_ADAPTER.format(path=path)]
+    if pooling == "mean":
+        loading.append(_MEAN_POOLING)
+    elif whole:
+        loading.append(_WHOLE)
     chooser = "test" if result.selects_on_test else "valid"
     return _CARD.format(
         library="transformers" if whole else "peft",
-        loading=_WHOLE if whole else _ADAPTER.format(path=path),
+        loading=" ".join(loading),
         backbone=result.backbone,
         method=result.method,
         name=name,

@@ -17,11 +17,14 @@ METRICS_FILE = "metrics.json"
 """Written last: a folder with it holds a finished run."""
 LABELS_FILE = "labels.json"
 """The classes, in the order of the logits."""
+PREDICTIONS_FILE = "predictions.csv"
+"""What became of each recording that was held back."""
 
 RUN_FILES = (
     RUN_FILE,
     METRICS_FILE,
     LABELS_FILE,
+    PREDICTIONS_FILE,
     "README.md",
     "preprocessor_config.json",
     "adapter_config.json",

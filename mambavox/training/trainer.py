@@ -23,9 +23,10 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ExportableState, PrinterCallback
 
-from mambavox.errors import ConfigError, RunError
+from mambavox.errors import ConfigError, DivergedError
 from mambavox.training.config import AdaptConfig
 from mambavox.training.features import Collator, EpochSampler, FeatureDataset
+from mambavox.training.frozen_front import CachedCollator, CachedFeatures, FrozenFront
 from mambavox.training.modes import set_training_mode
 from mambavox.training.parameter_groups import parameter_groups
 from mambavox.training.rank_allocation import RankAllocation
@@ -33,6 +34,7 @@ from mambavox.training.rank_allocation import RankAllocation
 # The paper's; only the weight decay's targets differ (see parameter_groups).
 _BETAS = (0.9, 0.98)
 _EPSILON = 1e-6
+_FUSED = ("cpu", "cuda")
 
 
 class AdaptTrainer(Trainer):
@@ -114,6 +116,7 @@ class AdaptTrainer(Trainer):
             compute_metrics=_figures,
             compute_loss_func=_mean_cross_entropy,
         )
+        self.length_buckets = config.length_buckets
         # Some hosts take **kwargs and pass the number of items on to layers that have no use for it.
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
@@ -135,7 +138,10 @@ class AdaptTrainer(Trainer):
         """AdamW on the trainable parameters, weight decay where it belongs."""
         if self.optimizer is None:
             groups = parameter_groups(self.model, self.args.weight_decay)
-            self.optimizer = torch.optim.AdamW(groups, lr=self.args.learning_rate, betas=_BETAS, eps=_EPSILON)
+            # One kernel for all tensors: an adapter has hundreds of small ones.
+            fused = self.args.device.type in _FUSED
+            rate = self.args.learning_rate
+            self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=_BETAS, eps=_EPSILON, fused=fused)
         return self.optimizer
 
     def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -148,10 +154,30 @@ class AdaptTrainer(Trainer):
             return loss
         return loss + self.rank_allocation.penalty() / self.current_gradient_accumulation_steps
 
+    def cache_front(self, front: FrozenFront, folder: Path) -> None:
+        """Run what is frozen before the first trained layer once for each recording, and train from there on.
+
+        Args:
+            front: of the model.
+            folder: where the results are kept while the process lives.
+        """
+        start, arguments = time.perf_counter(), self.args
+        for name in ("train_dataset", "eval_dataset"):
+            dataset = getattr(self, name)
+            if dataset is not None:
+                size = arguments.per_device_eval_batch_size
+                setattr(self, name, CachedFeatures(dataset, front, size, folder, bf16=arguments.bf16))
+                self.data_collator = CachedCollator(dataset.front_end)
+        self._clock.before += time.perf_counter() - start
+
     @property
     def seconds(self) -> float:
         """Seconds spent in training so far, those before a resumption included."""
-        return next(item for item in self.callback_handler.callbacks if isinstance(item, TrainingClock)).seconds
+        return self._clock.seconds
+
+    @property
+    def _clock(self) -> "TrainingClock":
+        return next(item for item in self.callback_handler.callbacks if isinstance(item, TrainingClock))
 
     def finish_stopped(self, checkpoint: Path) -> bool:
         """Whether a checkpoint is one at which early stopping had already ended the run; then load its best epoch."""
@@ -165,7 +191,8 @@ class AdaptTrainer(Trainer):
         return True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        return EpochSampler(train_dataset or self.train_dataset, self.args.seed)
+        size = self.args.per_device_train_batch_size if self.length_buckets else None
+        return EpochSampler(train_dataset or self.train_dataset, self.args.seed, bucketed=size)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -212,6 +239,16 @@ class TrainingClock(TrainerCallback, ExportableState):
         self.before = 0.0
         self.start: float | None = None
 
+    def cache_front(self, front: FrozenFront, folder: Path) -> None:
+        """Run what is frozen before the first trained layer once for each recording, and train from there on.
+
+        Args:
+            front: of the model.
+            folder: where the results are kept while the process lives.
+        """
+        with self.seconds_counted():
+            ...
+
     @property
     def seconds(self) -> float:
         """Seconds so far."""
@@ -236,7 +273,7 @@ class _Divergence(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         loss = kwargs["logs"].get("loss")
         if loss is not None and not math.isfinite(loss):
-            raise RunError(
+            raise DivergedError(
                 f"the training loss is {loss} in epoch {state.epoch:g}: the run has diverged. "
                 f"Lower the learning rate (it is {args.learning_rate:g}) with --learning-rate"
             )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,8 @@ def runs(backbone: Callable[[str], str], tones: str, tmp_path_factory: pytest.Te
     """Folder of a short run, made when first asked for."""
     folder = tmp_path_factory.mktemp("runs")
 
-    def path(family: str, method: str = "mambadapter") -> Path:
-        output = folder / f"{family}-{method}"
+    def path(family: str, method: str = "mambadapter", **changes: Any) -> Path:
+        output = folder / "-".join([family, method, *changes.values()])
         if not output.is_dir():
             adapt(
                 AdaptConfig(
@@ -35,6 +36,7 @@ def runs(backbone: Callable[[str], str], tones: str, tmp_path_factory: pytest.Te
                     learning_rate=0.02,
                     tensorboard=False,
                     device="cpu",
+                    **changes,
                 )
             )
         return output
@@ -54,6 +56,18 @@ def test_a_saved_run_equals_the_training(runs: Callable[..., Path], family: str,
         assert evaluation.scores == trained[part]
         assert evaluation.confusion.sum() == trained[part].clips
         assert np.trace(evaluation.confusion) == trained[part].correct
+
+
+@pytest.mark.parametrize("method", ["mambadapter", "full"])
+def test_a_saved_run_in_the_papers_settings(runs: Callable[..., Path], method: str) -> None:
+    run = runs("ast", method, pooling="mean", position_embeddings="zero")
+    assert evaluate_run(run, part="test", device="cpu").scores == AdaptResult.load(run).scores["test"]
+    loaded = AudioClassifier.from_pretrained(run, device="cpu").model
+    positions = next(p for name, p in loaded.named_parameters() if name.endswith("position_embeddings"))
+    assert positions.any() == (method == "full"), "only full fine-tuning trains the table"
+    card = (run / "README.md").read_text()
+    assert "mean of all tokens" in card
+    assert "AutoModelForAudioClassification" not in card
 
 
 def test_reloaded_logits_are_those_of_the_trained_model(

@@ -22,6 +22,7 @@ from transformers import AutoModelForAudioClassification
 from mambavox.errors import AudioError, ConfigError, DataError, RunError
 from mambavox.training.adapt import adapt, fitting_seconds, load_splits, natural_order
 from mambavox.training.config import AdaptConfig
+from mambavox.training.predictions import read_predictions
 from mambavox.training.result import AdaptResult
 from mambavox.training.trainer import AdaptTrainer
 
@@ -54,6 +55,7 @@ def test_the_run_folder(config: Callable[..., AdaptConfig], tmp_path: Path) -> N
         "adapter_model.safetensors",
         "labels.json",
         "metrics.json",
+        "predictions.csv",
         "preprocessor_config.json",
         "run.yaml",
         "tensorboard",
@@ -68,6 +70,17 @@ def test_the_run_folder(config: Callable[..., AdaptConfig], tmp_path: Path) -> N
     assert metrics["versions"]["torch"] == torch.__version__
     assert metrics["parameters"]["adapter"] > 0
     assert result.parameters == metrics["parameters"]
+    predictions = read_predictions(run / "predictions.csv")
+    assert sorted(Path(row.recording).name for row in predictions if row.part == "test") == [
+        "high_2.wav",
+        "high_5.wav",
+        "low_2.wav",
+        "low_5.wav",
+    ]
+    for part, scores in result.scores.items():
+        rows = [row for row in predictions if row.part == part]
+        assert (len(rows), sum(row.label == row.predicted for row in rows)) == (scores.clips, scores.correct)
+        assert all(Path(row.recording).name.startswith(row.label) for row in rows)
     card = (run / "README.md").read_text()
     assert "import mambavox" in card
     assert f'AudioClassifier.from_pretrained("{run}")' in card
@@ -239,6 +252,17 @@ def test_mistakes_about_the_method(config: Callable[..., AdaptConfig]) -> None:
 def test_masks_need_a_spectrogram(config: Callable[..., AdaptConfig], backbone: Callable[[str], str]) -> None:
     with pytest.raises(ConfigError, match=r"hears waveforms.*--no-spec-augment"):
         adapt(config(backbone=backbone("hubert"), spec_augment=True))
+
+
+def test_buckets_need_clips_of_several_lengths(
+    config: Callable[..., AdaptConfig], backbone: Callable[[str], str], tmp_path: Path
+) -> None:
+    for family in ("ast", "wav2vec2"):
+        with pytest.raises(ConfigError, match=r"hears every clip at one length.*--no-length-buckets"):
+            adapt(config(backbone=backbone(family), length_buckets=True))
+    bucketed = adapt(config(backbone=backbone("hubert"), batch_size=2, length_buckets=True))
+    other = adapt(config(backbone=backbone("hubert"), batch_size=2, output=str(tmp_path / "other")))
+    assert bucketed.learning_curve != other.learning_curve
 
 
 def test_a_gpu_that_is_not_there(config: Callable[..., AdaptConfig], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,3 +127,25 @@ def test_frames_that_no_patch_covers_do_not_stretch_the_table() -> None:
     assert patched_frames(config, 1015) == 1016
     assert patched_frames(config, 3) == 16
     assert patched_frames(config, 1025) == 1026
+
+
+def test_the_papers_pooling(backbone: Callable[[str], str]) -> None:
+    """One linear layer on the mean of all tokens after the final norm."""
+    model = load_backbone(backbone("ast"), LABELS, 0.3, pooling="mean").model.eval()
+    inputs = torch.randn(2, model.config.max_length, 32)
+    tokens = model.base_model(inputs).last_hidden_state
+    expected = tokens.mean(dim=1) @ model.classifier.dense.weight.T + model.classifier.dense.bias
+    torch.testing.assert_close(model(inputs).logits, expected)
+    assert sum(p.numel() for p in model.classifier.parameters()) == 3 * 16 + 3
+
+
+def test_the_papers_positions(backbone: Callable[[str], str]) -> None:
+    model = load_backbone(backbone("ast"), LABELS, 0.3, position_embeddings="zero").model
+    assert not model.base_model.embeddings.position_embeddings.any()
+    assert load_backbone(backbone("ast"), LABELS, 0.3).model.base_model.embeddings.position_embeddings.any()
+
+
+@pytest.mark.parametrize("option", [{"pooling": "mean"}, {"position_embeddings": "zero"}])
+def test_the_papers_settings_are_asts(backbone: Callable[[str], str], option: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="is no AST; expected host and kept"):
+        load_backbone(backbone("whisper"), LABELS, **option)

@@ -9,7 +9,7 @@ from tiny import FAMILIES
 from mambavox.data import Example, read_examples
 from mambavox.errors import DataError
 from mambavox.training.backbone import load_backbone
-from mambavox.training.features import Collator, EpochSampler, FeatureDataset, mask_spectrogram
+from mambavox.training.features import Collator, EpochSampler, FeatureDataset, bucket_by_length, mask_spectrogram
 from mambavox.training.scores import predict_logits
 
 LABELS = ["high", "low"]
@@ -92,3 +92,35 @@ def test_predict_logits_restores_modes(backbone: Callable[[str], str], tones: st
     predict_logits(loaded.model, FeatureDataset(read_examples(tones)[:1], None, loaded.front_end))
     assert loaded.model.training
     assert not loaded.model.classifier.training
+
+
+def test_buckets_hold_clips_of_like_length_and_every_clip_once() -> None:
+    lengths = np.random.default_rng(0).uniform(0, 10, 203).tolist()
+
+    def batches(epoch: int) -> list[list[int]]:
+        generator = np.random.default_rng((0, epoch))
+        order = bucket_by_length(generator.permutation(203).tolist(), lengths, 4, generator)
+        assert sorted(order) == list(range(203))
+        return [order[start : start + 4] for start in range(0, 203, 4)]
+
+    first = batches(0)
+    assert [len(batch) for batch in first] == [4] * 50 + [3]
+    spread = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in first[:-1]]
+    assert np.mean(spread) < 0.5
+    means = [np.mean([lengths[i] for i in batch]) for batch in first]
+    assert abs(np.corrcoef(means, range(51))[0, 1]) < 0.4, "short and long batches come mixed"
+    assert batches(0) == first
+    assert {frozenset(batch) for batch in batches(1)} != {frozenset(batch) for batch in first}
+
+
+def test_buckets_save_padding(backbone: Callable[[str], str], tones: str) -> None:
+    loaded = load_backbone(backbone("hubert"), LABELS, 0.3)
+    dataset = FeatureDataset(read_examples(tones), None, loaded.front_end)
+
+    def padded(bucketed: int | None) -> int:
+        order = list(EpochSampler(dataset, 0, bucketed=bucketed))
+        assert sorted(order) == list(range(12))
+        batches = [[dataset[index] for index in order[start : start + 3]] for start in range(0, 12, 3)]
+        return sum(Collator(loaded.front_end)(batch)["input_values"].numel() for batch in batches)
+
+    assert padded(3) < padded(None)

@@ -1,0 +1,190 @@
+"""One cell of a grid: what it is, what it gave, and where that is kept."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mambavox import __version__
+from mambavox.errors import RunError
+from mambavox.training.config import AdaptConfig
+from mambavox.training.run_folder import to_json, write_atomically
+
+# Where things lie, and how they are loaded, changes no result.
+_INDIFFERENT = ("data", "output", "backbone", "num_workers", "tensorboard")
+_NAME_LENGTH = 120
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a grid.
+
+    Attributes:
+        task: name of the task.
+        fold: name of the fold that is tested, if the task has several.
+        config: the whole configuration, but for the output folder.
+        data_fingerprint: of the recordings.
+        backbone_fingerprint: of the backbone's files.
+    """
+
+    task: str
+    fold: str | None
+    config: AdaptConfig
+    data_fingerprint: str
+    backbone_fingerprint: str
+
+    @property
+    def key(self) -> str:
+        """Readable name and a hash of everything that determines the result."""
+        config = self.config
+        facts = {
+            "config": {key: value for key, value in config.to_mapping().items() if key not in _INDIFFERENT},
+            "data": self.data_fingerprint,
+            "backbone": self.backbone_fingerprint,
+            "version": __version__,
+        }
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        words = [self.task, config.method, *(f"{key}={value}" for key, value in config.method_options.items())]
+        words += [
+            f"lr{config.learning_rate:g}",
+            *([] if self.fold is None else [f"fold{self.fold}"]),
+            f"seed{config.seed}",
+        ]
+        return f"{re.sub(r'[^A-Za-z0-9_.=-]+', '_', '-'.join(words))[:_NAME_LENGTH]}-{digest[:16]}"
+
+    def to_mapping(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "config": self.config.to_mapping()}
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> "Cell":
+        """The cell that ``to_mapping`` described."""
+        return cls(**{**mapping, "config": AdaptConfig.from_mapping(mapping["config"], "the cell")})
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What a cell gave.
+
+    Attributes:
+        key: of the cell.
+        task: name of the task.
+        config: flat keys of the run's configuration.
+        diverged: why there are no figures: the loss was no number any more. A run that diverged would do so again.
+        valid_accuracy: of the epoch that was kept, 0 to 1; ``None`` without a valid part.
+        valid_loss: likewise.
+        labels: the classes that occur in the test part.
+        recordings: hash of the names and classes of the test part, in order; equal hashes can be compared in pairs.
+        targets: class of each test recording, as index into ``labels``.
+        predictions: class that it was given.
+        selects_on_test: the epoch was chosen on the test part, which makes its figures optimistic.
+        parameters: trainable ones, as ``trainable_parameters`` counts them.
+        clips: recordings of each part.
+        seconds: of the training.
+        notes: how the parts came about.
+        device: where it was trained.
+        versions: of the libraries.
+    """
+
+    key: str
+    task: str
+    config: Mapping[str, Any]
+    diverged: str | None = None
+    valid_accuracy: float | None = None
+    valid_loss: float | None = None
+    labels: tuple[str, ...] = ()
+    recordings: str = ""
+    targets: tuple[int, ...] = ()
+    predictions: tuple[int, ...] = ()
+    selects_on_test: bool = False
+    parameters: Mapping[str, Any] | None = None
+    clips: Mapping[str, int] | None = None
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    device: str = ""
+    versions: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("labels", "targets", "predictions", "notes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @property
+    def correct(self) -> list[bool]:
+        """Whether each test recording was recognised."""
+        return [target == prediction for target, prediction in zip(self.targets, self.predictions, strict=True)]
+
+
+class CellStore:
+    """The folder of a grid's results: a file a cell, written at once and checked when it is read.
+
+    ``cells/`` holds results, ``failures/`` the errors of cells that are to be tried again, ``work/`` the run folders
+    of cells that are under way.
+
+    Args:
+        folder: made when something is written.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def path(self, key: str) -> Path:
+        """File of a cell's result."""
+        return self.folder / "cells" / f"{key}.json"
+
+    def work(self, key: str) -> Path:
+        """Run folder of a cell that is under way."""
+        return self.folder / "work" / key
+
+    def read(self, key: str) -> CellResult | None:
+        """A cell's result; ``None`` where there is none yet.
+
+        Raises:
+            RunError: the file is cut off, was changed, or holds something else.
+        """
+        path = self.path(key)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["checksum"] != _checksum(content["result"]):
+                raise ValueError("its checksum is another")
+            result = CellResult(**content["result"])
+            if result.key != key:
+                raise ValueError(f"it is the result of {result.key}")
+            return result
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path}: is damaged ({error}); the cell is computed again") from error
+
+    def write(self, result: CellResult) -> None:
+        """Keep a cell's result, and forget that it ever failed."""
+        content = {field.name: getattr(result, field.name) for field in fields(result)}
+        content = json.loads(json.dumps(content))
+        self._write(self.path(result.key), json.dumps({"checksum": _checksum(content), "result": content}) + "\n")
+        self._failure_path(result.key).unlink(missing_ok=True)
+
+    def write_failure(self, key: str, error: str) -> None:
+        """Keep the error of a cell that is to be tried again."""
+        self._write(self._failure_path(key), to_json({"key": key, "error": error}))
+
+    def failure(self, key: str) -> str | None:
+        """The error of a cell's last attempt, if it failed."""
+        try:
+            return str(json.loads(self._failure_path(key).read_text(encoding="utf-8"))["error"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return f"it failed, and the record of why is damaged ({error})"
+
+    def _failure_path(self, key: str) -> Path:
+        return self.folder / "failures" / f"{key}.json"
+
+    def _write(self, path: Path, text: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text)
+
+
+def _checksum(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

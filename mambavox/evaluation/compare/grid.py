@@ -1,0 +1,187 @@
+"""What is compared with what: methods with their options, tasks, seeds, learning rates."""
+
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mambavox.errors import ConfigError
+from mambavox.training.config import AdaptConfig, unknown_key
+
+# Every other field of AdaptConfig can be set for a grid or a task.
+_OWNED = (
+    "data",
+    "output",
+    "backbone",
+    "method",
+    "method_options",
+    "learning_rate",
+    "seed",
+    "fold",
+    "test_fold",
+    "tensorboard",
+)
+
+RATE_FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""The learning rates that are tried, in multiples of a method's own, the same for every method."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with its options: one row of the tables.
+
+    Attributes:
+        name: what the tables call it.
+        method: a key of ``METHODS``.
+        options: of the method.
+        learning_rate: taken as it is; without it the rate is chosen on the valid part.
+        line: name of the line that joins it with others in the plot of accuracy against parameters.
+    """
+
+    name: str
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    learning_rate: float | None = None
+    line: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set and how its parts come about.
+
+    Attributes:
+        name: what the tables call it.
+        data: what ``AdaptConfig.data`` takes.
+        folds: those to test in turn; ``None``: all that the data have, or their own parts where they have no folds.
+        settings: fields of ``AdaptConfig`` for this task, such as ``epochs`` or ``group_column``.
+    """
+
+    name: str
+    data: str
+    folds: tuple[str, ...] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A comparison: every variant on every task with every seed and fold.
+
+    Attributes:
+        name: of the preset, say.
+        variants: the rows.
+        tasks: the columns.
+        backbone: embedded name, folder or Hugging Face name.
+        seeds: of the runs; the first one also chooses the learning rates.
+        settings: fields of ``AdaptConfig`` for every run; a task's own come before them.
+        learning_rates: one grid of rates for all methods; empty: ``rate_factors`` says them.
+        rate_factors: rates in multiples of each method's own.
+        reference: name of the variant that the others are compared with; ``None``: the best baseline, which is the
+            variant of another method than MambAdapter with the highest mean test accuracy.
+        remarks: sentences that the report repeats, such as deviations from a paper.
+
+    Raises:
+        ConfigError: there is nothing to compare, a name occurs twice, or a key or value is wrong.
+    """
+
+    name: str
+    variants: tuple[Variant, ...]
+    tasks: tuple[Task, ...]
+    backbone: str = "nano-ast"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    learning_rates: tuple[float, ...] = ()
+    rate_factors: tuple[float, ...] = RATE_FACTORS
+    reference: str | None = None
+    remarks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        listed: tuple[tuple[str, list[Any]], ...] = (
+            ("variants", [variant.name for variant in self.variants]),
+            ("tasks", [task.name for task in self.tasks]),
+            ("seeds", list(self.seeds)),
+            ("learning_rates", list(self.learning_rates)),
+            ("rate_factors", list(self.rate_factors)),
+        )
+        for what, names in listed:
+            twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+            if twice:
+                raise ConfigError(f"{what}: {twice[0]} is there twice; expected each once")
+        if not self.variants or not self.seeds or not (self.learning_rates or self.rate_factors):
+            raise ConfigError("nothing to compare; expected at least one method, one seed and one learning rate")
+        if not all(rate > 0 for rate in (*self.learning_rates, *self.rate_factors)):
+            raise ConfigError("a learning rate, or a factor of one, is not above 0; expected such as 1e-3, or x0.3")
+        known = [key for key in AdaptConfig.__dataclass_fields__ if key not in _OWNED and key != "tensorboard"]
+        for where, settings in (("every task", self.settings), *((task.name, task.settings) for task in self.tasks)):
+            for key in settings:
+                if key in _OWNED:
+                    raise ConfigError(f"{where}: {key} is set by the comparison itself; leave it out")
+                if key not in known:
+                    raise ConfigError(f"{where}: {unknown_key(key, known)}")
+        if self.reference is not None and self.reference not in {variant.name for variant in self.variants}:
+            raise ConfigError(f"reference is {self.reference!r}; expected the name of one of the variants")
+        for variant in self.variants:
+            self._base(variant)
+
+    def config(self, variant: Variant, task: Task, seed: int, learning_rate: float) -> AdaptConfig:
+        """Configuration of one run, but for its fold and its output folder.
+
+        Raises:
+            ConfigError: a value does not fit.
+        """
+        settings = {**self.settings, **task.settings}
+        return self._base(variant).replace(**settings, data=task.data, seed=seed, learning_rate=learning_rate)
+
+    def rates(self, variant: Variant) -> tuple[float, ...]:
+        """The learning rates that are tried for a variant, in ascending order."""
+        from mambavox.adapters.methods import METHODS
+
+        if variant.learning_rate is not None:
+            return (variant.learning_rate,)
+        own = METHODS[variant.method].learning_rate
+        # Rounded, because a rate is part of a cell's name.
+        return tuple(sorted(self.learning_rates or (float(f"{own * factor:.4g}") for factor in self.rate_factors)))
+
+    def _base(self, variant: Variant) -> AdaptConfig:
+        values = {"backbone": self.backbone, "method": variant.method, "tensorboard": False, **variant.options}
+        return AdaptConfig.from_mapping(values, variant.name)
+
+
+def parse_variant(text: str) -> Variant:
+    """Read a variant from words.
+
+    Args:
+        text: a method and its options, such as ``"mambadapter bottleneck_dim=12 init=paper"``.
+
+    Raises:
+        ConfigError: a word is no option, or the method or option is unknown.
+    """
+    method, *words = text.split()
+    variant = Variant(" ".join([method, *words]), method, _assignments(text, words))
+    options = AdaptConfig.from_mapping({"method": method, **variant.options}, text).method_options
+    return Variant(variant.name, method, options, line=method)
+
+
+def parse_task(text: str) -> Task:
+    """Read a task from words.
+
+    Args:
+        text: name and data, then settings, such as ``"esc10=/data/esc10 epochs=12 folds=1,2,3"``.
+
+    Raises:
+        ConfigError: there is no name, or a word is no setting.
+    """
+    head, *words = shlex.split(text)
+    name, equals, data = head.partition("=")
+    if not equals or not name or not data:
+        raise ConfigError(f"task {text!r}; expected its name and its data, such as esc10=/data/esc10")
+    settings: dict[str, Any] = _assignments(text, words)
+    folds = settings.pop("folds", None)
+    return Task(name, data, None if folds is None else tuple(folds.split(",")), settings)
+
+
+def _assignments(text: str, words: Iterable[str]) -> dict[str, str]:
+    pairs = [word.partition("=") for word in words]
+    wrong = [key for key, equals, value in pairs if not equals or not value]
+    if wrong:
+        raise ConfigError(f"{text!r}: {wrong[0]!r} is no setting; expected words such as epochs=12")
+    return {key.replace("-", "_"): value for key, _, value in pairs}
