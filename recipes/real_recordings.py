@@ -69,7 +69,7 @@ def main() -> None:
         tuple(make_task(name, arguments.data, arguments.output / "manifests") for name in arguments.tasks),
         backbone=arguments.backbone,
         learning_rates=RATES,
-        settings={"device": "cpu"},
+        settings={"device": "cpu", "bf16": True},
     )
     grid = fit_variants(grid, [arguments.parameters])
     print(markdown(compare(grid, arguments.output, workers=arguments.workers, console=Console())))
