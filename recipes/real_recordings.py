@@ -23,10 +23,10 @@ METHODS = "mambadapter,conformer,convpass,bottleneck,lora,bitfit,linear,full"
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 PARAMETERS = 20_000
 SETTINGS: dict[str, dict[str, Any]] = {
-    "fsdd": {"epochs": 8},
-    "arabic_speech_commands": {"epochs": 15, "group_column": "speaker", "valid_fraction": 1 / 6},
-    "esc10": {"epochs": 12, "batch_size": 16},
-    "coffee_intents": {"epochs": 15, "batch_size": 8},
+    "fsdd": {"epochs": 5},
+    "arabic_speech_commands": {"epochs": 10, "group_column": "speaker", "valid_fraction": 1 / 6},
+    "esc10": {"epochs": 10, "batch_size": 16},
+    "coffee_intents": {"epochs": 10, "batch_size": 8},
 }
 
 
