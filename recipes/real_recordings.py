@@ -4,7 +4,7 @@
 
 Protocols. ``fsdd``: the corpus's own train, valid and test recordings. ``arabic_speech_commands``: tested on the six
 speakers of the official valid part; three of the eighteen training speakers choose. ``esc10`` and ``coffee_intents``:
-four folds (official; stratified), tested on one, chosen on the one before, trained on two; the mean over all four.
+four folds (official; stratified), tested on one, chosen on the one before, trained on two; the mean over ``FOLDS``.
 """
 
 import argparse
@@ -22,8 +22,9 @@ from mambavox.evaluation.compare.tables import markdown
 METHODS = "mambadapter,conformer,convpass,bottleneck,lora,bitfit,linear,full"
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 PARAMETERS = 20_000
+FOLDS = {"esc10": ("1", "2"), "coffee_intents": ("1", "2")}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "fsdd": {"epochs": 5},
+    "fsdd": {"epochs": 4},
     "arabic_speech_commands": {"epochs": 10, "group_column": "speaker", "valid_fraction": 1 / 6},
     "esc10": {"epochs": 10, "batch_size": 16},
     "coffee_intents": {"epochs": 10, "batch_size": 8},
@@ -49,7 +50,7 @@ def make_task(name: str, data: Path, folder: Path) -> Task:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return Task(name, str(path), settings=SETTINGS[name])
+    return Task(name, str(path), FOLDS.get(name), SETTINGS[name])
 
 
 def main() -> None:
