@@ -22,12 +22,12 @@ from mambavox.evaluation.compare.tables import markdown
 METHODS = "mambadapter,conformer,convpass,bottleneck,lora,bitfit,linear,full"
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 PARAMETERS = 20_000
-FOLDS = {"esc10": ("1", "2"), "coffee_intents": ("1", "2")}
+FOLDS = {"esc10": ("1", "2"), "coffee_intents": ("1",)}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "fsdd": {"epochs": 4},
+    "fsdd": {"epochs": 3},
     "arabic_speech_commands": {"epochs": 10, "group_column": "speaker", "valid_fraction": 1 / 6},
     "esc10": {"epochs": 10, "batch_size": 16},
-    "coffee_intents": {"epochs": 10, "batch_size": 8},
+    "coffee_intents": {"epochs": 6, "batch_size": 8},
 }
 
 
