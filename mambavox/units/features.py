@@ -1,5 +1,6 @@
 """Frame-level features of recordings, from which units are made: MFCC, or the hidden states of a model."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -18,8 +19,27 @@ from mambavox.errors import AudioError, ConfigError, HostError
 from mambavox.hubert import MambaHubertConfig  # the import makes the Auto classes know Mamba-HuBERT
 from mambavox.units import mfcc
 
+# Said by WavLM's code about torch's; nothing that a user could mend.
+_HARMLESS = "Support for mismatched key_padding_mask and attn_mask"
 # Only used by masking during pre-training; fine-tuned checkpoints often come without it.
 _UNUSED = "masked_spec_embed"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers: heads are left out on purpose, and missing weights are errors here."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", _HARMLESS)
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 class Features(Protocol):
@@ -211,6 +231,7 @@ class LayerFeatures:
         return found
 
     @torch.no_grad()
+    @_quiet()
     def _run(self, waveforms: Sequence[NDArray[np.float32]]) -> Sequence[torch.Tensor]:
         lengths = [len(waveform) for waveform in waveforms]
         batch = torch.zeros(len(waveforms), max(lengths))
@@ -333,18 +354,3 @@ def _fingerprint(model: torch.nn.Module) -> str:
         digest.update(key.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers: heads are left out on purpose, and missing weights are errors here."""
-    logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -96,8 +96,9 @@ def make_targets(
     if (folder / METADATA_FILE).is_file():
         quantizer = UnitQuantizer.load(folder)
     else:
+        # In the order of a corpus the first buffer, and so the first centres, would be of a few speakers.
         quantizer = fit_quantizer(
-            recordings,
+            sorted(recordings, key=lambda recording: _hash(recording[0], seed)),
             features,
             num_clusters,
             fraction=fraction,
@@ -297,8 +298,11 @@ def _counted(
 
 def is_sampled(key: str, fraction: float, seed: int) -> bool:
     """Whether a recording is among the sampled ones: a hash of key and seed decides, not its neighbours."""
-    digest = blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
+    return _hash(key, seed) < fraction * 2**64
+
+
+def _hash(key: str, seed: int) -> int:
+    return int.from_bytes(blake2b(f"{seed}:{key}".encode(), digest_size=8).digest(), "big")
 
 
 def _windows(
