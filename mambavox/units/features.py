@@ -48,6 +48,7 @@ class Features(Protocol):
     Attributes:
         name: ``"mfcc"``, or ``"MODEL:LAYER"``.
         frame_rate: frames a second.
+        first_center: seconds at which the centre of the first frame lies.
         dim: size of a frame.
         sampling_rate: Hz of the waveforms.
         fingerprint: differs between models of the same name; empty where there is none.
@@ -55,6 +56,7 @@ class Features(Protocol):
 
     name: str
     frame_rate: float
+    first_center: float
     dim: int
     sampling_rate: int
     fingerprint: str
@@ -70,6 +72,7 @@ class MfccFeatures:
     Attributes:
         name: ``"mfcc"``.
         frame_rate: 100 frames a second.
+        first_center: half a window.
         dim: 39.
         sampling_rate: Hz of the waveforms.
         fingerprint: empty.
@@ -80,6 +83,7 @@ class MfccFeatures:
 
     name = "mfcc"
     frame_rate: float = mfcc.SAMPLING_RATE / mfcc.SHIFT
+    first_center: float = mfcc.WINDOW / 2 / mfcc.SAMPLING_RATE
     dim = 3 * mfcc.CEPSTRA
     sampling_rate = mfcc.SAMPLING_RATE
     fingerprint = ""
@@ -121,6 +125,7 @@ class LayerFeatures:
     Attributes:
         name: ``"MODEL:LAYER"``.
         frame_rate: frames a second, from the model's strides.
+        first_center: half of what a frame sees; 0 of Whisper, whose windows are centred.
         dim: size of the hidden states.
         num_layers: of the model.
         sampling_rate: Hz of the waveforms.
@@ -168,6 +173,7 @@ class LayerFeatures:
         stated: Any = getattr(feature_extractor, "sampling_rate", None) or getattr(config, "sampling_rate", 16_000)
         self.sampling_rate = int(stated)
         self.frame_rate = self.sampling_rate / stride
+        self.first_center = 0.0 if self._is_whisper else _receptive_field(config) / 2 / self.sampling_rate
         self.dim = int(config.hidden_size)
         self.fingerprint = _fingerprint(self._model)
 
@@ -292,6 +298,13 @@ def split_source(source: str) -> tuple[str, int]:
             "of a layer, such as runs/it1:6"
         )
     return model, int(layer)
+
+
+def _receptive_field(config: Any) -> int:
+    samples = 1
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        samples = (samples - 1) * stride + kernel
+    return samples
 
 
 def _checked(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
