@@ -1,7 +1,7 @@
 """Frame-level features of recordings, from which units are made: MFCC, or the hidden states of a model."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from math import prod
@@ -106,6 +106,14 @@ class MfccFeatures:
             slopes = mfcc.deltas(cepstra)
             found.append(np.concatenate([cepstra, slopes, mfcc.deltas(slopes)], axis=1))
         return found
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the layer that was wanted."""
+
+    def __init__(self, state: torch.Tensor) -> None:
+        super().__init__()
+        self.state = state
 
 
 class LayerFeatures:
@@ -222,14 +230,14 @@ class LayerFeatures:
         Raises:
             AudioError: see :meth:`__call__`.
         """
-        wanted = range(self.num_layers + 1) if layers is None else layers
+        wanted = list(range(self.num_layers + 1) if layers is None else layers)
         checked = [_checked(waveform) for waveform in waveforms]
         empty = np.zeros((0, self.dim), np.float32)
         found = [dict.fromkeys(wanted, empty) for _ in checked]
         heard = [index for index, waveform in enumerate(checked) if self.num_frames(len(waveform))]
         for batch in ([index] for index in heard) if self._alone or self._is_whisper else [heard] if heard else []:
             inputs = [checked[index] for index in batch]
-            states = self._run_whisper(inputs[0]) if self._is_whisper else self._run(inputs)
+            states = self._run_whisper(inputs[0], wanted) if self._is_whisper else self._run(inputs, wanted)
             for layer in wanted:
                 stacked = states[layer].float().cpu().numpy()
                 for row, index in enumerate(batch):
@@ -238,7 +246,7 @@ class LayerFeatures:
 
     @torch.no_grad()
     @_quiet()
-    def _run(self, waveforms: Sequence[NDArray[np.float32]]) -> Sequence[torch.Tensor]:
+    def _run(self, waveforms: Sequence[NDArray[np.float32]], wanted: Sequence[int]) -> Mapping[int, torch.Tensor]:
         lengths = [len(waveform) for waveform in waveforms]
         batch = torch.zeros(len(waveforms), max(lengths))
         for row, waveform in enumerate(waveforms):
@@ -246,9 +254,26 @@ class LayerFeatures:
         mask = None
         if len(set(lengths)) > 1:
             mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long().to(self._device)
-        output = self._model(batch.to(self._device), attention_mask=mask, output_hidden_states=True)
-        states: Sequence[torch.Tensor] = output.hidden_states
-        return states
+        return self._states(wanted, batch.to(self._device), attention_mask=mask)
+
+    def _states(self, wanted: Sequence[int], *inputs: Any, **options: Any) -> Mapping[int, torch.Tensor]:
+        """Hidden states of some layers; where it is one in the middle, later layers are not run."""
+        stack = getattr(getattr(self._model, "encoder", self._model), "layers", None)
+        if len(wanted) != 1 or wanted[0] == self.num_layers or stack is None or len(stack) != self.num_layers:
+            states = self._model(*inputs, output_hidden_states=True, **options).hidden_states
+            return {layer: states[layer] for layer in wanted}
+
+        def stop(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+            raise _Reached(arguments[0])
+
+        handle = stack[wanted[0]].register_forward_pre_hook(stop)
+        try:
+            self._model(*inputs, **options)
+        except _Reached as reached:
+            return {wanted[0]: reached.state}
+        finally:
+            handle.remove()
+        raise HostError(f"{self.name}: the model left out layer {wanted[0]}; expected it to run all of its layers")
 
     def _normalized(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
         if not self._normalizes:
@@ -257,15 +282,15 @@ class LayerFeatures:
         return (waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)
 
     @torch.no_grad()
-    def _run_whisper(self, waveform: NDArray[np.float32]) -> Sequence[torch.Tensor]:
+    def _run_whisper(self, waveform: NDArray[np.float32], wanted: Sequence[int]) -> Mapping[int, torch.Tensor]:
         longest = int(self._extractor.n_samples)
         pieces = []
         for start in range(0, len(waveform), longest):
             piece = waveform[start : start + longest]
             mel = self._extractor(piece, sampling_rate=self.sampling_rate, return_tensors="pt").input_features
-            states = self._model(mel.to(self._device), output_hidden_states=True).hidden_states
-            pieces.append([state[:, : self._whisper_frames(len(piece))] for state in states])
-        return [torch.cat(layer, dim=1) for layer in zip(*pieces, strict=True)]
+            states = self._states(wanted, mel.to(self._device))
+            pieces.append({layer: states[layer][:, : self._whisper_frames(len(piece))] for layer in wanted})
+        return {layer: torch.cat([piece[layer] for piece in pieces], dim=1) for layer in wanted}
 
 
 def load_features(source: str, device: str = "auto") -> Features:
