@@ -81,6 +81,7 @@ def plot(rows: Sequence[LayerQuality], path: Path) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color="#dddddd", linewidth=0.8)
         axes.set_axisbelow(True)
+        axes.set_ylim(bottom=min(0.0, axes.dataLim.ymin))
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(3, max(1, len(labels))), frameon=False)

@@ -1,7 +1,9 @@
 """Targets of pre-training: fit a quantizer to a part of the recordings, then label all of them."""
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from hashlib import blake2b
@@ -21,6 +23,8 @@ from mambavox.units.kmeans import METADATA_FILE, UnitQuantizer
 from mambavox.units.labels import PLAN_FILE, LabelsPlan, Shard, UnitLabels, read_shards, recording_keys, shard_path
 
 _SHARD_RECORDINGS = 1000
+_READERS = 4
+_READ_AHEAD = 16  # recordings
 _SORTED_BATCHES = 8  # of whose recordings like lengths go together
 
 # What a second call may not change: all of it shows in the labels or in how they are divided.
@@ -332,8 +336,7 @@ def _windows(
     most = batch_seconds * features.sampling_rate * _SORTED_BATCHES
     window: list[tuple[str, Waveform]] = []
     samples = 0
-    for key, example in recordings:
-        waveform = example.read(features.sampling_rate)
+    for key, waveform in _read_ahead(recordings, features.sampling_rate):
         if window and samples + len(waveform) > most:
             yield window
             window, samples = [], 0
@@ -341,6 +344,24 @@ def _windows(
         samples += len(waveform)
     if window:
         yield window
+
+
+def _read_ahead(recordings: Iterable[tuple[str, Example]], sampling_rate: int) -> Iterator[tuple[str, Waveform]]:
+    """Waveforms in order, decoded by threads while the model works."""
+    stream = iter(recordings)
+    with ThreadPoolExecutor(_READERS) as pool:
+        waiting: deque[tuple[str, Future[Waveform]]] = deque()
+        try:
+            while True:
+                for key, example in islice(stream, _READ_AHEAD - len(waiting)):
+                    waiting.append((key, pool.submit(example.read, sampling_rate)))
+                if not waiting:
+                    return
+                key, waveform = waiting.popleft()
+                yield key, waveform.result()
+        finally:
+            for _, waveform in waiting:
+                waveform.cancel()
 
 
 def _computed(
