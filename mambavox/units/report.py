@@ -65,23 +65,22 @@ def plot(rows: Sequence[LayerQuality], path: Path) -> None:
     figure = Figure(figsize=(11, 7), layout="constrained")
     models = list(dict.fromkeys(row.source.rpartition(":")[0] for row in rows))
     for axes, (field, title) in zip(figure.subplots(2, 2).flat, _CURVES, strict=True):
+        lowest = 0.0
         for model in models:
-            points = [(row.source.rpartition(":")[2], row.to_mapping()[field]) for row in rows]
-            points = [
-                (layer, value)
-                for (layer, value), row in zip(points, rows, strict=True)
-                if row.source.rpartition(":")[0] == model and value is not None
-            ]
+            of_model = [row for row in rows if row.source.rpartition(":")[0] == model]
+            values = {row.source.rpartition(":")[2]: row.to_mapping()[field] for row in of_model}
+            known = {layer: float(value) for layer, value in values.items() if value is not None}
+            lowest = min([lowest, *known.values()])
             if model:
-                axes.plot([int(layer) for layer, _ in points], [value for _, value in points], marker="o", label=model)
+                axes.plot([int(layer) for layer in known], list(known.values()), marker="o", label=model)
             else:
-                for layer, value in points:
-                    axes.axhline(value, color="black", linestyle="--", label=layer)
+                for name, value in known.items():
+                    axes.axhline(value, color="black", linestyle="--", label=name)
         axes.set(title=title, xlabel="layer")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(color="#dddddd", linewidth=0.8)
         axes.set_axisbelow(True)
-        axes.set_ylim(bottom=min(0.0, axes.dataLim.ymin))
+        axes.set_ylim(bottom=lowest)
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(3, max(1, len(labels))), frameon=False)
