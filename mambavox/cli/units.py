@@ -105,7 +105,9 @@ def label_command(
 
 @units_app.command("quality")
 def quality_command(
-    sources: Annotated[list[str], typer.Argument(help="mfcc, MODEL (all its layers) or MODEL:LAYER; several")],
+    sources: Annotated[
+        list[str], typer.Argument(help="mfcc, MODEL (all its layers), MODEL:LAYER, or a folder of units; several")
+    ],
     num_clusters: Annotated[int, typer.Option(min=1, help="number of units that are fitted to each")] = 100,
     data: Annotated[
         str | None, typer.Option(help="measure on these recordings, which have a column `alignment`, not on espeak-ng")
@@ -122,11 +124,13 @@ def quality_command(
 ) -> None:
     """Fit units to features and measure them against phones whose times are known.
 
-    By default on speech of espeak-ng: fitted to some speakers and sentences, measured on others.
+    By default on speech of espeak-ng: fitted to some speakers and sentences, measured on others. Units that were
+    fitted before (a folder of `units fit` or `units label`) are measured as they are.
     """
     from mambavox.units.features import LayerFeatures, MfccFeatures, load_features
+    from mambavox.units.kmeans import METADATA_FILE, UnitQuantizer
     from mambavox.units.phones import quality_speech
-    from mambavox.units.quality import measure_layers
+    from mambavox.units.quality import measure_layers, measure_quantizer
     from mambavox.units.report import markdown, write
 
     fit, test = quality_speech(
@@ -140,6 +144,10 @@ def quality_command(
     )
     rows = []
     for source in sources:
+        if (Path(source) / METADATA_FILE).is_file():
+            quantizer = UnitQuantizer.load(Path(source))
+            rows.append(measure_quantizer(quantizer, load_features(quantizer.metadata.source, device), test))
+            continue
         one_layer = source == MfccFeatures.name or source.rpartition(":")[2].isdecimal()
         features = load_features(source, device) if one_layer else LayerFeatures(source, 0, device)
         layers = [features.layer] if one_layer and isinstance(features, LayerFeatures) else None

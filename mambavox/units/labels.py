@@ -152,6 +152,11 @@ class UnitLabels(Mapping[str, NDArray[np.int32]]):
         number, start, end = self._places[key]
         return self._units(number)[start:end].astype(np.int32)
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """Labels ``(time,)`` of a recording, or the default where it has none."""
+        # Mapping's own get waits for a KeyError.
+        return self[key] if key in self else default  # noqa: SIM401
+
     def __contains__(self, key: object) -> bool:
         return key in self._places
 

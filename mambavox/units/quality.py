@@ -122,25 +122,6 @@ def count_pairs(units: Sequence[NDArray[np.int32]], phones: Sequence[NDArray[np.
     return counts
 
 
-def quantizer_quality(quantizer: UnitQuantizer, features: Features, speech: Sequence[AlignedSpeech]) -> UnitQuality:
-    """Quality of a fitted quantizer's units.
-
-    Args:
-        quantizer: makes the units.
-        features: that it was fitted on.
-        speech: recordings with their phones.
-
-    Raises:
-        DataError: the features are of another size, or no frame has a phone.
-    """
-    units, phones = [], []
-    for recording in speech:
-        found = quantizer(features([recording.waveform])[0])
-        units.append(found)
-        phones.append(frame_phones(recording.phones, len(found), features.frame_rate, features.first_center))
-    return UnitQuality.from_counts(count_pairs(units, phones))
-
-
 def measure_layers(
     features: Features,
     fit: Sequence[AlignedSpeech],
@@ -153,6 +134,8 @@ def measure_layers(
     console: Console | None = None,
 ) -> list[LayerQuality]:
     """Fit units to each layer on some recordings, and measure them on others.
+
+    Units that were fitted before are measured by :func:`measure_quantizer`.
 
     Args:
         features: MFCC, or a layer of a model whose other layers are measured, too.
@@ -169,7 +152,8 @@ def measure_layers(
         DataError: there are too few frames.
     """
     if not isinstance(features, LayerFeatures):
-        return [_measure(features.name, features, _all(features, fit), _all(features, test), test, num_clusters, seed)]
+        quantizer = _fit(features.name, features, _all(features, fit), num_clusters, seed)
+        return [_measure(quantizer, features, _all(features, test), test)]
     wanted = list(range(features.num_layers + 1) if layers is None else layers)
     for layer in wanted:
         if not 0 <= layer <= features.num_layers:
@@ -186,24 +170,50 @@ def measure_layers(
         tested = [features.all_layers([recording.waveform], group)[0] for recording in test]
         for layer in group:
             frames_fit, frames_test = ([found[layer] for found in part] for part in (fitted, tested))
-            rows.append(_measure(f"{model}:{layer}", features, frames_fit, frames_test, test, num_clusters, seed))
+            quantizer = _fit(f"{model}:{layer}", features, frames_fit, num_clusters, seed)
+            rows.append(_measure(quantizer, features, frames_test, test))
     return rows
+
+
+def measure_quantizer(quantizer: UnitQuantizer, features: Features, test: Sequence[AlignedSpeech]) -> LayerQuality:
+    """Measure units that were fitted before, and the features that they were fitted to.
+
+    Args:
+        quantizer: makes the units.
+        features: of the quantizer.
+        test: recordings with their phones.
+
+    Raises:
+        DataError: the features are of another model, or no frame has a phone.
+    """
+    if quantizer.metadata.fingerprint != features.fingerprint:
+        raise DataError(f"the quantizer was fitted to other weights of {features.name}; give the model of then")
+    return _measure(quantizer, features, _all(features, test), test)
 
 
 def _all(features: Features, speech: Sequence[AlignedSpeech]) -> list[NDArray[np.float32]]:
     return [features([recording.waveform])[0] for recording in speech]
 
 
+def _fit(
+    source: str, features: Features, frames: Sequence[NDArray[np.float32]], num_clusters: int, seed: int
+) -> UnitQuantizer:
+    return UnitQuantizer.fit(
+        frames,
+        num_clusters,
+        seed,
+        source=source,
+        frame_rate=features.frame_rate,
+        fingerprint=features.fingerprint,
+    )
+
+
 def _measure(
-    source: str,
+    quantizer: UnitQuantizer,
     features: Features,
-    fit: Sequence[NDArray[np.float32]],
     test: Sequence[NDArray[np.float32]],
     speech: Sequence[AlignedSpeech],
-    num_clusters: int,
-    seed: int,
 ) -> LayerQuality:
-    quantizer = UnitQuantizer.fit(fit, num_clusters, seed, source=source, frame_rate=features.frame_rate)
     place = features.frame_rate, features.first_center
     units = [quantizer(frames) for frames in test]
     phones = [
@@ -217,8 +227,8 @@ def _measure(
         second += [number % 2 == 1] * len(names)
     states, hot = np.concatenate(means), one_hot(symbols)
     return LayerQuality(
-        source=source,
-        num_clusters=num_clusters,
+        source=quantizer.metadata.source,
+        num_clusters=quantizer.num_clusters,
         quality=UnitQuality.from_counts(count_pairs(units, phones)),
         phone_pwcca=pwcca(states, hot),
         phone_cca=_held_out(states, hot, np.array(second)),

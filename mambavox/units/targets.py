@@ -27,8 +27,8 @@ _READERS = 4
 _READ_AHEAD = 16  # recordings
 _SORTED_BATCHES = 8  # of whose recordings like lengths go together
 
-# What a second call may not change: all of it shows in the labels or in how they are divided.
-_FIXED = ("source", "num_clusters", "fraction", "seed", "shard_recordings", "batch_seconds")
+# What a second call may not change. It may take smaller batches: a GPU that was too small is no reason to begin anew.
+_FIXED = ("source", "num_clusters", "fraction", "seed", "shard_recordings")
 
 
 def make_targets(
@@ -59,7 +59,8 @@ def make_targets(
         fraction: of the recordings that the quantizer is fitted on.
         seed: of their choice and of the fit.
         device: of the model.
-        batch_seconds: of audio that goes through the model at a time, padding included.
+        batch_seconds: of audio that goes through the model at a time, padding included; a call that continues may
+            change it.
         shard_recordings: recordings of a shard.
         quantizer: one that was fitted before, such as on other data; nothing is fitted then, and ``fraction`` and
             ``seed`` change nothing.

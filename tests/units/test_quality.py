@@ -24,7 +24,7 @@ from mambavox.units.phones import (
     segments_of,
     synthesized_speech,
 )
-from mambavox.units.quality import UnitQuality, count_pairs, measure_layers, quantizer_quality
+from mambavox.units.quality import UnitQuality, count_pairs, measure_layers, measure_quantizer
 
 
 def brute_force(units, phones):
@@ -150,7 +150,9 @@ def test_units_of_two_tones_are_pure():
     assert row.phone_pwcca > 0.9 and row.phone_cca > 0.95
     features = MfccFeatures()
     quantizer = UnitQuantizer.fit(features([speech.waveform for speech in fit]), 2, 0)
-    assert quantizer_quality(quantizer, features, test) == row.quality
+    assert measure_quantizer(quantizer, features, test).quality == row.quality
+    with pytest.raises(DataError, match="other weights"):
+        measure_quantizer(quantizer, LayerFeatures(MambaHubertModel(tiny_config()), 1), test)
 
 
 @pytest.mark.parametrize("max_bytes", [1 << 30, 1])
@@ -210,8 +212,12 @@ def test_commands_fit_and_label(tones, tmp_path):
 def test_command_quality_writes_table_and_plot(tmp_path):
     pytest.importorskip("espeakng_loader", reason="the extra synth is not installed")
     MambaHubertModel(tiny_config()).save_pretrained(tmp_path / "it1")
+    fit, _ = quality_speech(per_speaker=1)
+    frames = MfccFeatures()([speech.waveform for speech in fit])
+    UnitQuantizer.fit(frames, 10, 0, source="mfcc", frame_rate=100.0).save(tmp_path / "km")
     arguments = (
         "quality",
+        tmp_path / "km",
         "mfcc",
         f"{tmp_path / 'it1'}:2",
         "--num-clusters",
@@ -223,9 +229,10 @@ def test_command_quality_writes_table_and_plot(tmp_path):
     )
     result = run(*arguments, "--output", tmp_path / "quality", "--json")
     rows = json.loads(result.stdout)
-    assert [row["source"] for row in rows] == ["mfcc", f"{tmp_path / 'it1'}:2"]
+    assert [row["source"] for row in rows] == ["mfcc", "mfcc", f"{tmp_path / 'it1'}:2"]
+    assert rows[0] == rows[1]
     # 800 frames a second from random weights hold less of the phones than cepstra do.
-    assert rows[0]["phone_purity"] > max(rows[1]["phone_purity"], rows[0]["chance_purity"] + 0.1)
+    assert rows[0]["phone_purity"] > max(rows[2]["phone_purity"], rows[0]["chance_purity"] + 0.1)
     assert json.loads((tmp_path / "quality" / "quality.json").read_text()) == rows
     assert f"{rows[0]['phone_purity']:.3f}" in (tmp_path / "quality" / "quality.md").read_text()
     assert (tmp_path / "quality" / "quality.png").stat().st_size > 10_000

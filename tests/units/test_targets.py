@@ -108,7 +108,7 @@ def test_a_killed_process_loses_no_shard(tones, examples, tmp_path):
     process = subprocess.run([sys.executable, "-c", KILLED, tones, str(folder)], capture_output=True)
     assert process.returncode == -signal.SIGKILL
     assert len(list(folder.glob("labels-*.safetensors"))) == 2
-    resumed = make_targets(examples, "mfcc", 6, folder, **OPTIONS)
+    resumed = make_targets(examples, "mfcc", 6, folder, shard_recordings=4, batch_seconds=0.3)
     assert_same(resumed, make_targets(examples, "mfcc", 6, tmp_path / "unbroken", **OPTIONS))
 
 
@@ -188,6 +188,7 @@ def test_labels_go_to_other_processes_and_shards_are_let_go(examples, tmp_path):
     assert_same(labels, small)
     assert_same(pickle.loads(pickle.dumps(labels)), small)
     assert len(small._cache) == 1 and len(labels._cache) == 3
+    assert labels.get("nobody") is None
     with pytest.raises(DataError, match="no labels of 'nobody'"):
         labels["nobody"]
 
