@@ -13,6 +13,7 @@ from mambavox.cli.evaluate import evaluate_command
 from mambavox.cli.info import info_command
 from mambavox.cli.predict import predict_command
 from mambavox.cli.quickstart import quickstart_command
+from mambavox.cli.units import units_app
 from mambavox.errors import MambavoxError
 
 
@@ -43,3 +44,4 @@ app.command("info")(info_command)
 app.command("bench")(bench_command)
 app.command("compare", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(compare_command)
 app.command("quickstart")(quickstart_command)
+app.add_typer(units_app, name="units")
