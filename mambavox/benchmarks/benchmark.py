@@ -1,9 +1,6 @@
 """One run of the benchmark: parity everywhere, then the machine's rates, then time and memory shape by shape."""
 
-import os
-import platform
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mambavox.benchmarks.limits import limit, measure_rates
+from mambavox.benchmarks.machine import machine_facts
 from mambavox.benchmarks.measure import arrange, caller, interleave
 from mambavox.benchmarks.memory import peak_extra_bytes
 from mambavox.benchmarks.parity import TOLERANCE, LeftOut, check_small, check_timed
@@ -25,7 +23,6 @@ from mambavox.benchmarks.registry import (
 )
 from mambavox.benchmarks.report import Measurement, Report
 from mambavox.errors import ConfigError
-from mambavox.ops import native
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
 """By the name that ``mambavox bench --dtype`` takes."""
@@ -156,7 +153,14 @@ class _Run:
                 for name, timing in measurement.timings.items():
                     figure = f"{1e3 * timing.median:.4g} ms, {measurement.over_limit(name):.3g} x limit"
                     self.say(f"{shape}, {PASSES[direction]}: {name} {figure}")
-        return Report(self.operation.name, self.facts(), self.dtype.itemsize, rates, measurements, self.left_out)
+        return Report(
+            self.operation.name,
+            machine_facts(self.device, self.dtype),
+            self.dtype.itemsize,
+            rates,
+            measurements,
+            self.left_out,
+        )
 
     def check(
         self, candidates: Sequence[Candidate], shapes: Mapping[str, Sizes], passes: Sequence[Pass]
@@ -223,20 +227,3 @@ class _Run:
         """Print a line, above the progress bar."""
         if self.console is not None:
             self.console.print(line, markup=False)
-
-    def facts(self) -> dict[str, Any]:
-        """The machine and the settings."""
-        facts: dict[str, Any] = {"machine": _processor(), "cores": os.cpu_count(), "threads": self.threads}
-        if self.device.type == "cuda":
-            facts["GPU"] = torch.cuda.get_device_name(self.device)
-        elif native.instruction_sets():
-            facts["instructions"] = native.instruction_sets()[-1]
-        return {**facts, "torch": torch.__version__, "dtype": str(self.dtype).removeprefix("torch.")}
-
-
-def _processor() -> str:
-    """The processor's name, which only Linux has in a file."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())

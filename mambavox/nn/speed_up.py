@@ -18,28 +18,34 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def _forward(
-    self: Any, hidden_states: Tensor, cache_params: Cache | None = None, attention_mask: Tensor | None = None
+    self: Any,
+    hidden_states: Tensor,
+    cache: Cache | None = None,
+    attention_mask: Tensor | None = None,
+    cache_params: Cache | None = None,
 ) -> Tensor:
     """The mixer's forward pass, channels last.
 
     Args:
         self: a ``MambaMixer`` or ``FalconMambaMixer``.
         hidden_states: ``(batch, time, d_model)``.
-        cache_params: the states of all layers, updated in place.
+        cache: the states of all layers, updated in place.
         attention_mask: ``(batch, time)``, zero at padding.
+        cache_params: the cache, by the name that it has before transformers 5.24.
 
     Returns:
         ``(batch, time, d_model)``.
     """
     time = hidden_states.shape[1]
     initial_state = None
-    if cache_params is not None and cache_params.has_previous_state(self.layer_idx):
-        initial_state = cache_params.layers[self.layer_idx].recurrent_states[0]
+    cache = cache_params if cache is None else cache
+    if cache is not None and cache.has_previous_state(self.layer_idx):
+        initial_state = cache.layers[self.layer_idx].recurrent_states[0]
 
     x, z = self.in_proj(_without_padding(hidden_states, attention_mask)).chunk(2, dim=-1)
-    if cache_params is not None:
+    if cache is not None:
         # The cache is channels first. It returns what it holds with the new frames behind.
-        x = cache_params.update_conv_state(
+        x = cache.update_conv_state(
             x.transpose(1, 2), self.layer_idx, conv_kernel_size=self.conv_kernel_size
         ).transpose(1, 2)
     silu = self.activation in ("silu", "swish")
@@ -65,8 +71,8 @@ def _forward(
         initial_state=initial_state,
         return_final_state=True,
     )
-    if cache_params is not None:
-        cache_params.update_recurrent_state(final_state, self.layer_idx)
+    if cache is not None:
+        cache.update_recurrent_state(final_state, self.layer_idx)
     return self.out_proj(y)
 
 

@@ -178,7 +178,7 @@ def float32(tensor: Tensor | None) -> Tensor | None:
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Uninitialised tensor; a large one asks for huge pages before it is first written."""
+    """Uninitialised tensor; a large one is given its memory in huge pages."""
     tensor = torch.empty(shape, dtype=dtype)
     if tensor.nbytes >= _LARGE:
         library, _ = _load()

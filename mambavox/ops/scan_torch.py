@@ -218,6 +218,8 @@ def _scan_chunks(
     """``h[t] = exp(dt[t] A) h[t-1] + u[t] B[t]``, ``y[t] = h[t] C[t]``; returns ``y`` and the last ``h``."""
     batch, time, d_inner = dt.shape
     d_state = A.shape[1]
+    # A row of one chunk ends where its frames end: a step of a stream is one frame, not a chunk of them.
+    chunk = min(chunk, time)
     chunks = math.ceil(time / chunk)
     rows = batch * chunks
     B_c, C_c = _to_chunks(B, chunks, chunk), _to_chunks(C, chunks, chunk)
@@ -231,13 +233,15 @@ def _scan_chunks(
         width = A_b.shape[0]
         decay = dt.new_empty(rows, width, d_state)
         state = dt.new_zeros(rows, width, d_state)
+        states = state.view(batch, chunks, width, d_state)
         if chunks > 1:
             for t in range(chunk):
                 torch.mul(dt_c[t].unsqueeze(-1), A_b, out=decay).exp_()
                 state.mul_(decay).addcmul_(u_c[t].unsqueeze(-1), B_c[t].unsqueeze(1))
-        torch.mul(dt_c.sum(dim=0).unsqueeze(-1), A_b, out=decay).exp_()
-        states = state.view(batch, chunks, width, d_state)
-        _carry(states, decay.view_as(states), first_state[:, block], reverse=False)
+            torch.mul(dt_c.sum(dim=0).unsqueeze(-1), A_b, out=decay).exp_()
+            _carry(states, decay.view_as(states), first_state[:, block], reverse=False)
+        else:
+            state.copy_(first_state[:, block])
 
         y_c = torch.empty_like(u_c)
         for t in range(chunk):

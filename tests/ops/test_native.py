@@ -82,6 +82,23 @@ def test_the_table_of_full_rows_is_not_changed_by_a_call_with_lengths():
     assert torch.equal(scan(), full)
 
 
+@needs_library
+def test_results_of_many_mebibytes_are_those_of_their_channels_alone():
+    """From 8 MiB on their memory is asked for and touched in advance, in huge pages where the system has them."""
+    names = ("x", "dt", "B", "C")
+    tensors = {name: torch.randn(1, 2003, width) for name, width in zip(names, (1100, 1100, 4, 4), strict=True)}
+    above, some = torch.randn(1, 2003, 1100), slice(400, 416)
+    results = []
+    for channels in (slice(None), some):
+        x, dt = (tensors[name][..., channels].clone().requires_grad_() for name in ("x", "dt"))
+        A = -torch.ones(x.shape[-1], 4)
+        output = selective_scan(x, dt, A, tensors["B"], tensors["C"], dt_softplus=True, backend="cpu")
+        results.append((output, *torch.autograd.grad(output, (x, dt), above[..., channels])))
+    assert results[0][0].nbytes >= native._LARGE
+    for whole, alone in zip(*results, strict=True):
+        assert torch.equal(whole[..., some], alone)
+
+
 def test_a_kernel_without_memory_says_how_to_mend_it(monkeypatch):
     library = SimpleNamespace(mambavox_scan_forward=lambda arguments, instruction_set: 1)
     monkeypatch.setattr(native, "_load", lambda: (library, ""))

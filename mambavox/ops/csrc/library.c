@@ -54,12 +54,20 @@ double mambavox_multiply_add_rate(int64_t iterations, int64_t threads, int set) 
     return kernels[set].multiply_add_rate(iterations, threads);
 }
 
-/* Before a large tensor is first written: ask for huge pages, since a fault on every 4 KiB costs as much as the scan itself. */
+#define HUGE_PAGE ((uintptr_t)2 << 20)
+
+/* Before a large tensor is first written: ask for huge pages, since a fault on every 4 KiB costs as much as the scan itself, and touch
+   every page here, from one thread. In the scan all threads reach the same page at the same time; each would clear it, or wait. */
 void mambavox_use_huge_pages(void *data, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
-    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t first = ((uintptr_t)data + page - 1) / page * page, last = ((uintptr_t)data + (uintptr_t)bytes) / page * page;
-    if (last > first) madvise((void *)first, last - first, MADV_HUGEPAGE);
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), start = (uintptr_t)data, end = start + (uintptr_t)bytes;
+    uintptr_t at = (start + page - 1) / page * page;
+    if (at >= end / page * page) return;
+    madvise((void *)at, end / page * page - at, MADV_HUGEPAGE);
+    while (at < end) {
+        *(volatile char *)at = 0;
+        at += at % HUGE_PAGE || end - at < HUGE_PAGE ? page : HUGE_PAGE;
+    }
 #else
     (void)data, (void)bytes;
 #endif

@@ -16,6 +16,12 @@
 #define TILE_BACKWARD 256
 #define STRIDE (TILE_BACKWARD + 16) /* floats from one frame of a tile to the next: no power of two, or frames would share cache sets */
 #define APART 80 /* floats between buffers: at distances of 4 KiB a load waits for stores to another buffer */
+/* Floats of the buffers, apart by what the compiler knows: the inner loops then need few pointers. */
+#define TILE_FLOATS (SPAN * STRIDE + APART)
+#define SPAN_FLOATS ((SPAN + 1) * STATES_BACKWARD * LANES)
+/* Of the workspace: from dt to the other tiles, from states to what else is kept of a span. */
+enum { AT_U = TILE_FLOATS, AT_Y = 2 * TILE_FLOATS, AT_GRAD_Y = 5 * TILE_FLOATS, AT_GRAD_U = 6 * TILE_FLOATS, AT_GRAD_DT = 7 * TILE_FLOATS };
+enum { AT_DECAYS = SPAN_FLOATS, AT_LANES_B = 2 * SPAN_FLOATS, AT_LANES_C = 3 * SPAN_FLOATS };
 #define LOG2_E 1.44269504f
 #define LN_2 0.693147181f
 #define PADDED(channels) (((channels) + 15) / 16 * 16)
@@ -31,8 +37,8 @@ typedef struct {
 } Workspace;
 
 static int workspace_open(Workspace *w, const Scan *s) {
-    int64_t width = PADDED(s->block), tile = SPAN * STRIDE + APART, row = SPAN * ((s->d_state + 15) / 16 * 16);
-    int64_t state = width * s->d_state, span = (SPAN + 1) * STATES_BACKWARD * LANES;
+    int64_t width = PADDED(s->block), tile = TILE_FLOATS, row = SPAN * ((s->d_state + 15) / 16 * 16);
+    int64_t state = width * s->d_state, span = SPAN_FLOATS;
     int64_t total = 8 * tile + 4 * row + 4 * state + 4 * width + 4 * span;
     float *next = aligned_alloc(64, (size_t)(total * 4 + 63) / 64 * 64);
     if (!next) return 0;
@@ -88,19 +94,19 @@ static __attribute__((noinline)) void load_inputs(const Scan *s, const Row *row,
     if (s->z.data) load_tile(&s->z, row, first, frames, s->reverse, channel + tile, width, STRIDE, w->z);
 }
 
-/* Advance `count` states of LANES channels over a span; y gains what they give. */
-INLINE void advance(int count, int frames, int d_state, const float *dt, const float *u, const float *B, const float *C,
-                    const float *A, float *state, float *y) {
+/* Advance `count` states of LANES channels over a span; y gains what they give. `tiles` are those of the workspace from dt on. */
+INLINE void advance(int count, int frames, int64_t d_state, float *tiles, const float *B, const float *C, const float *A, float *state) {
     Vector h[STATES];
     for (int n = 0; n < count; n++) h[n] = load(state + n * LANES);
-    for (int t = 0; t < frames; t++) {
-        Vector step = load(dt + t * STRIDE), input = load(u + t * STRIDE), output = load(y + t * STRIDE);
+    for (int t = 0; t < frames; t++, tiles += STRIDE, B += d_state, C += d_state) {
+        float *y = tiles + AT_Y;
+        Vector step = load(tiles), input = load(tiles + AT_U), output = load(y);
 #pragma GCC unroll 16
         for (int n = 0; n < count; n++) {
-            h[n] = exp2_of_product(step, load(A + n * LANES)) * h[n] + input * B[t * d_state + n];
-            output += h[n] * C[t * d_state + n];
+            h[n] = exp2_of_product(step, load(A + n * LANES)) * h[n] + input * B[n];
+            output += h[n] * C[n];
         }
-        store(y + t * STRIDE, output);
+        store(y, output);
     }
     for (int n = 0; n < count; n++) store(state + n * LANES, h[n]);
 }
@@ -139,10 +145,9 @@ static void forward_task(const Scan *s, const Row *row, int64_t index, int64_t c
                 ask(&writes, c, WRITE);
                 if (states && first + SPAN < row->length)
                     for (int i = 0; i < d_state * LANES; i += 16) __builtin_prefetch(states + state_step + at + i, WRITE, 2);
-#define ADVANCE(count)                                                                                                         \
-    for (; STATES >= count && n + count <= d_state; n += count)                                                                \
-    advance(count, frames, d_state, w->dt + c, w->u + c, w->B + n, w->C + n, w->A + at + n * LANES, w->state + at + n * LANES, \
-            w->y + c)
+#define ADVANCE(count)                                                                                                       \
+    for (; STATES >= count && n + count <= d_state; n += count)                                                              \
+    advance(count, frames, d_state, w->dt + c, w->B + n, w->C + n, w->A + at + n * LANES, w->state + at + n * LANES)
                 ADVANCE(16);
                 ADVANCE(8);
                 ADVANCE(4);
@@ -161,54 +166,56 @@ static void forward_task(const Scan *s, const Row *row, int64_t index, int64_t c
     clear_padding(&s->y, row, channel, channels);
 }
 
-/* One span backwards for `count` states of LANES channels, which add their part to the lane sums of B's and C's gradients. */
-INLINE void retreat(int count, int frames, int d_state, int gated, int add, const float *dt, const float *u, const float *B,
-                    const float *C, const float *A, const float *state, float *grad, float *grad_A, const float *grad_y, float *y,
-                    float *grad_u, float *grad_dt, float *states, float *decays, float *lanes_B, float *lanes_C) {
+/* One span backwards for `count` states of LANES channels, which add their part to the lane sums of B's and C's gradients. `tiles` are
+   those of the workspace from dt on, `saved` its buffers of a span from states on. */
+INLINE void retreat(int count, int frames, int64_t d_state, int gated, int add, float *tiles, const float *B, const float *C,
+                    const float *A, const float *state, float *grad, float *grad_A, float *saved) {
     Vector h[STATES_BACKWARD], a[STATES_BACKWARD];
+    const int64_t frame_states = count * LANES;
     for (int n = 0; n < count; n++) {
         h[n] = load(state + n * LANES);
-        store(states + n * LANES, h[n]);
+        store(saved + n * LANES, h[n]);
     }
-    for (int t = 0; t < frames; t++) {
-        Vector step = load(dt + t * STRIDE), input = load(u + t * STRIDE);
+    for (int t = 0; t < frames; t++, tiles += STRIDE, saved += frame_states, B += d_state, C += d_state) {
+        Vector step = load(tiles), input = load(tiles + AT_U);
 #pragma GCC unroll 16
         for (int n = 0; n < count; n++) {
             Vector decay = exp2_of_product(step, load(A + n * LANES));
-            h[n] = decay * h[n] + input * B[t * d_state + n];
-            store(decays + (t * count + n) * LANES, decay);
-            store(states + ((t + 1) * count + n) * LANES, h[n]);
+            h[n] = decay * h[n] + input * B[n];
+            store(saved + AT_DECAYS + n * LANES, decay);
+            store(saved + frame_states + n * LANES, h[n]);
         }
         if (gated) {
-            Vector output = load(y + t * STRIDE);
+            Vector output = load(tiles + AT_Y);
 #pragma GCC unroll 16
-            for (int n = 0; n < count; n++) output += h[n] * C[t * d_state + n];
-            store(y + t * STRIDE, output);
+            for (int n = 0; n < count; n++) output += h[n] * C[n];
+            store(tiles + AT_Y, output);
         }
     }
     for (int n = 0; n < count; n++) {
         h[n] = load(grad + n * LANES);
         a[n] = broadcast(0.0f);
     }
-    for (int t = frames - 1; t >= 0; t--) {
-        Vector step = load(dt + t * STRIDE), input = load(u + t * STRIDE), above = load(grad_y + t * STRIDE);
-        Vector by_u = load(grad_u + t * STRIDE), by_dt = load(grad_dt + t * STRIDE);
+    for (int t = 0; t < frames; t++) {
+        tiles -= STRIDE, saved -= frame_states, B -= d_state, C -= d_state;
+        Vector step = load(tiles), input = load(tiles + AT_U), above = load(tiles + AT_GRAD_Y);
+        Vector by_u = load(tiles + AT_GRAD_U), by_dt = load(tiles + AT_GRAD_DT);
 #pragma GCC unroll 16
         for (int n = 0; n < count; n++) {
-            float *at_C = lanes_C + (t * count + n) * LANES, *at_B = lanes_B + (t * count + n) * LANES;
-            Vector sum_C = above * load(states + ((t + 1) * count + n) * LANES);
-            h[n] += above * C[t * d_state + n];
+            float *at_B = saved + AT_LANES_B + n * LANES, *at_C = saved + AT_LANES_C + n * LANES;
+            Vector sum_C = above * load(saved + frame_states + n * LANES);
+            h[n] += above * C[n];
             Vector sum_B = input * h[n];
             store(at_C, add ? load(at_C) + sum_C : sum_C);
             store(at_B, add ? load(at_B) + sum_B : sum_B);
-            by_u += h[n] * B[t * d_state + n];
-            h[n] *= load(decays + (t * count + n) * LANES);
-            Vector exponent = h[n] * load(states + (t * count + n) * LANES);
+            by_u += h[n] * B[n];
+            h[n] *= load(saved + AT_DECAYS + n * LANES);
+            Vector exponent = h[n] * load(saved + n * LANES);
             by_dt += exponent * load(A + n * LANES);
             a[n] += exponent * step;
         }
-        store(grad_u + t * STRIDE, by_u);
-        store(grad_dt + t * STRIDE, by_dt);
+        store(tiles + AT_GRAD_U, by_u);
+        store(tiles + AT_GRAD_DT, by_dt);
     }
     for (int n = 0; n < count; n++) {
         store(grad + n * LANES, h[n]);
@@ -331,11 +338,10 @@ static void backward_task(const Scan *s, const Row *row, int64_t index, int64_t 
             load_inputs(s, row, w, first, frames, channel, tile, width, w->slope);
             load_gradient(s, row, w, first, frames, channel, tile, width);
             int n = 0;
-#define RETREAT_VECTOR(count, add)                                                                                                 \
-    const int64_t at = ((tile + c) / LANES * (int64_t)d_state + n) * LANES;                                                        \
-    retreat(count, frames, d_state, s->z.data != NULL, add, w->dt + c, w->u + c, w->B + n, w->C + n, w->A + at, states + at,       \
-            w->grad + at, w->grad_A + at, w->grad_y + c, w->y + c, w->grad_u + c, w->grad_dt + c, w->states, w->decays, w->lanes_B, \
-            w->lanes_C)
+#define RETREAT_VECTOR(count, add)                                                                                           \
+    const int64_t at = ((tile + c) / LANES * (int64_t)d_state + n) * LANES;                                                  \
+    retreat(count, frames, d_state, s->z.data != NULL, add, w->dt + c, w->B + n, w->C + n, w->A + at, states + at, w->grad + at, \
+            w->grad_A + at, w->states)
 #define RETREAT(count)                                                            \
     for (; STATES_BACKWARD >= count && n + count <= d_state; n += count) {        \
         for (int c = 0; c < width; c += LANES) {                                  \
