@@ -25,8 +25,9 @@ from mambavox.training.run_folder import to_json, write_atomically
 SIZES: Mapping[str, int] = {"hidden_size": 768, "num_hidden_layers": 24, "vocab_size": 50280}
 """Of ``state-spaces/mamba-130m``."""
 
-TOLERANCE = 1e-4
-"""Relative error of the logits, norm by norm. A layer agrees to 1e-5; the rounding of 24 of them adds up."""
+WORSE = 2.0
+"""Ours may be so many times as far from transformers in float64 as transformers is in float32, whose rounding adds up
+over 24 layers, too."""
 
 _PASSES = {"read_prompt": "prompt", "step": "a token after it"}
 _OURS, _THEIRS = "mambavox.speed_up", "transformers"
@@ -39,13 +40,13 @@ class SpeedUpReport:
     Attributes:
         facts: the machine and the settings, by name.
         tokens: of the prompt.
-        errors: relative difference of the logits by pass.
+        errors: by pass, then by model: relative distance of the logits from transformers in float64, norm by norm.
         timings: by pass, then by model.
     """
 
     facts: Mapping[str, Any]
     tokens: int
-    errors: Mapping[str, float]
+    errors: Mapping[str, Mapping[str, float]]
     timings: Mapping[str, Mapping[str, Timing]]
 
     def ratio(self, name: str) -> float:
@@ -60,8 +61,11 @@ class SpeedUpReport:
             ", ".join(f"{name} {value}" for name, value in self.facts.items()),
             "",
             f"A prompt of {self.tokens} tokens, then one token at a time with the cache; one sequence, random weights. "
-            "Relative difference of the logits: "
-            + ", ".join(f"{_PASSES[name]} {error:.1e}" for name, error in self.errors.items())
+            "Relative distance of the logits from transformers in float64: "
+            + "; ".join(
+                f"{_PASSES[name]} {errors[_OURS]:.1e} ours, {errors[_THEIRS]:.1e} transformers"
+                for name, errors in self.errors.items()
+            )
             + ".",
             "",
             f"| | {_OURS}, ms [quartiles] | {_THEIRS}, ms [quartiles] | ratio |",
@@ -82,7 +86,7 @@ class SpeedUpReport:
         return {
             "facts": dict(self.facts),
             "tokens": self.tokens,
-            "errors": dict(self.errors),
+            "errors": {name: dict(errors) for name, errors in self.errors.items()},
             "ratios": {name: self.ratio(name) for name in self.timings},
             "rows": rows,
         }
@@ -102,6 +106,8 @@ def measure_speed_up(
     threads: int | None = None, repeats: int = 7, tokens: int = 512, console: Console | None = None
 ) -> SpeedUpReport:
     """Compare and time a ``MambaForCausalLM`` and the same model sped up. Nothing is timed before the logits agree.
+
+    They agree where ours are at most ``WORSE`` times as far from transformers in float64 as transformers is in float32.
 
     Args:
         threads: that work; torch's present number where not given.
@@ -126,7 +132,9 @@ def measure_speed_up(
             models = {_OURS: speed_up(copy.deepcopy(plain)), _THEIRS: plain}
             with torch.inference_mode():
                 runs = {name: _Run(model, prompt) for name, model in models.items()}
-                errors = {name: _compare(name, runs) for name in _PASSES}
+                exact = _Run(copy.deepcopy(plain).double(), prompt)
+                errors = {name: _compare(name, runs, exact) for name in _PASSES}
+                del exact
                 timings = {}
                 for name in _PASSES:
                     calls: dict[str, Callable[[], Any]] = {model: getattr(run, name) for model, run in runs.items()}
@@ -162,16 +170,16 @@ class _Run:
         return found
 
 
-def _compare(name: str, runs: Mapping[str, _Run]) -> float:
-    ours, theirs = (getattr(runs[model], name)() for model in (_OURS, _THEIRS))
-    error = float((ours - theirs).norm() / theirs.norm())
+def _compare(name: str, runs: Mapping[str, _Run], exact: _Run) -> dict[str, float]:
+    truth = getattr(exact, name)()
+    errors = {model: float((getattr(run, name)() - truth).norm() / truth.norm()) for model, run in runs.items()}
     # NaN compares as false.
-    if not error <= TOLERANCE:
+    if not errors[_OURS] <= WORSE * errors[_THEIRS]:
         raise BackendError(
-            f"speed_up: the logits of the {_PASSES[name]} differ from transformers' by {error:.1e} (at most "
-            f"{TOLERANCE:g}); no figures"
+            f"speed_up: the logits of the {_PASSES[name]} differ from transformers in float64 by {errors[_OURS]:.1e}, "
+            f"those of transformers in float32 by {errors[_THEIRS]:.1e}; no figures"
         )
-    return error
+    return errors
 
 
 def _cell(timing: Timing) -> str:
