@@ -10,6 +10,8 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mambavox.hubert.configuration import MambaHubertConfig
+from mambavox.hubert.streaming import shift_rows
+from mambavox.nn.streaming import StreamStep
 
 
 class ConvLayer(GradientCheckpointingLayer):
@@ -143,3 +145,27 @@ class ConvolutionalPositions(nn.Module):
             frames = F.pad(frames, (self.kernel - 1, 0))
         # An even kernel with padding on both sides gives one frame too many.
         return self.activation(self.conv(frames)[:, :, :time]).transpose(1, 2)
+
+    def init_state(self, batch_size: int) -> Tensor:
+        """State before the first frame: zeros, ``(batch, kernel - 1, hidden_size)``.
+
+        Args:
+            batch_size: number of streams.
+        """
+        bias = self.conv.bias
+        return bias.new_zeros(batch_size, self.kernel - 1, bias.shape[0])
+
+    def stream(self, hidden_states: Tensor, state: Tensor, step: StreamStep) -> tuple[Tensor, Tensor]:
+        """What is to be added to the next frames of a batch of streams; of causal positions only.
+
+        Args:
+            hidden_states: ``(batch, time, hidden_size)``.
+            state: ``(batch, kernel - 1, hidden_size)`` the frames before.
+            step: which frames are new.
+
+        Returns:
+            ``(batch, time, hidden_size)`` and the new state.
+        """
+        context = torch.cat([state.to(hidden_states.dtype), hidden_states], dim=1)
+        output = self.activation(self.conv(context.transpose(1, 2))).transpose(1, 2)
+        return output, shift_rows(context, self.kernel - 1, step)

@@ -35,6 +35,7 @@ SOURCES = (
     "nn/mamba2.py",
     "nn/bidirectional.py",
     "hubert/configuration.py",
+    "hubert/streaming.py",
     "hubert/frontend.py",
     "hubert/layers.py",
     "hubert/masking.py",

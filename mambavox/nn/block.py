@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mambavox.errors import ConfigError
 from mambavox.lengths import clear_padding
-from mambavox.nn.streaming import MambaState
+from mambavox.nn.streaming import MambaState, StreamStep
 from mambavox.ops import causal_conv1d
 
 
@@ -133,6 +133,10 @@ class Block(nn.Module, ABC):
             reverse=reverse,
             activation="silu",
         )
+
+    def stream(self, hidden_states: Tensor, state: MambaState, step: StreamStep) -> tuple[Tensor, MambaState]:
+        """Process the next piece of a batch of streams; :func:`mambavox.nn.streaming.stream_part` calls this."""
+        return self.forward(hidden_states, step.lengths, state, return_state=True)
 
     def step(self, hidden_states: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
         """Process one frame of every stream.
