@@ -1,6 +1,7 @@
 """From samples to frames: convolutional features, their projection, convolutional positions."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from mambavox.hubert.configuration import MambaHubertConfig
 from mambavox.hubert.streaming import shift_rows
 from mambavox.nn.streaming import StreamStep
+
+_FEW_FRAMES = 16
+"""Frames of a batch up to which convolutional positions of a stream are one product of matrices."""
 
 
 class ConvLayer(GradientCheckpointingLayer):
@@ -122,7 +126,8 @@ class ConvolutionalPositions(nn.Module):
             padding=0 if self.causal else self.kernel // 2,
             groups=config.num_conv_pos_embedding_groups,
         )
-        self.conv = parametrizations.weight_norm(conv, dim=2)
+        self.conv: Any = parametrizations.weight_norm(conv, dim=2)
+        self._kept: tuple[Any, Tensor] | None = None
         self.activation = ACT2FN[config.feat_extract_activation]
 
     def initial_weight(self) -> Tensor:
@@ -152,6 +157,8 @@ class ConvolutionalPositions(nn.Module):
         Args:
             batch_size: number of streams.
         """
+        # New streams take up what has been written into the parameters unseen, through their data.
+        self._kept = None
         bias = self.conv.bias
         return bias.new_zeros(batch_size, self.kernel - 1, bias.shape[0])
 
@@ -167,5 +174,28 @@ class ConvolutionalPositions(nn.Module):
             ``(batch, time, hidden_size)`` and the new state.
         """
         context = torch.cat([state.to(hidden_states.dtype), hidden_states], dim=1)
-        output = self.activation(self.conv(context.transpose(1, 2))).transpose(1, 2)
-        return output, shift_rows(context, self.kernel - 1, step)
+        weight, bias = self._weight(), self.conv.bias
+        batch, time, width = hidden_states.shape
+        groups = self.conv.groups
+        if batch * time > _FEW_FRAMES:
+            output = F.conv1d(context.transpose(1, 2), weight, bias, groups=groups).transpose(1, 2)
+        else:
+            # Of few frames the convolution would take longer to arrange its weight than to multiply with it.
+            windows = context.transpose(1, 2).unflatten(1, (groups, -1)).unfold(3, self.kernel, 1)
+            rows = windows.permute(1, 0, 3, 2, 4).reshape(groups, batch * time, -1)
+            output = torch.bmm(rows, weight.reshape(groups, width // groups, -1).mT)
+            output = output.permute(1, 0, 2).reshape(batch, time, width) + bias
+        return self.activation(output), shift_rows(context, self.kernel - 1, step)
+
+    def _weight(self) -> Tensor:
+        """The convolution's weight, ``(hidden_size, hidden_size / groups, kernel)``.
+
+        Without gradients it is kept until its two parts change: to make it takes longer than to convolve a frame.
+        """
+        parts = list(self.conv.parametrizations.weight.parameters())
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(part.is_inference() for part in parts):
+            return self.conv.weight
+        made_of = tuple((part.data_ptr(), part._version, part.dtype, part.device) for part in parts)
+        if self._kept is None or self._kept[0] != made_of:
+            self._kept = made_of, self.conv.weight
+        return self._kept[1]

@@ -13,7 +13,7 @@ from mambavox.lengths import length_mask
 from mambavox.nn.bidirectional import ExtBiMamba, InnBiMamba
 from mambavox.nn.mamba import Mamba
 from mambavox.nn.mamba2 import Mamba2
-from mambavox.nn.streaming import StreamState, StreamStep, begin_part, stream_part
+from mambavox.nn.streaming import StreamState, StreamStep, begin_part, expect_state, stream_part
 
 
 class SelfAttention(nn.Module):
@@ -86,7 +86,7 @@ class SelfAttention(nn.Module):
             ``(batch, time, hidden_size)`` and the new state.
         """
         query, key, value = self._project(hidden_states)
-        state = state.extend(key, value, step)
+        state = expect_state(state, AttentionState).extend(key, value, step)
         keys, values = state.key[:, :, : step.reach], state.value[:, :, : step.reach]
         alone = step.together and step.time == 1
         begins = step.together and step.past[0] == 0

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from transformers.utils.generic import can_return_tuple
 from mambavox.errors import ConfigError, DataError
 from mambavox.hubert.configuration import MambaHubertConfig
 from mambavox.hubert.frontend import ConvLayer, ConvolutionalPositions, FeatureExtractor, FeatureProjection
-from mambavox.hubert.layers import MambaLayer, encoder_layer
+from mambavox.hubert.layers import EncoderLayer, MambaLayer, encoder_layer
 from mambavox.hubert.masking import sample_span_mask
 from mambavox.hubert.portable import AUTO_MAP, save_code
 from mambavox.hubert.streaming import (
@@ -33,7 +33,7 @@ from mambavox.hubert.streaming import (
     take_in,
 )
 from mambavox.lengths import length_mask
-from mambavox.nn.streaming import StreamStep
+from mambavox.nn.streaming import StreamStep, check_parts
 
 
 class Encoder(nn.Module):
@@ -102,7 +102,8 @@ class Encoder(nn.Module):
         hidden_states = self.dropout(hidden_states if pre_norm else self.layer_norm(hidden_states))
         layer_states = []
         for layer, layer_state in zip(self.layers, state.layers, strict=True):
-            hidden_states, new_state = layer.stream(hidden_states, layer_state, step)
+            # Modules in a list are typed as if they had no methods.
+            hidden_states, new_state = cast(EncoderLayer, layer).stream(hidden_states, layer_state, step)
             layer_states.append(new_state)
         if pre_norm:
             hidden_states = self.layer_norm(hidden_states)
@@ -266,11 +267,12 @@ class MambaHubertModel(MambaHubertPreTrainedModel):
         check_streamable(self.config)
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; expected at least 1")
+        check_parts(self)
         samples = next(self.feature_extractor.parameters())
         return MambaHubertState(
             waveform=samples.new_zeros(batch_size, self.config.receptive_field - 1),
             positions=self.encoder.pos_conv_embed.init_state(batch_size),
-            layers=tuple(layer.init_state(batch_size) for layer in self.encoder.layers),
+            layers=tuple(cast(EncoderLayer, layer).init_state(batch_size) for layer in self.encoder.layers),
             samples=[0] * batch_size,
             ended=[False] * batch_size,
             model=describe_streaming(self.config),
@@ -556,13 +558,13 @@ class MambaHubertForCTC(MambaHubertPreTrainedModel):
     ) -> tuple[MambaHubertStreamingOutput, MambaHubertState]:
         """Logits of the next samples of a batch of streams; arguments and errors of :meth:`MambaHubertModel.stream`."""
         output, state = self.mamba_hubert.stream(input_values, state, lengths, final)
-        logits = self.lm_head(self.dropout(output.last_hidden_state))
-        ragged = output.lengths.min() < logits.shape[1]
-        if ragged:
-            valid = length_mask(output.lengths, logits.shape[1]).to(logits.device)
+        hidden_states, frames = output.last_hidden_state, output.lengths
+        logits = self.lm_head(self.dropout(hidden_states))
+        assert frames is not None
+        if min(frames.tolist()) < logits.shape[1]:
+            valid = length_mask(frames, logits.shape[1]).to(logits.device)
             logits = logits.masked_fill(~valid[:, :, None], 0.0)
-        output.logits = logits
-        return output, state
+        return MambaHubertStreamingOutput(hidden_states, logits, frames), state
 
 
 class MambaHubertForSequenceClassification(MambaHubertPreTrainedModel):

@@ -28,6 +28,7 @@ SOURCES = (
     "ops/scan_reference.py",
     "ops/conv_torch.py",
     "ops/ssd_scan.py",
+    "ops/linear.py",
     "hubert/plain_ops.py",
     "nn/streaming.py",
     "nn/block.py",

@@ -74,12 +74,13 @@ class AttentionState(StreamState):
         return grown
 
     @classmethod
-    def _alike(cls, states: Sequence["AttentionState"]) -> list["AttentionState"]:  # type: ignore[override]
+    def _alike(cls, states: Sequence["AttentionState"]) -> list["AttentionState"]:
         room = max(state.key.shape[2] for state in states)
-        return [
-            cls(*(F.pad(memory, (0, 0, 0, room - memory.shape[2])) for memory in (s.key, s.value)), s.written)
-            for s in states
-        ]
+
+        def widen(memory: Tensor) -> Tensor:
+            return F.pad(memory, (0, 0, 0, room - memory.shape[2]))
+
+        return [cls(widen(state.key), widen(state.value), state.written) for state in states]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Typed state that a model carries from one piece of a stream to the next, and the pieces themselves."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -121,7 +120,7 @@ class StreamState:
         tree = json.dumps(_take_apart_state(self, "", tensors))
         partial = path.with_name(f"{path.name}.partial")
         save_file(tensors, partial, metadata={_METADATA: tree})
-        os.replace(partial, path)
+        partial.replace(path)
 
     @classmethod
     def load(cls: type[State], path: str | Path, device: torch.device | str = "cpu") -> State:
@@ -217,6 +216,18 @@ class StreamStep:
         return (torch.arange(self.reach, device=self.device) <= last[:, :, None])[:, None]
 
 
+def check_parts(model: nn.Module) -> None:
+    """Ask the parts of a model that know whether they can be streamed; one that cannot raises an error of its own.
+
+    Args:
+        model: whose modules may have ``check_streams()``.
+    """
+    for module in model.modules():
+        check = getattr(type(module), "check_streams", None)
+        if check is not None:
+            check(module)
+
+
 def begin_part(module: nn.Module, batch_size: int) -> Any:
     """State of a part of a model before the first frame; none where the part looks at one frame at a time.
 
@@ -242,6 +253,24 @@ def stream_part(module: nn.Module, hidden_states: Tensor, state: Any, step: Stre
     """
     go_on = getattr(module, "stream", None)
     return (module(hidden_states), None) if go_on is None else go_on(hidden_states, state, step)
+
+
+def expect_state(state: Any, kind: type[State]) -> State:
+    """The state of a part, which must be of its kind.
+
+    Args:
+        state: what was carried.
+        kind: what the part makes.
+
+    Raises:
+        ConfigError: it is of another: adapters were attached, taken off or switched after the stream began.
+    """
+    if not isinstance(state, kind):
+        raise ConfigError(
+            f"a part of the model was given a {type(state).__name__} as its state; expected a {kind.__name__}. "
+            "Adapters that act at the beginning of a stream must act to its end; begin with init_streaming_state"
+        )
+    return state
 
 
 _METADATA = "mambavox_state"
