@@ -350,8 +350,9 @@ def head_modules(model: nn.Module) -> list[str]:
 def lora_targets(model: nn.Module) -> str:
     """Regular expression for the modules that LoRA adapts in a host.
 
-    The query and value projections of the encoder's self-attention, the outer projections of its Mamba blocks. WavLM's attention reads the raw weights of its
-    projections and never calls them, so that LoRA there has no effect; it gets LoRA in both feed-forward layers.
+    The query and value projections of the encoder's self-attention, the outer projections of its Mamba blocks. WavLM's
+    attention reads the raw weights of its projections and never calls them, so that LoRA there has no effect; it gets
+    LoRA in both feed-forward layers.
 
     Raises:
         HostError: the model is no known host.

@@ -329,8 +329,8 @@ class SublayerAdapter(AdapterLayer):
         acting = self.acting("branch")
         if list(state.branches) != acting:
             raise ConfigError(
-                f"adapters {acting} act and the stream began with {list(state.branches)}; expected the same ones to its "
-                "end. Begin with init_streaming_state"
+                f"adapters {acting} act and the stream began with {list(state.branches)}; expected the same ones to "
+                "its end. Begin with init_streaming_state"
             )
         inputs = hidden_states
         frozen, sublayer_state = stream_part(self.base_layer, hidden_states, state.sublayer, step)
