@@ -226,7 +226,7 @@ class _Run:
 
     def facts(self) -> dict[str, Any]:
         """The machine and the settings."""
-        facts: dict[str, Any] = {"machine": _processor(), "cores": os.cpu_count(), "threads": self.threads}
+        facts: dict[str, Any] = {"machine": processor(), "cores": os.cpu_count(), "threads": self.threads}
         if self.device.type == "cuda":
             facts["GPU"] = torch.cuda.get_device_name(self.device)
         elif native.instruction_sets():
@@ -234,7 +234,7 @@ class _Run:
         return {**facts, "torch": torch.__version__, "dtype": str(self.dtype).removeprefix("torch.")}
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name, which only Linux has in a file."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []

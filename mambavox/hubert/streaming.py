@@ -98,7 +98,9 @@ class LayerState(StreamState):
 
 @dataclass(frozen=True)
 class MambaHubertState(StreamState):
-    """What a Mamba-HuBERT remembers of a batch of streams; ``init_streaming_state`` makes it, ``stream`` goes on from it.
+    """What a Mamba-HuBERT remembers of a batch of streams.
+
+    ``init_streaming_state`` makes it, ``stream`` goes on from it.
 
     Attributes:
         waveform: ``(batch, receptive_field - 1)`` the samples that no finished frame has used up, from the left; zeros
