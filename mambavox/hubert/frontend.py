@@ -1,7 +1,8 @@
 """From samples to frames: convolutional features, their projection, convolutional positions."""
 
 import math
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from mambavox.nn.streaming import StreamStep
 
 _FEW_FRAMES = 16
 """Frames of a batch up to which convolutional positions of a stream are one product of matrices."""
+
+_FEW_SAMPLES = 2000
+"""Samples of a batch up to which the convolutions of a stream are not worth arranging anew."""
 
 
 class ConvLayer(GradientCheckpointingLayer):
@@ -82,6 +86,26 @@ class FeatureExtractor(nn.Module):
         for layer in self.conv_layers:
             hidden_states = layer(hidden_states)
         return hidden_states.transpose(1, 2)
+
+    def stream(self, input_values: Tensor) -> Tensor:
+        """The same of a piece of a stream, where layer norms stand behind all convolutions.
+
+        Args:
+            input_values: ``(batch, samples)`` all that the new frames see.
+
+        Returns:
+            ``(batch, time, channels)``.
+        """
+        if self.training or input_values.numel() < _FEW_SAMPLES:
+            return self(input_values)
+        # Channels stay last, as the norms want them: nothing is turned round between the layers.
+        frames = input_values[:, :, None].to(next(self.parameters()).dtype)
+        for layer in cast(Iterable[ConvLayer], self.conv_layers):
+            conv, norm = layer.conv, cast(nn.LayerNorm, layer.layer_norm)
+            image = frames.transpose(1, 2)[:, :, None]
+            image = F.conv2d(image, conv.weight[:, :, None], conv.bias, stride=(1, conv.stride[0]))
+            frames = layer.activation(norm(image[:, :, 0].transpose(1, 2)))
+        return frames
 
 
 class FeatureProjection(nn.Module):

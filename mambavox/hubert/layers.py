@@ -14,6 +14,7 @@ from mambavox.nn.bidirectional import ExtBiMamba, InnBiMamba
 from mambavox.nn.mamba import Mamba
 from mambavox.nn.mamba2 import Mamba2
 from mambavox.nn.streaming import StreamState, StreamStep, begin_part, expect_state, stream_part
+from mambavox.ops.linear import linear
 
 
 class SelfAttention(nn.Module):
@@ -47,7 +48,9 @@ class SelfAttention(nn.Module):
         Returns:
             ``(batch, time, hidden_size)``.
         """
-        query, key, value = self._project(hidden_states)
+        query, key, value = (
+            self._heads(projection(hidden_states)) for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
         mask = None
         # A causal row needs no mask: its padding lies behind all its frames.
         if lengths is not None and not self.causal:
@@ -58,11 +61,8 @@ class SelfAttention(nn.Module):
         )
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 
-    def _project(self, hidden_states: Tensor) -> list[Tensor]:
-        return [
-            projection(hidden_states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        ]
+    def _heads(self, projected: Tensor) -> Tensor:
+        return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def init_state(self, batch_size: int) -> AttentionState:
         """State before the first frame: no keys and values.
@@ -85,7 +85,9 @@ class SelfAttention(nn.Module):
         Returns:
             ``(batch, time, hidden_size)`` and the new state.
         """
-        query, key, value = self._project(hidden_states)
+        query, key, value = (
+            self._heads(linear(projection, hidden_states)) for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
         state = expect_state(state, AttentionState).extend(key, value, step)
         keys, values = state.key[:, :, : step.reach], state.value[:, :, : step.reach]
         alone = step.together and step.time == 1
@@ -98,7 +100,7 @@ class SelfAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=begins,
         )
-        return self.out_proj(attended.transpose(1, 2).flatten(2).to(hidden_states.dtype)), state
+        return linear(self.out_proj, attended.transpose(1, 2).flatten(2).to(hidden_states.dtype)), state
 
 
 class FeedForward(nn.Module):
@@ -121,6 +123,11 @@ class FeedForward(nn.Module):
         """``(batch, time, hidden_size)`` to the same shape."""
         inner = self.intermediate_dropout(self.intermediate_act_fn(self.intermediate_dense(hidden_states)))
         return self.output_dropout(self.output_dense(inner))
+
+    def stream(self, hidden_states: Tensor, state: None, step: StreamStep) -> tuple[Tensor, None]:
+        """The same of a piece of a stream; it looks at one frame at a time and has no state."""
+        inner = self.intermediate_dropout(self.intermediate_act_fn(linear(self.intermediate_dense, hidden_states)))
+        return self.output_dropout(linear(self.output_dense, inner)), None
 
 
 class EncoderLayer(GradientCheckpointingLayer):

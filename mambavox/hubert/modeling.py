@@ -71,6 +71,9 @@ class Encoder(nn.Module):
         pre_norm = self.config.do_stable_layer_norm
         hidden_states = self.dropout(hidden_states if pre_norm else self.layer_norm(hidden_states))
 
+        if self.training and getattr(self.layers[0], "gradient_checkpointing", False):
+            # Under a frozen front end a reentrant checkpoint would give the first layer's adapters no gradient.
+            hidden_states = hidden_states if hidden_states.requires_grad else hidden_states.requires_grad_()
         dropped = [False] * len(self.layers)
         if self.training and self.config.layerdrop > 0:
             dropped = (torch.rand(len(self.layers)) < self.config.layerdrop).tolist()
@@ -230,7 +233,7 @@ class MambaHubertModel(MambaHubertPreTrainedModel):
             ConfigError: an ``attention_mask`` or ``mask_time_indices`` of another shape.
         """
         self._check_input(input_values, attention_mask)
-        features = self._extract(input_values)
+        features = self._scaled(self.feature_extractor(input_values))
         time = features.shape[1]
         lengths = None
         if attention_mask is not None:
@@ -308,13 +311,12 @@ class MambaHubertModel(MambaHubertPreTrainedModel):
         if intake.ready is None:
             hidden_states = nothing_new(state.batch_size, self.config.hidden_size, state.positions)
         else:
-            projected = self.feature_projection(self._extract(intake.ready))
+            projected = self.feature_projection(self._scaled(self.feature_extractor.stream(intake.ready)))
             hidden_states, state = self.encoder.stream(projected, state, step)
         frames = torch.tensor(step.counts)
         return MambaHubertStreamingOutput(last_hidden_state=hidden_states, lengths=frames), state
 
-    def _extract(self, input_values: Tensor) -> Tensor:
-        features = self.feature_extractor(input_values)
+    def _scaled(self, features: Tensor) -> Tensor:
         if self.training and self.config.feature_grad_mult != 1.0:
             features = ScaledGradient.apply(features, self.config.feature_grad_mult)
         return features
