@@ -239,7 +239,7 @@ def biased_modules(model: nn.Module, stack: Stack, config: BitFitConfig) -> Iter
         if not isinstance(host_module._parameters.get("bias"), nn.Parameter):
             continue
         found = inside.fullmatch(name)
-        if found is None and name != f"{holder}{stack.form.stack_norm}":
+        if found is None and name != stack.stack_norm:
             continue
         if found is not None and not config.layer_is_chosen(int(found[1])):
             continue

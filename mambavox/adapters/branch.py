@@ -1,6 +1,8 @@
 """What an adapter adds beside a sublayer: projections, mixer and gate."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,14 @@ from torch import Tensor, nn
 from mambavox.adapters.config import AdapterConfig, TemporalAdapterConfig
 from mambavox.adapters.hosts import Sublayer
 from mambavox.adapters.sharing import parse_sharing
+from mambavox.errors import HostError
+from mambavox.nn.streaming import StreamState, StreamStep, begin_part, stream_part
+
+CANNOT_STREAM = (
+    "an adapter on the model cannot be streamed: its {} lets a frame depend on those after it or keeps no state. "
+    "Expected a causal adapter (MambAdapter with mixer='mamba' or 'mamba2') or one that sees each frame alone; "
+    "mambavox.hubert.stream_in_chunks approximates others"
+)
 
 
 class Projections(nn.Module):
@@ -103,12 +113,57 @@ class Branch(nn.Module):
         Returns:
             ``(batch, time, width)``.
         """
+        return self._around(hidden_states, projections, lambda narrow: self._mix(narrow, lengths))
+
+    def init_state(self, batch_size: int) -> StreamState | None:
+        """State before the first frame; none where each frame is seen alone.
+
+        Args:
+            batch_size: number of streams.
+
+        Raises:
+            HostError: a frame depends on those after it.
+        """
+        if self.context == "frame":
+            return None
+        state: StreamState | None = begin_part(self.mixer, batch_size) if self.context == "past" else None
+        if state is None:
+            raise HostError(CANNOT_STREAM.format(type(self.mixer).__name__))
+        return state
+
+    def stream(
+        self, hidden_states: Tensor, projections: Projections, state: Any, step: StreamStep
+    ) -> tuple[Tensor, Any]:
+        """What the adapter adds to the next piece of a batch of streams.
+
+        Args:
+            hidden_states: ``(batch, time, width)``.
+            projections: its own or the shared ones.
+            state: of the frames before.
+            step: which frames are new.
+
+        Returns:
+            ``(batch, time, width)`` and the new state.
+        """
+        carried: list[Any] = []
+
+        def mix(narrow: Tensor) -> Tensor:
+            if self.context == "frame":
+                return self._mix(narrow, None)
+            mixed, new_state = stream_part(self.mixer, narrow, state, step)
+            carried.append(new_state)
+            return mixed
+
+        output = self._around(hidden_states, projections, mix)
+        return output, carried[0] if carried else None
+
+    def _around(self, hidden_states: Tensor, projections: Projections, mix: Callable[[Tensor], Tensor]) -> Tensor:
         if self.input_norm is not None:
             hidden_states = self.input_norm(hidden_states)
         narrow = projections.down(hidden_states)
         if self.down_delta is not None:
             narrow = narrow + self.down_delta(hidden_states)
-        mixed = self.dropout(self._mix(narrow, lengths))
+        mixed = self.dropout(mix(narrow))
         output = projections.up(mixed)
         if self.up_delta is not None:
             output = output + self.up_delta(mixed)

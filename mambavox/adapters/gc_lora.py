@@ -146,6 +146,12 @@ class GCLoraModel(AdapterModel):
 def _output_projection(model: nn.Module, attention: Sublayer) -> Sublayer:
     """The output projection of an attention, as a sublayer of its own."""
     module = model.get_submodule(attention.target)
+    if attention.stack.forms[attention.layer].is_mamba:
+        raise HostError(
+            f"GC-LoRA cannot be put at the output projection of {attention.target}, a Mamba block, whose input is not "
+            "as wide as the host; expected layers with attention, chosen by layers_to_transform, or an adapter beside "
+            "the whole block, such as MambAdapter with placement='attention'"
+        )
     if reads_raw_weights(module):
         raise HostError(
             "GC-LoRA cannot be put at the output projection of WavLM's attention, which reads its weights without "

@@ -1,7 +1,7 @@
-"""Where the hosts keep their sublayers: the only place that knows AST, Whisper, wav2vec2, HuBERT and WavLM.
+"""Where the hosts keep their sublayers: the only place that knows AST, Whisper, wav2vec2, HuBERT, WavLM, Mamba-HuBERT.
 
 Everything is found by structure, not by size or class: a list called ``layers`` whose elements have the parts of one
-of the known forms. A host may sit anywhere inside a larger module.
+of the known forms each. A host may sit anywhere inside a larger module.
 """
 
 import inspect
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mambavox.adapters.tokens import TokenGrid
 from mambavox.errors import HostError
 
-HOSTS = "AST, Whisper, wav2vec2, HuBERT, WavLM"
+HOSTS = "AST, Whisper, wav2vec2, HuBERT, WavLM, Mamba-HuBERT"
 HEAD_MODULES = ("projector", "classifier", "lm_head")
 """What the hosts' classification and CTC models call the modules after the backbone."""
 
@@ -27,25 +27,36 @@ class LayerForm:
     """Names of the parts of one family's transformer layer, in its pre-norm variant.
 
     Attributes:
-        attention: the self-attention module.
+        attention: the self-attention module, or the Mamba block in its place.
         attention_norm: the norm that feeds it.
-        ffn_input: the module whose input is the feed-forward sublayer's input.
+        ffn_input: the module whose input is the feed-forward sublayer's input; none where there is no such sublayer.
         ffn_output: the module whose output is its output; the same one where the sublayer is a module of its own.
         ffn_norm: the norm that feeds it.
         stack_norm: the norm beside the list of layers.
+        lora: names of the projections of the attention, or the block, that LoRA adapts.
+        ia3: of those whose output IA3 scales.
+        is_mamba: whether a Mamba block is in attention's place.
     """
 
     attention: str
     attention_norm: str
-    ffn_input: str
-    ffn_output: str
-    ffn_norm: str
+    ffn_input: str | None
+    ffn_output: str | None
+    ffn_norm: str | None
     stack_norm: str
+    lora: tuple[str, ...] = ("q_proj", "v_proj")
+    ia3: tuple[str, ...] = ("k_proj", "v_proj")
+    is_mamba: bool = False
 
     def fits(self, holder: nn.Module, layer: nn.Module) -> bool:
         """Whether a layer, and the module that holds the list of layers, have all the parts."""
         parts = (self.attention, self.attention_norm, self.ffn_input, self.ffn_output, self.ffn_norm)
-        return hasattr(holder, self.stack_norm) and all(hasattr(layer, part) for part in parts)
+        return hasattr(holder, self.stack_norm) and all(part is None or hasattr(layer, part) for part in parts)
+
+    @property
+    def last_norm(self) -> str:
+        """The norm that feeds its last sublayer; in a post-norm layer the one that ends it."""
+        return self.ffn_norm or self.attention_norm
 
 
 FORMS = (
@@ -55,6 +66,30 @@ FORMS = (
     LayerForm("self_attn", "self_attn_layer_norm", "fc1", "fc2", "final_layer_norm", "layer_norm"),
     # wav2vec2, HuBERT, WavLM
     LayerForm("attention", "layer_norm", "feed_forward", "feed_forward", "final_layer_norm", "layer_norm"),
+    # Mamba-HuBERT, whose attention layers are of the form above, with a feed-forward sublayer and without. Both blocks
+    # of a bidirectional layer have projections of the same names.
+    LayerForm(
+        "mamba",
+        "layer_norm",
+        "feed_forward",
+        "feed_forward",
+        "final_layer_norm",
+        "layer_norm",
+        lora=("in_proj", "out_proj"),
+        ia3=("in_proj",),
+        is_mamba=True,
+    ),
+    LayerForm(
+        "mamba",
+        "layer_norm",
+        None,
+        None,
+        None,
+        "layer_norm",
+        lora=("in_proj", "out_proj"),
+        ia3=("in_proj",),
+        is_mamba=True,
+    ),
 )
 
 
@@ -94,20 +129,25 @@ class Stack:
     Attributes:
         holder: name of the module that holds the list ``layers``.
         kind: a decoder has attention to an encoder.
-        form: the layers' form.
-        num_layers: how many layers.
+        forms: of the layers, first to last.
         width: size of the hidden states.
         post_norm: whether norms follow the sublayers (``LN(x + F(x))``) instead of feeding them.
         tokens: how the tokens lie on time and frequency.
+        takes_masks: whether its layers are given attention masks, and not the rows' lengths.
     """
 
     holder: str
     kind: Literal["encoder", "decoder"]
-    form: LayerForm
-    num_layers: int
+    forms: tuple[LayerForm, ...]
     width: int
     post_norm: bool
     tokens: TokenGrid
+    takes_masks: bool
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers."""
+        return len(self.forms)
 
     @property
     def final_norm(self) -> str:
@@ -115,11 +155,12 @@ class Stack:
 
         In a post-norm host that is the last layer's own last norm; the one beside the layers feeds the first layer.
         """
-        return self._part(self.num_layers - 1, self.form.ffn_norm) if self.post_norm else self._stack_norm
+        return self._last_norm(self.num_layers - 1) if self.post_norm else self.stack_norm
 
     @property
-    def _stack_norm(self) -> str:
-        return _join(self.holder, self.form.stack_norm)
+    def stack_norm(self) -> str:
+        """Name of the norm beside the layers."""
+        return _join(self.holder, self.forms[0].stack_norm)
 
     def layer(self, index: int) -> str:
         """Name of a layer."""
@@ -128,44 +169,63 @@ class Stack:
     def _part(self, layer: int, part: str) -> str:
         return _join(self.layer(layer), part)
 
+    def _last_norm(self, layer: int) -> str:
+        return self._part(layer, self.forms[layer].last_norm)
+
     def _norm(self, layer: int, role: str) -> str:
         """Name of the norm whose output a sublayer reads, whether norms stand before or after sublayers."""
+        form = self.forms[layer]
         if role == "ffn":
-            return self._part(layer, self.form.attention_norm if self.post_norm else self.form.ffn_norm)
+            return self._part(layer, form.attention_norm) if self.post_norm else self._last_norm(layer)
         if not self.post_norm:
-            return self._part(layer, self.form.attention_norm)
-        return self._part(layer - 1, self.form.ffn_norm) if layer else self._stack_norm
+            return self._part(layer, form.attention_norm)
+        return self._last_norm(layer - 1) if layer else self.stack_norm
 
     def sublayers(self) -> list[Sublayer]:
         """All sublayers in the order in which they run."""
-        form, found = self.form, []
-        for layer in range(self.num_layers):
+        found = []
+        for layer, form in enumerate(self.forms):
             attention = self._part(layer, form.attention)
-            ffn_input, ffn_output = self._part(layer, form.ffn_input), self._part(layer, form.ffn_output)
             norm, ffn_norm = self._norm(layer, "attention"), self._norm(layer, "ffn")
             found.append(Sublayer(self, layer, "attention", attention, attention, norm, attention))
-            found.append(Sublayer(self, layer, "ffn", ffn_output, ffn_input, ffn_norm, attention))
+            if form.ffn_input is not None and form.ffn_output is not None:
+                ffn_input, ffn_output = self._part(layer, form.ffn_input), self._part(layer, form.ffn_output)
+                found.append(Sublayer(self, layer, "ffn", ffn_output, ffn_input, ffn_norm, attention))
         return found
 
-    def projections(self, names: Iterable[str]) -> str:
-        """Regular expression for modules inside this stack's self-attention."""
-        return self._inside(self.form.attention, names)
+    def lora_projections(self) -> str:
+        """Regular expression for the projections inside this stack's self-attention, or its blocks, for LoRA."""
+        return "|".join(self._inside(form.attention, form.lora, form.is_mamba) for form in self._kinds())
+
+    def ia3_projections(self) -> str:
+        """The same for IA3."""
+        return "|".join(self._inside(form.attention, form.ia3, form.is_mamba) for form in self._kinds())
 
     def ffn_parts(self, names: Iterable[str]) -> str:
         """Regular expression for modules inside this stack's feed-forward sublayers."""
-        return self._inside(self.form.ffn_output, names)
+        parts = {form.ffn_output: None for form in self.forms if form.ffn_output is not None}
+        return "|".join(self._inside(part, names) for part in parts)
 
-    def last_linear(self, model: nn.Module) -> str:
-        """Regular expression for the linear layers that end this stack's feed-forward sublayers."""
-        sublayer = model.get_submodule(self.sublayers()[1].target)
-        inside = [name for name, module in sublayer.named_modules() if isinstance(module, nn.Linear)]
-        return self._inside(_join(self.form.ffn_output, inside[-1]), ())
+    def last_linear(self, model: nn.Module) -> str | None:
+        """Regular expression for the linear layers that end this stack's feed-forward sublayers, if it has any."""
+        sublayer = next((sublayer for sublayer in self.sublayers() if sublayer.role == "ffn"), None)
+        if sublayer is None:
+            return None
+        part = str(self.forms[sublayer.layer].ffn_output)
+        modules = model.get_submodule(sublayer.target).named_modules()
+        inside = [name for name, module in modules if isinstance(module, nn.Linear)]
+        return self._inside(_join(part, inside[-1]), ())
 
-    def _inside(self, part: str, names: Iterable[str]) -> str:
+    def _kinds(self) -> list[LayerForm]:
+        """The forms of its layers, each attention or block once."""
+        return list({form.attention: form for form in self.forms}.values())
+
+    def _inside(self, part: str, names: Iterable[str], deep: bool = False) -> str:
         # Ends of names only, so that the same adapter loads into the base model and into a model with a head.
         holder = f"{self.kind}\\." if self.holder.endswith(self.kind) else ""
         ends = "|".join(names)
-        return rf"(.*\.)?{holder}layers\.\d+\.{part}" + (rf"\.({ends})" if ends else "")
+        between = r"(.*\.)?" if deep else ""
+        return rf"(.*\.)?{holder}layers\.\d+\.{part}" + (rf"\.{between}({ends})" if ends else "")
 
 
 def _join(*parts: str) -> str:
@@ -190,20 +250,21 @@ def find_stacks(model: nn.Module) -> list[Stack]:
         if last != "layers" or not isinstance(layers, nn.ModuleList) or not len(layers):
             continue
         holder = model.get_submodule(holder_name)
-        form = next((form for form in FORMS if form.fits(holder, layers[0])), None)
-        if form is None:
+        forms = [next((form for form in FORMS if form.fits(holder, layer)), None) for layer in layers]
+        known = tuple(form for form in forms if form is not None)
+        if len(known) != len(layers):
             continue
         config = getattr(holder, "config", None)
         found.append(
             Stack(
                 holder=holder_name,
                 kind="decoder" if hasattr(layers[0], "encoder_attn") else "encoder",
-                form=form,
-                num_layers=len(layers),
-                width=getattr(holder, form.stack_norm).weight.shape[0],
+                forms=known,
+                width=getattr(holder, known[0].stack_norm).weight.shape[0],
                 # Only the wav2vec2 family has both variants, told apart by its configuration.
                 post_norm=not getattr(config, "do_stable_layer_norm", True),
                 tokens=_token_grid(config),
+                takes_masks=getattr(config, "model_type", None) != "mamba-hubert",
             )
         )
     if not found:
@@ -226,7 +287,8 @@ def mask_lengths(attention_mask: Tensor) -> Tensor:
 
     Args:
         attention_mask: ``(batch, time)``, true (1) at valid frames (WavLM, flash attention), or
-            ``(batch, 1, queries, time)``, true or, added to the scores, 0 at valid frames (SDPA, eager).
+            ``(batch, 1, queries, time)``, true or, added to the scores, 0 at valid frames (SDPA, eager); or the lengths
+            themselves (Mamba-HuBERT).
 
     Returns:
         ``(batch,)``.
@@ -234,6 +296,8 @@ def mask_lengths(attention_mask: Tensor) -> Tensor:
     Raises:
         HostError: another kind of mask, of which the lengths are not known.
     """
+    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 1:
+        return attention_mask
     if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
         return attention_mask.sum(-1)
     if isinstance(attention_mask, Tensor) and attention_mask.dim() == 4:
@@ -247,11 +311,15 @@ def mask_lengths(attention_mask: Tensor) -> Tensor:
 
 def describe_stacks(stacks: Iterable[Stack]) -> str:
     """What a host has, for error messages."""
-    return "; ".join(
-        f"{stack.kind} {stack.holder or 'model'!r}: layers 0..{stack.num_layers - 1}, "
-        f"ffn {stack.sublayers()[1].target!r}.., attention {stack.sublayers()[0].target!r}.."
-        for stack in stacks
-    )
+    return "; ".join(_describe(stack) for stack in stacks)
+
+
+def _describe(stack: Stack) -> str:
+    words = [f"{stack.kind} {stack.holder or 'model'!r}: layers 0..{stack.num_layers - 1}"]
+    for role in ("ffn", "attention"):
+        found = next((sublayer.target for sublayer in stack.sublayers() if sublayer.role == role), None)
+        words.append(f"no {role}" if found is None else f"{role} {found!r}..")
+    return ", ".join(words)
 
 
 def matches(names: Iterable[str] | str | None, key: str) -> bool:
@@ -282,8 +350,9 @@ def head_modules(model: nn.Module) -> list[str]:
 def lora_targets(model: nn.Module) -> str:
     """Regular expression for the modules that LoRA adapts in a host.
 
-    The query and value projections of the encoder's self-attention. WavLM's attention reads the raw weights of its
-    projections and never calls them, so that LoRA there has no effect; it gets LoRA in both feed-forward layers.
+    The query and value projections of the encoder's self-attention, the outer projections of its Mamba blocks. WavLM's
+    attention reads the raw weights of its projections and never calls them, so that LoRA there has no effect; it gets
+    LoRA in both feed-forward layers.
 
     Raises:
         HostError: the model is no known host.
@@ -291,23 +360,24 @@ def lora_targets(model: nn.Module) -> str:
     stack, calls_projections = _encoder(model)
     if not calls_projections:
         return stack.ffn_parts(("intermediate_dense", "output_dense"))
-    return stack.projections(("q_proj", "v_proj"))
+    return stack.lora_projections()
 
 
 def ia3_targets(model: nn.Module) -> tuple[str, str]:
     """Regular expressions for the modules that IA3 adapts in a host, and for those of them whose input it scales.
 
-    The keys, the values and the inside of the feed-forward sublayers of the encoder; in WavLM, which never calls its
-    projections, the latter only.
+    The keys, the values and the inside of the feed-forward sublayers of the encoder, and inputs and gates inside its
+    Mamba blocks; in WavLM, which never calls its projections, the feed-forward sublayers only.
 
     Raises:
         HostError: the model is no known host.
     """
     stack, calls_projections = _encoder(model)
-    feedforward = stack.last_linear(model)
+    # PEFT matches no module with an empty expression.
+    feedforward = stack.last_linear(model) or r"(?!)"
     if not calls_projections:
         return feedforward, feedforward
-    return f"{stack.projections(('k_proj', 'v_proj'))}|{feedforward}", feedforward
+    return f"{stack.ia3_projections()}|{feedforward}", feedforward
 
 
 def _encoder(model: nn.Module) -> tuple[Stack, bool]:

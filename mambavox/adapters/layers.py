@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -10,10 +11,11 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mambavox.adapters.branch import Branch, Projections
+from mambavox.adapters.branch import CANNOT_STREAM, Branch, Projections
 from mambavox.adapters.config import AdapterConfig, SublayerConfig
 from mambavox.adapters.hosts import Sublayer, mask_lengths
 from mambavox.errors import ConfigError, HostError
+from mambavox.nn.streaming import StreamState, StreamStep, begin_part, expect_state, stream_part
 
 CANNOT_MERGE = (
     "these adapters cannot be merged into the host: what they add is not linear in their input. "
@@ -125,6 +127,34 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     def detach_hooks(self) -> None:
         """Remove whatever this layer has attached to other modules of the host."""
+
+    def init_state(self, batch_size: int) -> Any:
+        """Refuse to be streamed, unless a subclass can; the host's own state would pass the adapter by.
+
+        Args:
+            batch_size: number of streams.
+
+        Raises:
+            HostError: always.
+        """
+        raise HostError(CANNOT_STREAM.format(type(self).__name__))
+
+    def stream(self, hidden_states: Tensor, state: Any, step: StreamStep) -> tuple[Tensor, Any]:
+        """Refuse too."""
+        raise HostError(CANNOT_STREAM.format(type(self).__name__))
+
+
+@dataclass(frozen=True)
+class SublayerState(StreamState):
+    """What a sublayer of the host and the adapters beside it remember of a batch of streams.
+
+    Attributes:
+        sublayer: of the host's module; none where it has none.
+        branches: of the adapters by name, in the order in which they act; none for one that sees each frame alone.
+    """
+
+    sublayer: StreamState | None
+    branches: dict[str, StreamState | None]
 
 
 class SublayerAdapter(AdapterLayer):
@@ -254,7 +284,79 @@ class SublayerAdapter(AdapterLayer):
                 result = result.index_add(0, rows, added)
         return (result, *output[1:]) if isinstance(output, tuple) else result
 
+    def check_streams(self) -> None:
+        """Check that the acting adapters can be streamed.
+
+        Raises:
+            HostError: one lets a frame depend on those after it.
+        """
+        for name in self.acting("branch"):
+            branch = cast(Branch, self._part("branch")[name])
+            if branch.context != "frame" and not hasattr(branch, "init_state"):
+                raise HostError(CANNOT_STREAM.format(type(branch).__name__))
+
+    def init_state(self, batch_size: int) -> SublayerState:
+        """State before the first frame, of the host's sublayer and of the adapters that act now.
+
+        Args:
+            batch_size: number of streams.
+
+        Raises:
+            HostError: an adapter lets a frame depend on those after it.
+        """
+        self.check_streams()
+        branches: dict[str, StreamState | None] = {}
+        for name in self.acting("branch"):
+            branch = cast(Branch, self._part("branch")[name])
+            branches[name] = None if branch.context == "frame" else branch.init_state(batch_size)
+        return SublayerState(begin_part(self.base_layer, batch_size), branches)
+
+    def stream(self, hidden_states: Tensor, state: Any, step: StreamStep) -> tuple[Tensor, SublayerState]:
+        """The sublayer's output, with what the acting adapters add, of the next piece of a batch of streams.
+
+        Args:
+            hidden_states: ``(batch, time, width)``.
+            state: of the frames before.
+            step: which frames are new.
+
+        Returns:
+            ``(batch, time, width)`` and the new state.
+
+        Raises:
+            ConfigError: other adapters acted when the stream began.
+        """
+        state = expect_state(state, SublayerState)
+        acting = self.acting("branch")
+        if list(state.branches) != acting:
+            raise ConfigError(
+                f"adapters {acting} act and the stream began with {list(state.branches)}; expected the same ones to "
+                "its end. Begin with init_streaming_state"
+            )
+        inputs = hidden_states
+        frozen, sublayer_state = stream_part(self.base_layer, hidden_states, state.sublayer, step)
+        result, branches = frozen, {}
+        for name in acting:
+            added, branches[name] = self._streamed(name, inputs, frozen, state.branches[name], step)
+            result = result + added
+            if self.stacked:
+                inputs, frozen = inputs + added, frozen + added
+        return result, SublayerState(sublayer_state, branches)
+
+    def _streamed(
+        self, name: str, inputs: Tensor, frozen: Tensor, state: Any, step: StreamStep
+    ) -> tuple[Tensor, StreamState | None]:
+        if state is None:
+            return self._added(name, inputs, frozen, step.lengths), None
+        branch, projections, source = self._beside(name, inputs, frozen)
+        added, state = branch.stream(source, projections, state, step)
+        return self._weighted(name, added, frozen), state
+
     def _added(self, name: str, inputs: Tensor, frozen: Tensor, lengths: Tensor | None) -> Tensor:
+        branch, projections, source = self._beside(name, inputs, frozen)
+        return self._weighted(name, branch(source, projections, lengths), frozen)
+
+    def _beside(self, name: str, inputs: Tensor, frozen: Tensor) -> tuple[Branch, Any, Tensor]:
+        """An adapter's branch, its projections, and what they are given."""
         branch = cast(Branch, self._part("branch")[name])
         projections = branch.projections
         if projections is None and name in self.owners:
@@ -262,8 +364,9 @@ class SublayerAdapter(AdapterLayer):
         source = frozen if branch.sequential else inputs
         # An adapter keeps float32 on a half-precision host, so it is cast to and from at this border.
         owner = branch if projections is None else projections
-        source = self._cast_input_dtype(source, next(owner.parameters()).dtype)
-        added = branch(source, projections, lengths)
+        return branch, projections, self._cast_input_dtype(source, next(owner.parameters()).dtype)
+
+    def _weighted(self, name: str, added: Tensor, frozen: Tensor) -> Tensor:
         added = added.to(frozen.dtype)
         return self.weights[name] * added if name in self.weights else added
 
@@ -315,7 +418,7 @@ class MaskTap:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the mask where an acting adapter will read it."""
         if self.layer.is_temporal():
-            self.layer.mask = kwargs.get("attention_mask")
+            self.layer.mask = kwargs.get("attention_mask", kwargs.get("lengths"))
 
 
 class CachedStepGuard:

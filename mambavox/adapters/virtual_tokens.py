@@ -142,6 +142,11 @@ class VirtualTokenModel(AdapterModel):
         encoders = [stack for stack in stacks if stack.kind == "encoder"]
         if not encoders:
             raise HostError(f"there is no encoder for virtual tokens; the host has: {describe_stacks(stacks)}")
+        if not all(stack.takes_masks for stack in encoders):
+            raise HostError(
+                "virtual tokens cannot be put into a Mamba-HuBERT, whose layers are told lengths that do not count "
+                "them; expected AST, Whisper, wav2vec2, HuBERT or WavLM, or an adapter beside a sublayer"
+            )
         self._targets = {name: (stack, layer) for stack in encoders for layer, name in enumerate(self._names(stack))}
 
     def _names(self, stack: Stack) -> list[str]:

@@ -1,7 +1,7 @@
-"""``mambavox bench``: an operation beside its peers on this machine."""
+"""``mambavox bench``: an operation beside its peers, or streaming, on this machine."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,24 +9,36 @@ from mambavox.cli.console import ERR, OUT
 
 
 def bench_command(
-    operation: Annotated[str, typer.Argument(help="scan, conv, ssd or speed_up")],
-    shapes: Annotated[str | None, typer.Option(help="such as S1-500,S2-500 (default: all of the operation)")] = None,
+    operation: Annotated[str, typer.Argument(help="scan, conv, ssd, speed_up or streaming")],
+    shapes: Annotated[
+        str | None,
+        typer.Option(help="such as S1-500,S2-500 (default: all of the operation); streaming: nano, small, base"),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="that work (default: as many as torch takes)")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="repetitions, each through all candidates")] = 7,
-    passes: Annotated[str, typer.Option(help="of forward, both")] = "forward,both",
+    passes: Annotated[str | None, typer.Option(help="of forward, both (default: both of them)")] = None,
     output: Annotated[Path, typer.Option(help="folder of the table, the figures as JSON and the plot")] = Path(
         "runs/bench"
     ),
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     memory: Annotated[bool, typer.Option(help="also measure peak memory, each time in a new process")] = True,
+    encoders: Annotated[str | None, typer.Option(help="streaming: such as mamba,causal-transformer")] = None,
+    histories: Annotated[str | None, typer.Option(help="streaming: seconds of the past, such as 10,60")] = None,
 ) -> None:
-    """Time an operation beside other libraries, and beside what the machine allows.
+    """Time an operation beside other libraries, or steps of streams by the length of their past.
 
-    Outputs and gradients are compared with the definition first; on a mismatch no figure is printed. speed_up is a
-    language model of transformers as it is and after mambavox.speed_up: float32 on the CPU; of the options it takes
-    --threads, --repeats and --output.
+    Outputs (of operations gradients too) are compared with the definition first; on a mismatch no figure is printed.
+    speed_up is a language model of transformers as it is and after mambavox.speed_up: float32 on the CPU; of the options
+    it takes --threads, --repeats and --output.
     """
+    if operation == "streaming":
+        if passes is not None:
+            raise typer.BadParameter("--passes is for operations; a stream has a forward pass only")
+        _bench_streaming(shapes, encoders, histories, threads, repeats, dtype, device, output)
+        return
+    if encoders is not None or histories is not None:
+        raise typer.BadParameter(f"--encoders and --histories are for bench streaming, not for {operation}")
     if operation == "speed_up":
         _bench_speed_up(threads, repeats, output)
         return
@@ -37,7 +49,7 @@ def bench_command(
         shapes=None if shapes is None else _words(shapes),
         threads=threads,
         repeats=repeats,
-        passes=_words(passes),
+        **({} if passes is None else {"passes": _words(passes)}),
         dtype=dtype,
         device=device,
         memory=memory,
@@ -55,6 +67,34 @@ def _bench_speed_up(threads: int | None, repeats: int, output: Path) -> None:
     report.write(output)
     OUT.print(report.markdown(), markup=False)
     OUT.print(f"speed_up.md and speed_up.json are in {output}", markup=False)
+
+
+def _bench_streaming(
+    sizes: str | None,
+    encoders: str | None,
+    histories: str | None,
+    threads: int | None,
+    repeats: int,
+    dtype: str,
+    device: str,
+    output: Path,
+) -> None:
+    from mambavox.benchmarks.streaming import measure_streaming
+
+    given: dict[str, Any] = {}
+    if sizes is not None:
+        given["sizes"] = _words(sizes)
+    if encoders is not None:
+        given["encoders"] = _words(encoders)
+    if histories is not None:
+        try:
+            given["histories"] = [float(word) for word in _words(histories)]
+        except ValueError:
+            raise typer.BadParameter(f"--histories is {histories!r}; expected seconds, such as 10,60,300") from None
+    report = measure_streaming(threads=threads, repeats=repeats, dtype=dtype, device=device, console=ERR, **given)
+    report.write(output)
+    OUT.print(report.markdown(), markup=False)
+    OUT.print(f"streaming.md, streaming.json and streaming.png are in {output}", markup=False)
 
 
 def _words(text: str) -> list[str]:

@@ -13,6 +13,7 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
+from mambavox.hubert.approximate_streaming import stream_in_chunks
 from mambavox.hubert.configuration import ENCODER_KINDS, SIZES, MambaHubertConfig
 from mambavox.hubert.conversion import from_fairseq, from_hubert, to_hubert
 from mambavox.hubert.masking import sample_span_mask
@@ -24,6 +25,7 @@ from mambavox.hubert.modeling import (
     MambaHubertModel,
     MambaHubertPreTrainedModel,
 )
+from mambavox.hubert.streaming import MambaHubertState, MambaHubertStreamingOutput
 
 __all__ = [
     "ENCODER_KINDS",
@@ -35,9 +37,12 @@ __all__ = [
     "MambaHubertForSequenceClassification",
     "MambaHubertModel",
     "MambaHubertPreTrainedModel",
+    "MambaHubertState",
+    "MambaHubertStreamingOutput",
     "from_fairseq",
     "from_hubert",
     "sample_span_mask",
+    "stream_in_chunks",
     "to_hubert",
 ]
 

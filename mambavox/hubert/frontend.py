@@ -1,6 +1,8 @@
 """From samples to frames: convolutional features, their projection, convolutional positions."""
 
 import math
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,14 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mambavox.hubert.configuration import MambaHubertConfig
+from mambavox.hubert.streaming import shift_rows
+from mambavox.nn.streaming import StreamStep
+
+_FEW_FRAMES = 16
+"""Frames of a batch up to which convolutional positions of a stream are one product of matrices."""
+
+_FEW_SAMPLES = 2000
+"""Samples of a batch up to which the convolutions of a stream are not worth arranging anew."""
 
 
 class ConvLayer(GradientCheckpointingLayer):
@@ -77,6 +87,26 @@ class FeatureExtractor(nn.Module):
             hidden_states = layer(hidden_states)
         return hidden_states.transpose(1, 2)
 
+    def stream(self, input_values: Tensor) -> Tensor:
+        """The same of a piece of a stream, where layer norms stand behind all convolutions.
+
+        Args:
+            input_values: ``(batch, samples)`` all that the new frames see.
+
+        Returns:
+            ``(batch, time, channels)``.
+        """
+        if self.training or input_values.numel() < _FEW_SAMPLES:
+            return self(input_values)
+        # Channels stay last, as the norms want them: nothing is turned round between the layers.
+        frames = input_values[:, :, None].to(next(self.parameters()).dtype)
+        for layer in cast(Iterable[ConvLayer], self.conv_layers):
+            conv, norm = layer.conv, cast(nn.LayerNorm, layer.layer_norm)
+            image = frames.transpose(1, 2)[:, :, None]
+            image = F.conv2d(image, conv.weight[:, :, None], conv.bias, stride=(1, conv.stride[0]))
+            frames = layer.activation(norm(image[:, :, 0].transpose(1, 2)))
+        return frames
+
 
 class FeatureProjection(nn.Module):
     """Norm, projection to the width of the encoder, dropout.
@@ -120,7 +150,8 @@ class ConvolutionalPositions(nn.Module):
             padding=0 if self.causal else self.kernel // 2,
             groups=config.num_conv_pos_embedding_groups,
         )
-        self.conv = parametrizations.weight_norm(conv, dim=2)
+        self.conv: Any = parametrizations.weight_norm(conv, dim=2)
+        self._kept: tuple[Any, Tensor] | None = None
         self.activation = ACT2FN[config.feat_extract_activation]
 
     def initial_weight(self) -> Tensor:
@@ -143,3 +174,52 @@ class ConvolutionalPositions(nn.Module):
             frames = F.pad(frames, (self.kernel - 1, 0))
         # An even kernel with padding on both sides gives one frame too many.
         return self.activation(self.conv(frames)[:, :, :time]).transpose(1, 2)
+
+    def init_state(self, batch_size: int) -> Tensor:
+        """State before the first frame: zeros, ``(batch, kernel - 1, hidden_size)``.
+
+        Args:
+            batch_size: number of streams.
+        """
+        # New streams take up what has been written into the parameters unseen, through their data.
+        self._kept = None
+        bias = self.conv.bias
+        return bias.new_zeros(batch_size, self.kernel - 1, bias.shape[0])
+
+    def stream(self, hidden_states: Tensor, state: Tensor, step: StreamStep) -> tuple[Tensor, Tensor]:
+        """What is to be added to the next frames of a batch of streams; of causal positions only.
+
+        Args:
+            hidden_states: ``(batch, time, hidden_size)``.
+            state: ``(batch, kernel - 1, hidden_size)`` the frames before.
+            step: which frames are new.
+
+        Returns:
+            ``(batch, time, hidden_size)`` and the new state.
+        """
+        context = torch.cat([state.to(hidden_states.dtype), hidden_states], dim=1)
+        weight, bias = self._weight(), self.conv.bias
+        batch, time, width = hidden_states.shape
+        groups = self.conv.groups
+        if batch * time > _FEW_FRAMES:
+            output = F.conv1d(context.transpose(1, 2), weight, bias, groups=groups).transpose(1, 2)
+        else:
+            # Of few frames the convolution would take longer to arrange its weight than to multiply with it.
+            windows = context.transpose(1, 2).unflatten(1, (groups, -1)).unfold(3, self.kernel, 1)
+            rows = windows.permute(1, 0, 3, 2, 4).reshape(groups, batch * time, -1)
+            output = torch.bmm(rows, weight.reshape(groups, width // groups, -1).mT)
+            output = output.permute(1, 0, 2).reshape(batch, time, width) + bias
+        return self.activation(output), shift_rows(context, self.kernel - 1, step)
+
+    def _weight(self) -> Tensor:
+        """The convolution's weight, ``(hidden_size, hidden_size / groups, kernel)``.
+
+        Without gradients it is kept until its two parts change: to make it takes longer than to convolve a frame.
+        """
+        parts = list(self.conv.parametrizations.weight.parameters())
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(part.is_inference() for part in parts):
+            return self.conv.weight
+        made_of = tuple((part.data_ptr(), part._version, part.dtype, part.device) for part in parts)
+        if self._kept is None or self._kept[0] != made_of:
+            self._kept = made_of, self.conv.weight
+        return self._kept[1]

@@ -8,10 +8,13 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mambavox.hubert.configuration import EncoderKind, MambaHubertConfig
+from mambavox.hubert.streaming import AttentionState, LayerState
 from mambavox.lengths import length_mask
 from mambavox.nn.bidirectional import ExtBiMamba, InnBiMamba
 from mambavox.nn.mamba import Mamba
 from mambavox.nn.mamba2 import Mamba2
+from mambavox.nn.streaming import StreamState, StreamStep, begin_part, expect_state, stream_part
+from mambavox.ops.linear import linear
 
 
 class SelfAttention(nn.Module):
@@ -46,8 +49,7 @@ class SelfAttention(nn.Module):
             ``(batch, time, hidden_size)``.
         """
         query, key, value = (
-            projection(hidden_states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            self._heads(projection(hidden_states)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         mask = None
         # A causal row needs no mask: its padding lies behind all its frames.
@@ -58,6 +60,47 @@ class SelfAttention(nn.Module):
             query, key, value, mask, dropout_p=self.dropout if self.training else 0.0, is_causal=self.causal
         )
         return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def init_state(self, batch_size: int) -> AttentionState:
+        """State before the first frame: no keys and values.
+
+        Args:
+            batch_size: number of streams.
+        """
+        weight = self.out_proj.weight
+        nothing = weight.new_zeros(batch_size, self.heads, 0, weight.shape[0] // self.heads)
+        return AttentionState(nothing, nothing, [0] * batch_size)
+
+    def stream(self, hidden_states: Tensor, state: AttentionState, step: StreamStep) -> tuple[Tensor, AttentionState]:
+        """Let the new frames of a batch of streams attend to their past and themselves; of a causal attention only.
+
+        Args:
+            hidden_states: ``(batch, time, hidden_size)``.
+            state: of the frames before.
+            step: which frames are new.
+
+        Returns:
+            ``(batch, time, hidden_size)`` and the new state.
+        """
+        query, key, value = (
+            self._heads(linear(projection, hidden_states)) for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        state = expect_state(state, AttentionState).extend(key, value, step)
+        keys, values = state.key[:, :, : step.reach], state.value[:, :, : step.reach]
+        alone = step.together and step.time == 1
+        begins = step.together and step.past[0] == 0
+        attended = F.scaled_dot_product_attention(
+            query.to(keys.dtype),
+            keys,
+            values,
+            None if alone or begins else step.mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=begins,
+        )
+        return linear(self.out_proj, attended.transpose(1, 2).flatten(2).to(hidden_states.dtype)), state
 
 
 class FeedForward(nn.Module):
@@ -81,6 +124,11 @@ class FeedForward(nn.Module):
         inner = self.intermediate_dropout(self.intermediate_act_fn(self.intermediate_dense(hidden_states)))
         return self.output_dropout(self.output_dense(inner))
 
+    def stream(self, hidden_states: Tensor, state: None, step: StreamStep) -> tuple[Tensor, None]:
+        """The same of a piece of a stream; it looks at one frame at a time and has no state."""
+        inner = self.intermediate_dropout(self.intermediate_act_fn(linear(self.intermediate_dense, hidden_states)))
+        return self.output_dropout(linear(self.output_dense, inner)), None
+
 
 class EncoderLayer(GradientCheckpointingLayer):
     """What the kinds of layers share: residual connections, norms before or after sublayers, feed-forward sublayer.
@@ -100,8 +148,9 @@ class EncoderLayer(GradientCheckpointingLayer):
             self.feed_forward = FeedForward(config, intermediate_size)
             self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def mix(self, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
-        """The sublayer that mixes frames: ``(batch, time, hidden_size)`` and ``(batch,)`` lengths to the same shape."""
+    @property
+    def mixer(self) -> nn.Module:
+        """What mixes frames, called with hidden states and ``lengths``."""
         raise NotImplementedError
 
     def forward(self, hidden_states: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -114,15 +163,50 @@ class EncoderLayer(GradientCheckpointingLayer):
         Returns:
             ``(batch, time, hidden_size)``.
         """
+        mixer = self.mixer
         if self.pre_norm:
-            hidden_states = hidden_states + self.dropout(self.mix(self.layer_norm(hidden_states), lengths))
+            hidden_states = hidden_states + self.dropout(mixer(self.layer_norm(hidden_states), lengths=lengths))
             if self.has_feed_forward:
                 hidden_states = hidden_states + self.feed_forward(self.final_layer_norm(hidden_states))
             return hidden_states
-        hidden_states = self.layer_norm(hidden_states + self.dropout(self.mix(hidden_states, lengths)))
+        hidden_states = self.layer_norm(hidden_states + self.dropout(mixer(hidden_states, lengths=lengths)))
         if self.has_feed_forward:
             hidden_states = self.final_layer_norm(hidden_states + self.feed_forward(hidden_states))
         return hidden_states
+
+    def init_state(self, batch_size: int) -> LayerState:
+        """State before the first frame.
+
+        Args:
+            batch_size: number of streams.
+        """
+        feed_forward = begin_part(self.feed_forward, batch_size) if self.has_feed_forward else None
+        return LayerState(begin_part(self.mixer, batch_size), feed_forward)
+
+    def stream(self, hidden_states: Tensor, state: LayerState, step: StreamStep) -> tuple[Tensor, LayerState]:
+        """Process the next piece of a batch of streams, as :meth:`forward` would the whole of them.
+
+        Args:
+            hidden_states: ``(batch, time, hidden_size)``.
+            state: of the frames before.
+            step: which frames are new.
+
+        Returns:
+            ``(batch, time, hidden_size)`` and the new state.
+        """
+        inputs = self.layer_norm(hidden_states) if self.pre_norm else hidden_states
+        mixed, mixer = stream_part(self.mixer, inputs, state.mixer, step)
+        hidden_states = hidden_states + self.dropout(mixed)
+        if not self.pre_norm:
+            hidden_states = self.layer_norm(hidden_states)
+        feed_forward: StreamState | None = None
+        if self.has_feed_forward:
+            inputs = self.final_layer_norm(hidden_states) if self.pre_norm else hidden_states
+            added, feed_forward = stream_part(self.feed_forward, inputs, state.feed_forward, step)
+            hidden_states = hidden_states + added
+            if not self.pre_norm:
+                hidden_states = self.final_layer_norm(hidden_states)
+        return hidden_states, LayerState(mixer, feed_forward)
 
 
 class TransformerLayer(EncoderLayer):
@@ -137,9 +221,10 @@ class TransformerLayer(EncoderLayer):
         super().__init__(config, config.intermediate_size)
         self.attention = SelfAttention(config, causal=kind.causal)
 
-    def mix(self, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
+    @property
+    def mixer(self) -> nn.Module:
         """Attention."""
-        return self.attention(hidden_states, lengths)
+        return self.attention
 
 
 class MambaLayer(EncoderLayer):
@@ -176,9 +261,10 @@ class MambaLayer(EncoderLayer):
             return InnBiMamba(width, **sizes)
         return Mamba(width, **sizes)
 
-    def mix(self, hidden_states: Tensor, lengths: Tensor | None) -> Tensor:
+    @property
+    def mixer(self) -> nn.Module:
         """The Mamba block."""
-        return self.mamba(hidden_states, lengths)
+        return self.mamba
 
 
 def encoder_layer(config: MambaHubertConfig, kind: EncoderKind) -> EncoderLayer:

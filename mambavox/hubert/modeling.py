@@ -1,8 +1,8 @@
 """Mamba-HuBERT as transformers models: the encoder, and its heads for pre-training, CTC and classification."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +20,20 @@ from transformers.utils.generic import can_return_tuple
 from mambavox.errors import ConfigError, DataError
 from mambavox.hubert.configuration import MambaHubertConfig
 from mambavox.hubert.frontend import ConvLayer, ConvolutionalPositions, FeatureExtractor, FeatureProjection
-from mambavox.hubert.layers import MambaLayer, encoder_layer
+from mambavox.hubert.layers import EncoderLayer, MambaLayer, encoder_layer
 from mambavox.hubert.masking import sample_span_mask
 from mambavox.hubert.portable import AUTO_MAP, save_code
+from mambavox.hubert.streaming import (
+    MambaHubertState,
+    MambaHubertStreamingOutput,
+    check_streamable,
+    clear_rows,
+    describe_streaming,
+    nothing_new,
+    take_in,
+)
 from mambavox.lengths import length_mask
+from mambavox.nn.streaming import StreamStep, check_parts
 
 
 class Encoder(nn.Module):
@@ -61,6 +71,9 @@ class Encoder(nn.Module):
         pre_norm = self.config.do_stable_layer_norm
         hidden_states = self.dropout(hidden_states if pre_norm else self.layer_norm(hidden_states))
 
+        if self.training and getattr(self.layers[0], "gradient_checkpointing", False):
+            # Under a frozen front end a reentrant checkpoint would give the first layer's adapters no gradient.
+            hidden_states = hidden_states if hidden_states.requires_grad else hidden_states.requires_grad_()
         dropped = [False] * len(self.layers)
         if self.training and self.config.layerdrop > 0:
             dropped = (torch.rand(len(self.layers)) < self.config.layerdrop).tolist()
@@ -72,6 +85,33 @@ class Encoder(nn.Module):
         if pre_norm:
             hidden_states = self.layer_norm(hidden_states)
         return hidden_states, tuple(collected) if output_hidden_states else None
+
+    def stream(
+        self, hidden_states: Tensor, state: MambaHubertState, step: StreamStep
+    ) -> tuple[Tensor, MambaHubertState]:
+        """Process the next frames of a batch of streams; LayerDrop leaves no layer out.
+
+        Args:
+            hidden_states: ``(batch, time, hidden_size)`` projected features.
+            state: of the streams.
+            step: which frames are new.
+
+        Returns:
+            ``(batch, time, hidden_size)``, zero beyond each row's new frames, and the new state.
+        """
+        positions, positions_state = self.pos_conv_embed.stream(hidden_states, state.positions, step)
+        hidden_states = hidden_states + positions
+        pre_norm = self.config.do_stable_layer_norm
+        hidden_states = self.dropout(hidden_states if pre_norm else self.layer_norm(hidden_states))
+        layer_states = []
+        for layer, layer_state in zip(self.layers, state.layers, strict=True):
+            # Modules in a list are typed as if they had no methods.
+            hidden_states, new_state = cast(EncoderLayer, layer).stream(hidden_states, layer_state, step)
+            layer_states.append(new_state)
+        if pre_norm:
+            hidden_states = self.layer_norm(hidden_states)
+        state = replace(state, positions=positions_state, layers=tuple(layer_states))
+        return clear_rows(hidden_states, step), state
 
 
 class MambaHubertPreTrainedModel(PreTrainedModel):
@@ -193,9 +233,7 @@ class MambaHubertModel(MambaHubertPreTrainedModel):
             ConfigError: an ``attention_mask`` or ``mask_time_indices`` of another shape.
         """
         self._check_input(input_values, attention_mask)
-        features = self.feature_extractor(input_values)
-        if self.training and self.config.feature_grad_mult != 1.0:
-            features = ScaledGradient.apply(features, self.config.feature_grad_mult)
+        features = self._scaled(self.feature_extractor(input_values))
         time = features.shape[1]
         lengths = None
         if attention_mask is not None:
@@ -218,6 +256,70 @@ class MambaHubertModel(MambaHubertPreTrainedModel):
         return Wav2Vec2BaseModelOutput(
             last_hidden_state=last_hidden_state, extract_features=features, hidden_states=all_hidden_states
         )
+
+    def init_streaming_state(self, batch_size: int = 1) -> MambaHubertState:
+        """State of streams before their first samples.
+
+        Args:
+            batch_size: number of streams.
+
+        Raises:
+            ConfigError: the model is not causal; the message names what is not.
+            HostError: an adapter on the model cannot be streamed.
+        """
+        check_streamable(self.config)
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; expected at least 1")
+        check_parts(self)
+        samples = next(self.feature_extractor.parameters())
+        return MambaHubertState(
+            waveform=samples.new_zeros(batch_size, self.config.receptive_field - 1),
+            positions=self.encoder.pos_conv_embed.init_state(batch_size),
+            layers=tuple(cast(EncoderLayer, layer).init_state(batch_size) for layer in self.encoder.layers),
+            samples=[0] * batch_size,
+            ended=[False] * batch_size,
+            model=describe_streaming(self.config),
+        )
+
+    def stream(
+        self,
+        input_values: Tensor,
+        state: MambaHubertState,
+        lengths: Tensor | None = None,
+        final: bool | Tensor = False,
+    ) -> tuple[MambaHubertStreamingOutput, MambaHubertState]:
+        """Encode the next samples of a batch of streams: waveforms cut anywhere give the uncut output.
+
+        A frame is put out as soon as the last sample that it sees is there. The state given stays as it is and can be
+        gone on from again.
+
+        Args:
+            input_values: ``(batch, samples)`` new samples of each stream; any number, none included.
+            state: of :meth:`init_streaming_state`, or of the last call.
+            lengths: ``(batch,)`` new samples of each row; all of them where not given. A row of 0 stays as it is.
+            final: whether a stream ends here, of all or ``(batch,)`` of each row. No frame is held back till then:
+                samples that finish none are given up, as by the whole model, and the row takes no more.
+
+        Returns:
+            The new frames, and the new state.
+
+        Raises:
+            ConfigError: a state of another model, number of streams or device; samples after a stream's last.
+        """
+        intake = take_in(self.config, state, input_values, lengths, final)
+        step, state = intake.step, intake.state
+        if intake.ready is None:
+            hidden_states = nothing_new(state.batch_size, self.config.hidden_size, state.positions)
+        else:
+            projected = self.feature_projection(self._scaled(self.feature_extractor.stream(intake.ready)))
+            hidden_states, state = self.encoder.stream(projected, state, step)
+        frames = torch.tensor(step.counts)
+        return MambaHubertStreamingOutput(last_hidden_state=hidden_states, lengths=frames), state
+
+    def _scaled(self, features: Tensor) -> Tensor:
+        if self.training and self.config.feature_grad_mult != 1.0:
+            features = ScaledGradient.apply(features, self.config.feature_grad_mult)
+        return features
 
     def _check_input(self, input_values: Tensor, attention_mask: Tensor | None) -> None:
         if input_values.dim() != 2:
@@ -444,6 +546,27 @@ class MambaHubertForCTC(MambaHubertPreTrainedModel):
                 zero_infinity=self.config.ctc_zero_infinity,
             )
         return CausalLMOutput(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
+
+    def init_streaming_state(self, batch_size: int = 1) -> MambaHubertState:
+        """State of streams before their first samples, as :meth:`MambaHubertModel.init_streaming_state`."""
+        return self.mamba_hubert.init_streaming_state(batch_size)
+
+    def stream(
+        self,
+        input_values: Tensor,
+        state: MambaHubertState,
+        lengths: Tensor | None = None,
+        final: bool | Tensor = False,
+    ) -> tuple[MambaHubertStreamingOutput, MambaHubertState]:
+        """Logits of the next samples of a batch of streams; arguments and errors of :meth:`MambaHubertModel.stream`."""
+        output, state = self.mamba_hubert.stream(input_values, state, lengths, final)
+        hidden_states, frames = output.last_hidden_state, output.lengths
+        logits = self.lm_head(self.dropout(hidden_states))
+        assert frames is not None
+        if min(frames.tolist()) < logits.shape[1]:
+            valid = length_mask(frames, logits.shape[1]).to(logits.device)
+            logits = logits.masked_fill(~valid[:, :, None], 0.0)
+        return MambaHubertStreamingOutput(hidden_states, logits, frames), state
 
 
 class MambaHubertForSequenceClassification(MambaHubertPreTrainedModel):

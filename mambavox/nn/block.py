@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from mambavox.errors import ConfigError
 from mambavox.lengths import clear_padding
-from mambavox.nn.streaming import MambaState
+from mambavox.nn.streaming import MambaState, StreamStep, expect_state
 from mambavox.ops import causal_conv1d
+from mambavox.ops.linear import linear
 
 
 class Block(nn.Module, ABC):
@@ -116,8 +117,8 @@ class Block(nn.Module, ABC):
         if lengths is not None:
             # Before the projection: the gradient of its weight is a sum over all frames, the padding's included.
             hidden_states = clear_padding(hidden_states, lengths)
-        y, state = self._mix(self.in_proj(hidden_states), lengths, state, reverse)
-        output = self.out_proj(y)
+        y, state = self._mix(linear(self.in_proj, hidden_states), lengths, state, reverse)
+        output = linear(self.out_proj, y)
         return (output, state) if return_state else output
 
     def _convolve(
@@ -133,6 +134,10 @@ class Block(nn.Module, ABC):
             reverse=reverse,
             activation="silu",
         )
+
+    def stream(self, hidden_states: Tensor, state: MambaState, step: StreamStep) -> tuple[Tensor, MambaState]:
+        """Process the next piece of a batch of streams; :func:`mambavox.nn.streaming.stream_part` calls this."""
+        return self.forward(hidden_states, step.lengths, expect_state(state, MambaState), return_state=True)
 
     def step(self, hidden_states: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
         """Process one frame of every stream.

@@ -77,6 +77,9 @@ class Operator:
 
     def __call__(self, *inputs: Any) -> tuple[Tensor, ...]:
         """Run it; in ``torch.compile`` call ``torch.ops.mambavox.<name>`` instead."""
+        if not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active() and _unwatched(inputs):
+            # A step of a stream, over in less time than what autograd would note down about it.
+            return self.forward(*inputs)
         return self._call.apply(self, *inputs)
 
     def gradients(

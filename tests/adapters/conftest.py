@@ -1,4 +1,4 @@
-"""Tiny random models of the five hosts, and the methods that every behaviour is tried with."""
+"""Tiny random models of the hosts, and the methods that every behaviour is tried with."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +24,8 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+from mambavox.hubert import MambaHubertConfig, MambaHubertForSequenceClassification
+
 WIDTH, LAYERS, LABELS = 16, 2, 4
 
 _SPEECH: dict[str, Any] = {
@@ -42,6 +44,13 @@ _SPEECH: dict[str, Any] = {
     # The models' own default drops whole layers while training (see the test of it).
     "layerdrop": 0.0,
     "apply_spec_augment": False,
+}
+_MAMBA_HUBERT: dict[str, Any] = {
+    "encoder": ["mamba-mlp", "causal-transformer"],
+    "d_state": 3,
+    "expand": 2,
+    "mamba_intermediate_size": 24,
+    "feat_proj_dropout": 0.0,
 }
 _LAYER_NORM: dict[str, Any] = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 _WHISPER: dict[str, Any] = {
@@ -105,6 +114,11 @@ def make_wavlm(**changes: Any) -> PreTrainedModel:
     return WavLMForSequenceClassification(WavLMConfig(**{**_SPEECH, "num_buckets": 8, **changes}))
 
 
+def make_mamba_hubert(**changes: Any) -> PreTrainedModel:
+    shared = {name: value for name, value in _SPEECH.items() if name != "apply_spec_augment"}
+    return MambaHubertForSequenceClassification(MambaHubertConfig(**{**shared, **_MAMBA_HUBERT, **changes}))
+
+
 @dataclass(frozen=True)
 class Host:
     """One host family: how to make a tiny model of it, and a batch that suits it."""
@@ -130,6 +144,7 @@ HOSTS = [
     Host("wav2vec2", make_wav2vec2, "input_values", (2, 400)),
     Host("hubert", make_hubert, "input_values", (2, 400)),
     Host("wavlm", make_wavlm, "input_values", (2, 400)),
+    Host("mamba-hubert", make_mamba_hubert, "input_values", (2, 400)),
 ]
 
 SMALL = {"bottleneck_dim": 4, "d_state": 3, "d_conv": 5}
@@ -199,13 +214,15 @@ ONLY_ON = {
     "conformer-shared": ("hubert",),
     "convpass": ("ast", "wavlm"),
     "prefix": ("ast", "whisper", "wav2vec2", "hubert"),
+    "prompt-deep": ("ast", "whisper", "wav2vec2", "hubert", "wavlm"),
+    "prompt-shallow": ("ast", "whisper", "wav2vec2", "hubert", "wavlm"),
     "moa-soft": ("ast", "hubert", "wavlm"),
     "moa-dense": ("whisper", "wav2vec2"),
     "gc-lora": ("ast", "whisper", "hubert"),
     "dora": ("ast", "wavlm"),
     "vera": ("whisper", "wavlm"),
     "adalora": ("wav2vec2", "wavlm"),
-    "ia3": ("ast", "whisper", "hubert", "wavlm"),
+    "ia3": ("ast", "whisper", "hubert", "wavlm", "mamba-hubert"),
 }
 
 

@@ -232,6 +232,8 @@ def test_two_methods_on_one_sublayer() -> None:
 
 def test_frozen_host_outputs_stay_available(host: Host) -> None:
     """Recording of hidden states and attentions works through wrapped sublayers."""
+    if host.name == "mamba-hubert":
+        pytest.skip("its attention is fused and gives no weights")
     model = apply_method(host.model(), "mambadapter", {**SMALL, "placement": "both"}, check=False).eval()
     model.get_base_model().set_attn_implementation("eager")
     with torch.no_grad():

@@ -41,7 +41,7 @@ def test_split() -> None:
 def test_hosts() -> None:
     assert [find_stacks(host.model())[0].tokens for host in HOSTS] == [
         TokenGrid(special_tokens=2, bands=2),
-        *[TokenGrid()] * 4,
+        *[TokenGrid()] * 5,
     ]
 
 

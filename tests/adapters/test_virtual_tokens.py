@@ -147,7 +147,7 @@ def test_masks_with_room() -> None:
 
 @pytest.mark.parametrize("row", ROWS)
 def test_what_is_recorded_has_the_hosts_lengths(host: Host, row: str) -> None:
-    if row == "prefix" and host.name == "wavlm":
+    if host.name == "mamba-hubert" or (row == "prefix" and host.name == "wavlm"):
         pytest.skip("refused there")
     plain = host.model()
     model = get_peft_model(host.model(), CONFIGS[row]).eval()

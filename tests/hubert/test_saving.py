@@ -168,6 +168,15 @@ model.eval().save_pretrained({str(tmp_path / "again")!r})
 model = AutoModelForCTC.from_pretrained({str(tmp_path / "again")!r}, trust_remote_code=True)
 torch.testing.assert_close(model(waveforms, attention_mask=mask).logits, expected, rtol=1e-5, atol=1e-5)
 assert type(AutoModel.from_config(model.config, trust_remote_code=True)).__name__ == "MambaHubertModel"
+model.config.encoder, model.config.num_hidden_layers = ["mamba", "mamba2", "causal-transformer"], 3
+model.config.causal_positions = True
+model = AutoModelForCTC.from_config(model.config, trust_remote_code=True).eval()
+with torch.no_grad():
+    first, state = model.stream(waveforms[:, :130], model.init_streaming_state(2))
+    state.save({str(tmp_path / "state")!r})
+    second, _ = model.stream(waveforms[:, 130:], type(state).load({str(tmp_path / "state")!r}))
+    streamed = torch.cat([first.logits, second.logits], dim=1)
+    torch.testing.assert_close(streamed, model(waveforms).logits, rtol=1e-5, atol=1e-5)
 """
         environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
         done = subprocess.run(
@@ -184,7 +193,8 @@ assert type(AutoModel.from_config(model.config, trust_remote_code=True)).__name_
             for node in tree.body
             if isinstance(node, ast.Import | ast.ImportFrom)
         }
-        assert imported - set(sys.stdlib_module_names) == {"torch", "transformers"}
+        # transformers itself needs safetensors.
+        assert imported - set(sys.stdlib_module_names) == {"torch", "transformers", "safetensors"}
         defined = [
             node.name
             for node in tree.body
