@@ -28,7 +28,7 @@ class ConvLayer(GradientCheckpointingLayer):
             channels,
             kernel_size=config.conv_kernel[index],
             stride=config.conv_stride[index],
-            bias=config.conv_bias,
+            bias=bool(config.conv_bias),
         )
         self.layer_norm: nn.LayerNorm | nn.GroupNorm | None = None
         if config.feat_extract_norm == "layer":
