@@ -1,0 +1,356 @@
+"""Frame-level features of recordings, from which units are made: MFCC, or the hidden states of a model."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from transformers import AutoFeatureExtractor, AutoModel, PreTrainedModel
+
+from mambavox import assets
+from mambavox.errors import AudioError, ConfigError, HostError
+from mambavox.hubert import MambaHubertConfig  # the import makes the Auto classes know Mamba-HuBERT
+from mambavox.units import mfcc
+
+# Said by WavLM's code about torch's; nothing that a user could mend.
+_HARMLESS = "Support for mismatched key_padding_mask and attn_mask"
+# Only used by masking during pre-training; fine-tuned checkpoints often come without it.
+_UNUSED = "masked_spec_embed"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers: heads are left out on purpose, and missing weights are errors here."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", _HARMLESS)
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+class Features(Protocol):
+    """What units are made of.
+
+    Attributes:
+        name: ``"mfcc"``, or ``"MODEL:LAYER"``.
+        frame_rate: frames a second.
+        dim: size of a frame.
+        sampling_rate: Hz of the waveforms.
+        fingerprint: differs between models of the same name; empty where there is none.
+    """
+
+    name: str
+    frame_rate: float
+    dim: int
+    sampling_rate: int
+    fingerprint: str
+
+    def __call__(self, waveforms: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """Features ``(time, dim)`` of each waveform ``(samples,)``; no frames where it is shorter than one."""
+        ...
+
+
+class MfccFeatures:
+    """The 39 features of HuBERT's first iteration: 13 cepstra, their deltas, and the deltas of these.
+
+    Attributes:
+        name: ``"mfcc"``.
+        frame_rate: 100 frames a second.
+        dim: 39.
+        sampling_rate: Hz of the waveforms.
+        fingerprint: empty.
+
+    Source:
+        HuBERT (arXiv 2106.07447), section IV-B.
+    """
+
+    name = "mfcc"
+    frame_rate: float = mfcc.SAMPLING_RATE / mfcc.SHIFT
+    dim = 3 * mfcc.CEPSTRA
+    sampling_rate = mfcc.SAMPLING_RATE
+    fingerprint = ""
+
+    def __call__(self, waveforms: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """Features of some recordings.
+
+        Args:
+            waveforms: each ``(samples,)`` at 16 kHz.
+
+        Returns:
+            Each ``(time, 39)``; ``(0, 39)`` where a recording is shorter than 25 ms.
+
+        Raises:
+            AudioError: a waveform is not ``(samples,)``, or holds NaN or infinite samples.
+        """
+        found = []
+        for waveform in map(_checked, waveforms):
+            cepstra = mfcc.mfcc(waveform)
+            slopes = mfcc.deltas(cepstra)
+            found.append(np.concatenate([cepstra, slopes, mfcc.deltas(slopes)], axis=1))
+        return found
+
+
+class LayerFeatures:
+    """Hidden states of one layer of a speech model: HuBERT, wav2vec2, WavLM, Whisper's encoder, Mamba-HuBERT.
+
+    A recording gives the same features alone and in a batch. Models whose front end normalises over time
+    (``feat_extract_norm="group"``) would see the padding, so their recordings are run one by one. Whisper hears 30 s;
+    longer recordings are cut into stretches of that.
+
+    Args:
+        model: an embedded model, a folder, a Hugging Face name, or a model.
+        layer: 0 is the input of the first layer, ``n`` the output of the ``n``-th.
+        device: ``"auto"`` (a GPU if there is one), or one of torch's.
+        feature_extractor: says how waveforms are normalised (Whisper: makes the spectrograms). Default: the one beside
+            the model; a Mamba-HuBERT without one takes waveforms as they are.
+
+    Attributes:
+        name: ``"MODEL:LAYER"``.
+        frame_rate: frames a second, from the model's strides.
+        dim: size of the hidden states.
+        num_layers: of the model.
+        sampling_rate: Hz of the waveforms.
+        fingerprint: of the weights.
+
+    Raises:
+        ConfigError: there is no such model or layer, or no feature extractor where one is needed.
+        HostError: it is no speech model of a known kind, or its checkpoint lacks weights.
+    """
+
+    def __init__(
+        self, model: str | PreTrainedModel, layer: int, device: str = "auto", *, feature_extractor: Any = None
+    ) -> None:
+        name = model if isinstance(model, str) else model.name_or_path or type(model).__name__
+        self._device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        loaded = _load(model) if isinstance(model, str) else model
+        if feature_extractor is None:
+            feature_extractor = _extractor(name, str(loaded.config.model_type), isinstance(model, str))
+        config = loaded.config
+        self._is_whisper = config.model_type == "whisper"
+        base = loaded.base_model
+        if self._is_whisper:
+            if feature_extractor is None:
+                raise ConfigError(f"model {name!r} is a Whisper; expected its feature_extractor beside it")
+            base = base if hasattr(base, "conv1") else base.get_encoder()
+            stride = 2 * feature_extractor.hop_length
+            self.num_layers = int(config.encoder_layers)
+        elif hasattr(config, "conv_kernel") and hasattr(config, "conv_stride"):
+            stride = prod(config.conv_stride)
+            self.num_layers = int(config.num_hidden_layers)
+        else:
+            raise HostError(
+                f"model {name!r} of type {config.model_type!r}; expected a speech model with a frame-level encoder: "
+                "HuBERT, wav2vec2, WavLM, Whisper or Mamba-HuBERT"
+            )
+        if not 0 <= layer <= self.num_layers:
+            raise ConfigError(f"layer {layer} of {name!r}; expected 0 (the input of the first) to {self.num_layers}")
+        self._model: Any = base.eval().to(self._device)
+        self._extractor = feature_extractor
+        self._normalizes = bool(getattr(feature_extractor, "do_normalize", False))
+        self._alone = getattr(config, "feat_extract_norm", "layer") == "group"
+        self.layer = layer
+        self.name = f"{name}:{layer}"
+        # transformers' HubertConfig and its like state no rate: all of them are 16 kHz models.
+        stated: Any = getattr(feature_extractor, "sampling_rate", None) or getattr(config, "sampling_rate", 16_000)
+        self.sampling_rate = int(stated)
+        self.frame_rate = self.sampling_rate / stride
+        self.dim = int(config.hidden_size)
+        self.fingerprint = _fingerprint(self._model)
+
+    def num_frames(self, samples: int) -> int:
+        """Frames of a recording of so many samples; none where it is shorter than what one frame sees."""
+        if self._is_whisper:
+            longest = int(self._extractor.n_samples)
+            whole, rest = divmod(samples, longest)
+            return whole * self._whisper_frames(longest) + self._whisper_frames(rest)
+        config = self._model.config
+        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+            samples = (samples - kernel) // stride + 1
+            if samples <= 0:
+                return 0
+        return int(samples)
+
+    def _whisper_frames(self, samples: int) -> int:
+        return int(self._model._get_feat_extract_output_lengths(samples // self._extractor.hop_length))
+
+    def __call__(self, waveforms: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """Features of some recordings, run as one batch where the model allows it.
+
+        Args:
+            waveforms: each ``(samples,)`` at ``sampling_rate``.
+
+        Returns:
+            Each ``(time, dim)``; ``(0, dim)`` where a recording is shorter than what one frame sees.
+
+        Raises:
+            AudioError: a waveform is not ``(samples,)``, or holds NaN or infinite samples.
+        """
+        return [layers[self.layer] for layers in self.all_layers(waveforms, [self.layer])]
+
+    def all_layers(
+        self, waveforms: Sequence[NDArray[np.float32]], layers: Sequence[int] | None = None
+    ) -> list[dict[int, NDArray[np.float32]]]:
+        """Features of several layers, in one forward pass.
+
+        Args:
+            waveforms: each ``(samples,)`` at ``sampling_rate``.
+            layers: those wanted; default all of them, 0 to ``num_layers``.
+
+        Returns:
+            For each recording, layer -> ``(time, dim)``.
+
+        Raises:
+            AudioError: see :meth:`__call__`.
+        """
+        wanted = range(self.num_layers + 1) if layers is None else layers
+        checked = [_checked(waveform) for waveform in waveforms]
+        empty = np.zeros((0, self.dim), np.float32)
+        found = [dict.fromkeys(wanted, empty) for _ in checked]
+        heard = [index for index, waveform in enumerate(checked) if self.num_frames(len(waveform))]
+        for batch in ([index] for index in heard) if self._alone or self._is_whisper else [heard] if heard else []:
+            inputs = [checked[index] for index in batch]
+            states = self._run_whisper(inputs[0]) if self._is_whisper else self._run(inputs)
+            for layer in wanted:
+                stacked = states[layer].float().cpu().numpy()
+                for row, index in enumerate(batch):
+                    found[index][layer] = stacked[row, : self.num_frames(len(checked[index]))].copy()
+        return found
+
+    @torch.no_grad()
+    @_quiet()
+    def _run(self, waveforms: Sequence[NDArray[np.float32]]) -> Sequence[torch.Tensor]:
+        lengths = [len(waveform) for waveform in waveforms]
+        batch = torch.zeros(len(waveforms), max(lengths))
+        for row, waveform in enumerate(waveforms):
+            batch[row, : len(waveform)] = torch.from_numpy(self._normalized(waveform))
+        mask = None
+        if len(set(lengths)) > 1:
+            mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long().to(self._device)
+        output = self._model(batch.to(self._device), attention_mask=mask, output_hidden_states=True)
+        states: Sequence[torch.Tensor] = output.hidden_states
+        return states
+
+    def _normalized(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+        if not self._normalizes:
+            return waveform
+        # As Wav2Vec2FeatureExtractor has it.
+        return (waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)
+
+    @torch.no_grad()
+    def _run_whisper(self, waveform: NDArray[np.float32]) -> Sequence[torch.Tensor]:
+        longest = int(self._extractor.n_samples)
+        pieces = []
+        for start in range(0, len(waveform), longest):
+            piece = waveform[start : start + longest]
+            mel = self._extractor(piece, sampling_rate=self.sampling_rate, return_tensors="pt").input_features
+            states = self._model(mel.to(self._device), output_hidden_states=True).hidden_states
+            pieces.append([state[:, : self._whisper_frames(len(piece))] for state in states])
+        return [torch.cat(layer, dim=1) for layer in zip(*pieces, strict=True)]
+
+
+def load_features(source: str, device: str = "auto") -> Features:
+    """The features that a source of targets names.
+
+    Args:
+        source: ``"mfcc"``, or ``"MODEL:LAYER"`` such as ``"runs/it1:6"``.
+        device: of the model.
+
+    Raises:
+        ConfigError: it is neither, or see :class:`LayerFeatures`.
+        HostError: see :class:`LayerFeatures`.
+    """
+    if source == MfccFeatures.name:
+        return MfccFeatures()
+    model, layer = split_source(source)
+    return LayerFeatures(model, layer, device)
+
+
+def split_source(source: str) -> tuple[str, int]:
+    """Model and layer of ``"MODEL:LAYER"``.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    model, _, layer = source.rpartition(":")
+    if not model or not layer.isdecimal():
+        raise ConfigError(
+            f"targets from {source!r}; expected mfcc, or MODEL:LAYER with a folder or Hugging Face name and the number "
+            "of a layer, such as runs/it1:6"
+        )
+    return model, int(layer)
+
+
+def _checked(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+    waveform = np.ascontiguousarray(waveform, dtype=np.float32)
+    if waveform.ndim != 1:
+        raise AudioError(f"a waveform has shape {waveform.shape}; expected (samples,)")
+    if not np.isfinite(waveform).all():
+        bad = np.flatnonzero(~np.isfinite(waveform))
+        raise AudioError(
+            f"{len(bad)} of {len(waveform)} samples of a waveform are NaN or infinite, the first is sample {bad[0]}; "
+            "leave it out or record it again"
+        )
+    return waveform
+
+
+def _load(name: str) -> PreTrainedModel:
+    try:
+        with _quiet():
+            model, report = AutoModel.from_pretrained(_path(name), dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(
+            f"model {name!r} could not be loaded ({reason}); expected a folder with config.json and "
+            f"model.safetensors, a Hugging Face name, or an embedded model ({', '.join(assets.names())})"
+        ) from error
+    lost = sorted(
+        {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+        - {key for key in report["missing_keys"] if key.endswith(_UNUSED)}
+    )
+    if lost:
+        raise HostError(
+            f"model {name!r}: its checkpoint lacks {len(lost)} weights, such as {lost[0]}; expected a complete model"
+        )
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _extractor(name: str, model_type: str, from_files: bool) -> Any:
+    if not from_files:
+        return None
+    try:
+        with _quiet():
+            return AutoFeatureExtractor.from_pretrained(_path(name))
+    except (OSError, ValueError, KeyError) as error:
+        if model_type == MambaHubertConfig.model_type:
+            return None
+        raise ConfigError(
+            f"model {name!r} has no preprocessor_config.json, which says whether its waveforms are normalised; "
+            "expected one beside config.json"
+        ) from error
+
+
+def _path(name: str) -> str:
+    return assets.path(name) if name in assets.names() else str(Path(name).expanduser()) if name[:1] == "~" else name
+
+
+def _fingerprint(model: torch.nn.Module) -> str:
+    digest = blake2b(digest_size=8)
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

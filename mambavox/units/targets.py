@@ -1,0 +1,371 @@
+"""Targets of pre-training: fit a quantizer to a part of the recordings, then label all of them."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mambavox.data import Example, Waveform
+from mambavox.errors import ConfigError, DataError
+from mambavox.units.features import Features, MfccFeatures, load_features, split_source
+from mambavox.units.kmeans import METADATA_FILE, UnitQuantizer
+from mambavox.units.labels import PLAN_FILE, LabelsPlan, Shard, UnitLabels, read_shards, recording_keys, shard_path
+
+_SHARD_RECORDINGS = 1000
+_SORTED_BATCHES = 8  # of whose recordings like lengths go together
+
+# What a second call may not change: all of it shows in the labels or in how they are divided.
+_FIXED = ("source", "num_clusters", "fraction", "seed", "shard_recordings", "batch_seconds")
+
+
+def make_targets(
+    examples: Sequence[Example],
+    source: str,
+    num_clusters: int,
+    folder: Path,
+    *,
+    fraction: float = 1.0,
+    seed: int = 0,
+    device: str = "auto",
+    batch_seconds: float = 100.0,
+    shard_recordings: int = _SHARD_RECORDINGS,
+    console: Console | None = None,
+) -> UnitLabels:
+    """Make the labels of recordings, or continue where an earlier call with the same arguments was stopped.
+
+    The folder receives the quantizer (``kmeans.safetensors``, ``kmeans.json``), shards of labels, and
+    ``targets.json``. A finished folder is opened without loading the model. One process writes: in a distributed run,
+    call it in one and let the others wait.
+
+    Args:
+        examples: the recordings; their keys are those of :func:`recording_keys` of the same list.
+        source: ``"mfcc"``, or ``"MODEL:LAYER"`` such as ``"runs/it1:6"``.
+        num_clusters: number of units.
+        folder: where to.
+        fraction: of the recordings that the quantizer is fitted on.
+        seed: of their choice and of the fit.
+        device: of the model.
+        batch_seconds: of audio that goes through the model at a time, padding included.
+        shard_recordings: recordings of a shard.
+        console: shows the progress.
+
+    Raises:
+        ConfigError: an argument is out of its range, or the source is none.
+        DataError: the folder was begun with other arguments or recordings, two recordings have one key, or there are
+            too few frames.
+        AudioError: a recording cannot be read; what was labelled before is kept.
+    """
+    _check(source, num_clusters, fraction, batch_seconds, shard_recordings)
+    keys = recording_keys(examples)
+    if not keys:
+        raise DataError("there are no recordings to label; expected at least one")
+    plan = LabelsPlan(
+        source=source,
+        num_clusters=num_clusters,
+        fraction=fraction,
+        seed=seed,
+        recordings=len(keys),
+        recordings_digest=_digest(keys),
+        frame_rate=0.0,
+        fingerprint="",
+        shard_recordings=shard_recordings,
+        batch_seconds=batch_seconds,
+        finished=False,
+    )
+    folder = Path(folder)
+    before = _begun(folder, plan, keys)
+    if before is not None and before.finished:
+        return UnitLabels.load(folder)
+    features = load_features(source, device)
+    plan = replace(plan, frame_rate=features.frame_rate, fingerprint=features.fingerprint)
+    if before is not None and before.fingerprint != features.fingerprint:
+        raise DataError(
+            f"{folder}: its labels were begun with other weights of {source}; give the model of then, or a new folder"
+        )
+    plan.save(folder)
+    recordings = list(zip(keys, examples, strict=True))
+    if (folder / METADATA_FILE).is_file():
+        quantizer = UnitQuantizer.load(folder)
+    else:
+        # In the order of a corpus the first buffer, and so the first centres, would be of a few speakers.
+        quantizer = fit_quantizer(
+            sorted(recordings, key=lambda recording: _hash(recording[0], seed)),
+            features,
+            num_clusters,
+            fraction=fraction,
+            seed=seed,
+            batch_seconds=batch_seconds,
+            console=console,
+            total=len(keys),
+        )
+        quantizer.save(folder)
+    label_recordings(
+        recordings,
+        features,
+        quantizer,
+        folder,
+        batch_seconds=batch_seconds,
+        shard_recordings=shard_recordings,
+        console=console,
+        total=len(keys),
+    )
+    replace(plan, finished=True).save(folder)
+    return UnitLabels.load(folder)
+
+
+def fit_quantizer(
+    recordings: Iterable[tuple[str, Example]],
+    features: Features,
+    num_clusters: int,
+    *,
+    fraction: float = 1.0,
+    seed: int = 0,
+    batch_seconds: float = 100.0,
+    console: Console | None = None,
+    total: int | None = None,
+) -> UnitQuantizer:
+    """Fit a quantizer to the features of a part of the recordings, which are read one after the other.
+
+    Args:
+        recordings: key and recording; gone through once.
+        features: what to fit to.
+        num_clusters: number of units.
+        fraction: of the recordings; which ones depends on their keys and the seed alone.
+        seed: of their choice and of the fit.
+        batch_seconds: of audio at a time.
+        console: shows the progress.
+        total: number of recordings, where known.
+
+    Raises:
+        DataError: no recording was chosen, or there are too few frames.
+        AudioError: a recording cannot be read.
+    """
+    with _progress("fit the units", console, total) as advance:
+
+        def batches() -> Iterator[NDArray[np.float32]]:
+            chosen = 0
+            for batch in _windows(_counted(recordings, advance, fraction, seed), features, batch_seconds):
+                chosen += len(batch)
+                for part in _computed(batch, features, batch_seconds):
+                    yield from (frames for _, frames in part)
+            if not chosen:
+                raise DataError(f"fraction={fraction:g} chooses none of the recordings; give a larger one")
+
+        return UnitQuantizer.fit(
+            batches(),
+            num_clusters,
+            seed,
+            source=features.name,
+            frame_rate=features.frame_rate,
+            fingerprint=features.fingerprint,
+        )
+
+
+def label_recordings(
+    recordings: Iterable[tuple[str, Example]],
+    features: Features,
+    quantizer: UnitQuantizer,
+    folder: Path,
+    *,
+    batch_seconds: float = 100.0,
+    shard_recordings: int = _SHARD_RECORDINGS,
+    console: Console | None = None,
+    total: int | None = None,
+) -> int:
+    """Label recordings in their order, shard by shard; shards that are there are not made again.
+
+    Recordings are taken one after the other, and decoded only where their shard is missing: the source may be a stream,
+    and memory holds one shard's recordings as they come and a few decoded batches.
+
+    Args:
+        recordings: key and recording, in the order of an earlier call.
+        features: of the quantizer.
+        quantizer: makes units of features.
+        folder: where to.
+        batch_seconds: of audio at a time.
+        shard_recordings: recordings of a shard.
+        console: shows the progress.
+        total: number of recordings, where known.
+
+    Returns:
+        Number of recordings.
+
+    Raises:
+        DataError: shards hold other recordings.
+        AudioError: a recording cannot be read; the shards before are kept.
+    """
+    done = read_shards(folder)
+    stream = iter(recordings)
+    labelled = 0
+    with _progress("label", console, total) as advance:
+        for number, group in enumerate(_groups(stream, shard_recordings)):
+            if number < len(done):
+                _check_keys(done[number], [key for key, _ in group])
+                advance(len(group))
+            else:
+                labels: list[tuple[str, NDArray[np.int32]]] = []
+                for window in _windows(group, features, batch_seconds):
+                    units: dict[str, NDArray[np.int32]] = {}
+                    for part in _computed(window, features, batch_seconds):
+                        for key, frames in part:
+                            units[key] = quantizer(frames)
+                            advance(1)
+                    labels += [(key, units[key]) for key, _ in window]
+                Shard.write(folder, number, labels, quantizer.num_clusters)
+            labelled += len(group)
+    if len(done) > -(-labelled // shard_recordings):
+        extra = shard_path(folder, -(-labelled // shard_recordings))
+        raise DataError(f"{extra}: holds recordings that are not among the {labelled} given; give those of then")
+    return labelled
+
+
+def _check(source: str, num_clusters: int, fraction: float, batch_seconds: float, shard_recordings: int) -> None:
+    if source != MfccFeatures.name:
+        split_source(source)
+    if num_clusters < 1:
+        raise ConfigError(f"num_clusters={num_clusters}; expected at least 1")
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"fraction={fraction:g}; expected above 0, at most 1")
+    if not batch_seconds > 0:
+        raise ConfigError(f"batch_seconds={batch_seconds:g}; expected above 0")
+    if shard_recordings < 1:
+        raise ConfigError(f"shard_recordings={shard_recordings}; expected at least 1")
+
+
+def _begun(folder: Path, plan: LabelsPlan, keys: Sequence[str]) -> LabelsPlan | None:
+    """The plan that a folder was begun with; ``None`` of a new one."""
+    if not (folder / PLAN_FILE).is_file():
+        if folder.is_dir() and any(path for path in folder.iterdir() if not path.name.startswith(".")):
+            raise DataError(f"{folder}: is not empty and holds no unit labels ({PLAN_FILE}); expected a new folder")
+        return None
+    before = LabelsPlan.load(folder)
+    then, now = asdict(before), asdict(plan)
+    changes = [f"{name} was {then[name]} and is {now[name]}" for name in _FIXED if then[name] != now[name]]
+    if changes:
+        raise DataError(
+            f"{folder}: holds labels of other arguments: {', '.join(changes)}; leave them as they were, or give a new "
+            "folder"
+        )
+    if before.recordings_digest != plan.recordings_digest:
+        difference = f"{before.recordings} then, {plan.recordings} now"
+        held = [key for shard in read_shards(folder) for key in shard.keys]
+        for position, (old, new) in enumerate(zip(held, keys, strict=False)):
+            if old != new:
+                difference += f"; number {position + 1} was {old!r} and is {new!r}"
+                break
+        raise DataError(
+            f"{folder}: holds labels of other recordings, or in another order ({difference}); give those of then, or a "
+            "new folder"
+        )
+    return before
+
+
+def _check_keys(shard: Shard, keys: Sequence[str]) -> None:
+    if list(shard.keys) != list(keys):
+        position, old, new = next(
+            (position, old, new)
+            for position, (old, new) in enumerate(zip([*shard.keys, None], [*keys, None], strict=False))
+            if old != new
+        )
+        raise DataError(
+            f"{shard.path}: holds other recordings; its number {position + 1} is {old!r}, that of the data {new!r}: "
+            "give the data of then, or a new folder"
+        )
+
+
+def _groups(stream: Iterator[tuple[str, Example]], size: int) -> Iterator[list[tuple[str, Example]]]:
+    while group := list(islice(stream, size)):
+        yield group
+
+
+def _counted(
+    recordings: Iterable[tuple[str, Example]], advance: Callable[[int], None], fraction: float, seed: int
+) -> Iterator[tuple[str, Example]]:
+    for key, example in recordings:
+        advance(1)
+        if is_sampled(key, fraction, seed):
+            yield key, example
+
+
+def is_sampled(key: str, fraction: float, seed: int) -> bool:
+    """Whether a recording is among the sampled ones: a hash of key and seed decides, not its neighbours."""
+    return _hash(key, seed) < fraction * 2**64
+
+
+def _hash(key: str, seed: int) -> int:
+    return int.from_bytes(blake2b(f"{seed}:{key}".encode(), digest_size=8).digest(), "big")
+
+
+def _windows(
+    recordings: Iterable[tuple[str, Example]], features: Features, batch_seconds: float
+) -> Iterator[list[tuple[str, Waveform]]]:
+    """Waveforms of some batches at a time."""
+    most = batch_seconds * features.sampling_rate * _SORTED_BATCHES
+    window: list[tuple[str, Waveform]] = []
+    samples = 0
+    for key, example in recordings:
+        waveform = example.read(features.sampling_rate)
+        if window and samples + len(waveform) > most:
+            yield window
+            window, samples = [], 0
+        window.append((key, waveform))
+        samples += len(waveform)
+    if window:
+        yield window
+
+
+def _computed(
+    window: Sequence[tuple[str, Waveform]], features: Features, batch_seconds: float
+) -> Iterator[list[tuple[str, NDArray[np.float32]]]]:
+    """Features of a window's recordings, those of like length together."""
+    most = batch_seconds * features.sampling_rate
+    batch: list[tuple[str, Waveform]] = []
+    for key, waveform in sorted(window, key=lambda item: (len(item[1]), item[0])):
+        if batch and len(waveform) * (len(batch) + 1) > most:
+            yield _run(batch, features)
+            batch = []
+        batch.append((key, waveform))
+    if batch:
+        yield _run(batch, features)
+
+
+def _run(batch: Sequence[tuple[str, Waveform]], features: Features) -> list[tuple[str, NDArray[np.float32]]]:
+    found = features([waveform for _, waveform in batch])
+    for (key, _), frames in zip(batch, found, strict=True):
+        if not np.isfinite(frames).all():
+            raise DataError(f"{features.name}: its features of {key!r} hold NaN or infinite values; has it diverged?")
+    return [(key, frames) for (key, _), frames in zip(batch, found, strict=True)]
+
+
+def _digest(keys: Sequence[str]) -> str:
+    return blake2b(json.dumps(list(keys)).encode(), digest_size=16).hexdigest()
+
+
+class _progress:
+    """Shows how many recordings are done; a context that gives the function to be called."""
+
+    def __init__(self, title: str, console: Console | None, total: int | None) -> None:
+        self._bar: Any = nullcontext()
+        if console is not None:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=console, transient=True)
+            self._task = self._bar.add_task(title, total=total)
+
+    def __enter__(self) -> Callable[[int], None]:
+        self._bar.__enter__()
+        if isinstance(self._bar, Progress):
+            bar = self._bar
+            return lambda count: bar.advance(self._task, count)
+        return lambda count: None
+
+    def __exit__(self, *raised: Any) -> None:
+        self._bar.__exit__(*raised)
