@@ -1,7 +1,7 @@
 """What a pre-training step hears: crops, their units and the frames to hide."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,24 +12,10 @@ from torch.utils.data import Dataset
 from mambavox.data.batching import Crop
 from mambavox.errors import DataError
 from mambavox.hubert import MambaHubertConfig, sample_span_mask
-from mambavox.training.pretraining.recordings import Recordings, read_crop
+from mambavox.training.pretraining.recordings import Recordings
+from mambavox.units.labels import UnitLabels
 
 _MISSING_SECONDS = 0.1  # that targets may be shorter or longer than their recording: other models pad and cut
-
-
-class Labels(Protocol):
-    """Units of recordings by name, as ``mambavox.units.targets.UnitLabels``."""
-
-    @property
-    def frame_rate(self) -> float:
-        """Units a second."""
-
-    @property
-    def num_clusters(self) -> int:
-        """Number of units."""
-
-    def __getitem__(self, key: str) -> NDArray[np.int32]:
-        """``(time,)`` units of a recording."""
 
 
 class CropDataset(Dataset[dict[str, Any]]):
@@ -47,26 +33,22 @@ class CropDataset(Dataset[dict[str, Any]]):
         DataError: a recording has no units, or their number does not fit its length.
     """
 
-    def __init__(self, recordings: Recordings, labels: Labels, config: MambaHubertConfig, seed: Sequence[int]) -> None:
+    def __init__(
+        self, recordings: Recordings, labels: UnitLabels, config: MambaHubertConfig, seed: Sequence[int]
+    ) -> None:
         self.recordings, self.labels, self.config, self.seed = recordings, labels, config, tuple(seed)
         self.hop = config.inputs_to_logits_ratio
-        for example, length in zip(recordings.examples, recordings.lengths, strict=True):
-            try:
-                units = labels[example.name]
-            except KeyError as error:
-                raise DataError(
-                    f"{example.name}: has no targets; make them again: remove the folder targets"
-                ) from error
-            seconds, expected = len(units) / labels.frame_rate, length / config.sampling_rate
+        for key, length in zip(recordings.keys, recordings.lengths, strict=True):
+            units = len(labels[key])
+            seconds, expected = units / labels.frame_rate, length / config.sampling_rate
             if abs(seconds - expected) > _MISSING_SECONDS:
                 raise DataError(
-                    f"{example.name}: is {expected:.2f} s long, but its targets are {seconds:.2f} s "
-                    f"({len(units)} at {labels.frame_rate:g} Hz); they are of another recording: remove the folder "
-                    "targets and make them again"
+                    f"{key}: is {expected:.2f} s long, but its targets are {seconds:.2f} s ({units} at "
+                    f"{labels.frame_rate:g} Hz) and so of another recording; begin anew with --overwrite"
                 )
 
     def __len__(self) -> int:
-        return len(self.recordings.examples)
+        return len(self.recordings.keys)
 
     def __getitem__(self, crop: Crop) -> dict[str, Any]:
         """``waveform`` ``(samples,)``, ``mask`` ``(time,)`` and ``labels`` ``(time,)``, -100 where nothing is hidden.
@@ -74,7 +56,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         Raises:
             AudioError: the recording cannot be read.
         """
-        example, length = self.recordings.examples[crop.index], self.recordings.lengths[crop.index]
+        key, length = self.recordings.keys[crop.index], self.recordings.lengths[crop.index]
         generator = np.random.default_rng((*self.seed, crop.epoch, crop.index))
         # Crops begin where a frame of the whole recording does, so that units need no rounding.
         first = int(generator.integers(0, (length - crop.samples) // self.hop + 1))
@@ -86,15 +68,15 @@ class CropDataset(Dataset[dict[str, Any]]):
             self.config.mask_length,
             generator=torch.Generator().manual_seed(int(generator.integers(1 << 62))),
         )[0]
-        labels = torch.from_numpy(frame_units(self.labels, example.name, first, time, self.config.frame_rate))
+        labels = torch.from_numpy(frame_units(self.labels, key, first, time, self.config.frame_rate))
         return {
-            "waveform": read_crop(example, first * self.hop, crop.samples),
+            "waveform": self.recordings.read(crop.index, first * self.hop, crop.samples),
             "mask": mask,
             "labels": labels.masked_fill(~mask, -100),
         }
 
 
-def frame_units(labels: Labels, name: str, first: int, time: int, frame_rate: float) -> NDArray[np.int64]:
+def frame_units(labels: UnitLabels, key: str, first: int, time: int, frame_rate: float) -> NDArray[np.int64]:
     """Units of a model's frames.
 
     Units at a higher rate are thinned: frame ``t`` takes unit ``round(t * labels.frame_rate / frame_rate)``. With MFCC
@@ -103,7 +85,7 @@ def frame_units(labels: Labels, name: str, first: int, time: int, frame_rate: fl
 
     Args:
         labels: units of recordings.
-        name: of the recording.
+        key: of the recording.
         first: first frame.
         time: number of frames.
         frame_rate: of the model, Hz.
@@ -114,7 +96,7 @@ def frame_units(labels: Labels, name: str, first: int, time: int, frame_rate: fl
     Source:
         HuBERT's released code, ``feat2tar_ratio``.
     """
-    units = labels[name]
+    units = labels[key]
     places = np.rint((first + np.arange(time)) * (labels.frame_rate / frame_rate)).astype(np.int64)
     return np.where(places < len(units), units[np.minimum(places, len(units) - 1)], -100).astype(np.int64)
 

@@ -5,7 +5,6 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import rich.progress
 import torch
@@ -35,6 +34,7 @@ from mambavox.training.run_folder import (
     to_json,
     write_atomically,
 )
+from mambavox.units.labels import UnitLabels
 from mambavox.units.targets import make_targets
 
 _LIBRARIES = ("mambavox", "torch", "transformers", "accelerate", "numpy")
@@ -232,7 +232,7 @@ def _ledger(folder: RunFolder) -> dict[str, int | str]:
 
 def _make_targets(
     config: PretrainConfig, recordings: Recordings, folder: RunFolder, device: torch.device, console: Console | None
-) -> Any:
+) -> UnitLabels:
     return make_targets(
         recordings.examples,
         config.targets,
@@ -240,7 +240,7 @@ def _make_targets(
         folder.targets,
         fraction=config.cluster_fraction,
         seed=config.seed,
-        device=device,
+        device=str(device),
         batch_seconds=config.seconds_a_device,
         console=console,
     )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mambavox.data import SAMPLING_RATE, AudioProblem, Example
 from mambavox.data.splits import part_named
 from mambavox.errors import AudioError, DataError
+from mambavox.units.labels import recording_keys
 
 _LISTED = 20  # problems in one error message
 _AHEAD = 64  # recordings decoded and not yet looked at
@@ -27,15 +28,19 @@ class Recordings:
     """Recordings that can be used.
 
     Attributes:
-        examples: with the samples themselves, ``int16``, where those are kept in memory.
+        examples: the recordings.
+        keys: what their targets are called by.
         lengths: samples of each at 16 kHz.
+        kept: the samples of those that are in memory.
         problems: those that cannot be read.
         short: number of those that are too short.
         ledger: name -> samples, or what is wrong, of every recording that was looked at.
     """
 
     examples: list[Example]
+    keys: list[str]
     lengths: list[int]
+    kept: list[NDArray[np.int16] | None]
     problems: list[AudioProblem]
     short: int
     ledger: Mapping[str, int | str]
@@ -50,8 +55,26 @@ class Recordings:
         return replace(
             self,
             examples=[self.examples[index] for index in indices],
+            keys=[self.keys[index] for index in indices],
             lengths=[self.lengths[index] for index in indices],
+            kept=[self.kept[index] for index in indices],
         )
+
+    def read(self, index: int, start: int, samples: int) -> NDArray[np.float32]:
+        """A stretch of a recording: the same samples, whether or not it is in memory.
+
+        Args:
+            index: of the recording.
+            start: first sample at 16 kHz.
+            samples: length.
+
+        Raises:
+            AudioError: the recording cannot be read.
+        """
+        content = self.kept[index]
+        if content is None:
+            content = quantise(self.examples[index].read())
+        return content[start : start + samples].astype(np.float32) / np.float32(_FULL_SCALE)
 
 
 def load_recordings(
@@ -91,6 +114,7 @@ def load_recordings(
 
     usable: list[Example] = []
     lengths: list[int] = []
+    kept: list[NDArray[np.int16] | None] = []
     problems: list[AudioProblem] = []
     found: dict[str, int | str] = {}
     short = 0
@@ -104,12 +128,13 @@ def load_recordings(
             elif length < min_samples:
                 short += 1
             else:
-                keep = samples is not None and kept_bytes + samples.nbytes <= cache_bytes
-                if samples is not None and keep:
+                if samples is not None and kept_bytes + samples.nbytes <= cache_bytes:
                     kept_bytes += samples.nbytes
-                    example = replace(example, audio=(samples, SAMPLING_RATE))
+                else:
+                    samples = None
                 usable.append(example)
                 lengths.append(length)
+                kept.append(samples)
             if progress is not None:
                 progress(done, len(examples))
     if problems and raise_problems:
@@ -125,31 +150,12 @@ def load_recordings(
             f"none of {len(examples)} recordings can be used: {short} are shorter than "
             f"{min_samples / SAMPLING_RATE:.2f} s, {len(problems)} cannot be read\n{reasons}".rstrip()
         )
-    return Recordings(usable, lengths, problems, short, found)
+    return Recordings(usable, recording_keys(usable), lengths, kept, problems, short, found)
 
 
 def quantise(waveform: NDArray[np.float32]) -> NDArray[np.int16]:
     """Samples with 16 bits, as most recordings are stored."""
     return np.clip(np.rint(waveform * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
-
-
-def read_crop(example: Example, start: int, samples: int) -> NDArray[np.float32]:
-    """A stretch of a recording.
-
-    Args:
-        example: the recording.
-        start: first sample at 16 kHz.
-        samples: length.
-
-    Raises:
-        AudioError: the recording cannot be read.
-    """
-    if isinstance(example.audio, tuple) and example.audio[0].dtype == np.int16:
-        content = example.audio[0][start : start + samples]
-    else:
-        content = quantise(example.read()[start : start + samples])
-    # The same samples, whether or not the recording is in memory.
-    return content.astype(np.float32) / np.float32(_FULL_SCALE)
 
 
 def hold_back(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[int], list[int]]:

@@ -123,6 +123,7 @@ class PretrainTrainer(Trainer):
             seed=config.seed,
         )
         self.figures = self._new_figures()
+        self._evaluated = 0
         self.guard = DivergenceGuard(Path(arguments.output_dir), config.peak_learning_rate)
         self.remove_callback(PrinterCallback)
         self.add_callback(TrainingClock())
@@ -212,7 +213,10 @@ class PretrainTrainer(Trainer):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self.valid is not None:
             step, every = self.state.global_step, self.config.steps_between_evaluations
-            self.control.should_evaluate = step > 0 and (step % every == 0 or step == self.state.max_steps)
+            due = step % every == 0 or step == self.state.max_steps
+            # Trainer comes here once more when the run, one epoch to it, is over.
+            self.control.should_evaluate = due and step != self._evaluated
+            self._evaluated = step
         # Sums that a checkpoint does not hold are taken before it is written.
         self.control.should_log |= self.control.should_save or self.control.should_evaluate
         super()._maybe_log_save_evaluate(*args, **kwargs)
