@@ -114,8 +114,8 @@ class MambaHubertConfig(PreTrainedConfig):
         conv_dim: channels of the convolutional feature extractor's layers.
         conv_kernel: their kernels, in frames of the layer before.
         conv_stride: their strides; the product is the number of samples between frames.
-        conv_bias: whether they have biases; where not given, with layer norms. Without, digital silence is zero in every
-            layer, each of whose norms multiplies its gradient by 316, until it overflows.
+        conv_bias: whether they have biases; where not given, with layer norms. Without, digital silence is zero in
+            every layer, each of whose norms multiplies its gradient by 316, until it overflows.
         feat_extract_norm: ``layer`` normalises every layer frame by frame; ``group`` the first layer over time, as in
             the published HuBERT and Mamba-HuBERT: frames then depend on later samples and on padding.
         feat_extract_activation: activation of the convolutional feature extractor and of the positions.

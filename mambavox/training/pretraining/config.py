@@ -96,7 +96,7 @@ class PretrainConfig(RunConfig):
     max_grad_norm: float = option(10.0, "gradients are clipped to this norm; 0 clips nothing")
     seed: int = option(0, "of the initialisation, order, crops, masks and dropout")
     precision: Literal["auto", "float32", "bfloat16"] = option(
-        "auto", "of matrix products; auto: bfloat16 on a GPU that has it, else float32"
+        "auto", "of matrix products; auto: bfloat16 where the GPU or CPU has instructions for it"
     )
     gradient_checkpointing: bool = option(False, "compute layers again in the backward pass, to save memory")
 

@@ -264,7 +264,7 @@ def _result(
 ) -> PretrainResult:
     history = trainer.state.log_history
     last = next(line for line in reversed(history) if "loss" in line)
-    scores = next((line for line in reversed(history) if "eval_masked_accuracy" in line), {})
+    scores: dict[str, float] = next((line for line in reversed(history) if "eval_masked_accuracy" in line), {})
     device = trainer.args.device
     return PretrainResult(
         preset=config.preset,
