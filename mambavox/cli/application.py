@@ -14,6 +14,7 @@ from mambavox.cli.info import info_command
 from mambavox.cli.predict import predict_command
 from mambavox.cli.pretrain import pretrain_command
 from mambavox.cli.quickstart import quickstart_command
+from mambavox.cli.units import units_app
 from mambavox.errors import MambavoxError
 
 
@@ -46,3 +47,4 @@ app.command("compare", context_settings={"allow_extra_args": True, "ignore_unkno
 # Any other flag of `pretrain` is a field of the model's configuration.
 app.command("pretrain", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(pretrain_command)
 app.command("quickstart")(quickstart_command)
+app.add_typer(units_app, name="units")

@@ -1,7 +1,7 @@
 """Frame-level features of recordings, from which units are made: MFCC, or the hidden states of a model."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from math import prod
@@ -48,6 +48,7 @@ class Features(Protocol):
     Attributes:
         name: ``"mfcc"``, or ``"MODEL:LAYER"``.
         frame_rate: frames a second.
+        first_center: seconds at which the centre of the first frame lies.
         dim: size of a frame.
         sampling_rate: Hz of the waveforms.
         fingerprint: differs between models of the same name; empty where there is none.
@@ -55,6 +56,7 @@ class Features(Protocol):
 
     name: str
     frame_rate: float
+    first_center: float
     dim: int
     sampling_rate: int
     fingerprint: str
@@ -70,6 +72,7 @@ class MfccFeatures:
     Attributes:
         name: ``"mfcc"``.
         frame_rate: 100 frames a second.
+        first_center: half a window.
         dim: 39.
         sampling_rate: Hz of the waveforms.
         fingerprint: empty.
@@ -80,6 +83,7 @@ class MfccFeatures:
 
     name = "mfcc"
     frame_rate: float = mfcc.SAMPLING_RATE / mfcc.SHIFT
+    first_center: float = mfcc.WINDOW / 2 / mfcc.SAMPLING_RATE
     dim = 3 * mfcc.CEPSTRA
     sampling_rate = mfcc.SAMPLING_RATE
     fingerprint = ""
@@ -104,6 +108,14 @@ class MfccFeatures:
         return found
 
 
+class _Reached(Exception):
+    """Ends a forward pass at the layer that was wanted."""
+
+    def __init__(self, state: torch.Tensor) -> None:
+        super().__init__()
+        self.state = state
+
+
 class LayerFeatures:
     """Hidden states of one layer of a speech model: HuBERT, wav2vec2, WavLM, Whisper's encoder, Mamba-HuBERT.
 
@@ -121,6 +133,7 @@ class LayerFeatures:
     Attributes:
         name: ``"MODEL:LAYER"``.
         frame_rate: frames a second, from the model's strides.
+        first_center: half of what a frame sees; 0 of Whisper, whose windows are centred.
         dim: size of the hidden states.
         num_layers: of the model.
         sampling_rate: Hz of the waveforms.
@@ -168,6 +181,7 @@ class LayerFeatures:
         stated: Any = getattr(feature_extractor, "sampling_rate", None) or getattr(config, "sampling_rate", 16_000)
         self.sampling_rate = int(stated)
         self.frame_rate = self.sampling_rate / stride
+        self.first_center = 0.0 if self._is_whisper else _receptive_field(config) / 2 / self.sampling_rate
         self.dim = int(config.hidden_size)
         self.fingerprint = _fingerprint(self._model)
 
@@ -216,14 +230,14 @@ class LayerFeatures:
         Raises:
             AudioError: see :meth:`__call__`.
         """
-        wanted = range(self.num_layers + 1) if layers is None else layers
+        wanted = list(range(self.num_layers + 1) if layers is None else layers)
         checked = [_checked(waveform) for waveform in waveforms]
         empty = np.zeros((0, self.dim), np.float32)
         found = [dict.fromkeys(wanted, empty) for _ in checked]
         heard = [index for index, waveform in enumerate(checked) if self.num_frames(len(waveform))]
         for batch in ([index] for index in heard) if self._alone or self._is_whisper else [heard] if heard else []:
             inputs = [checked[index] for index in batch]
-            states = self._run_whisper(inputs[0]) if self._is_whisper else self._run(inputs)
+            states = self._run_whisper(inputs[0], wanted) if self._is_whisper else self._run(inputs, wanted)
             for layer in wanted:
                 stacked = states[layer].float().cpu().numpy()
                 for row, index in enumerate(batch):
@@ -232,7 +246,7 @@ class LayerFeatures:
 
     @torch.no_grad()
     @_quiet()
-    def _run(self, waveforms: Sequence[NDArray[np.float32]]) -> Sequence[torch.Tensor]:
+    def _run(self, waveforms: Sequence[NDArray[np.float32]], wanted: Sequence[int]) -> Mapping[int, torch.Tensor]:
         lengths = [len(waveform) for waveform in waveforms]
         batch = torch.zeros(len(waveforms), max(lengths))
         for row, waveform in enumerate(waveforms):
@@ -240,9 +254,26 @@ class LayerFeatures:
         mask = None
         if len(set(lengths)) > 1:
             mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long().to(self._device)
-        output = self._model(batch.to(self._device), attention_mask=mask, output_hidden_states=True)
-        states: Sequence[torch.Tensor] = output.hidden_states
-        return states
+        return self._states(wanted, batch.to(self._device), attention_mask=mask)
+
+    def _states(self, wanted: Sequence[int], *inputs: Any, **options: Any) -> Mapping[int, torch.Tensor]:
+        """Hidden states of some layers; where it is one in the middle, later layers are not run."""
+        stack = getattr(getattr(self._model, "encoder", self._model), "layers", None)
+        if len(wanted) != 1 or wanted[0] == self.num_layers or stack is None or len(stack) != self.num_layers:
+            states = self._model(*inputs, output_hidden_states=True, **options).hidden_states
+            return {layer: states[layer] for layer in wanted}
+
+        def stop(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+            raise _Reached(arguments[0])
+
+        handle = stack[wanted[0]].register_forward_pre_hook(stop)
+        try:
+            self._model(*inputs, **options)
+        except _Reached as reached:
+            return {wanted[0]: reached.state}
+        finally:
+            handle.remove()
+        raise HostError(f"{self.name}: the model left out layer {wanted[0]}; expected it to run all of its layers")
 
     def _normalized(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
         if not self._normalizes:
@@ -251,15 +282,15 @@ class LayerFeatures:
         return (waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)
 
     @torch.no_grad()
-    def _run_whisper(self, waveform: NDArray[np.float32]) -> Sequence[torch.Tensor]:
+    def _run_whisper(self, waveform: NDArray[np.float32], wanted: Sequence[int]) -> Mapping[int, torch.Tensor]:
         longest = int(self._extractor.n_samples)
         pieces = []
         for start in range(0, len(waveform), longest):
             piece = waveform[start : start + longest]
             mel = self._extractor(piece, sampling_rate=self.sampling_rate, return_tensors="pt").input_features
-            states = self._model(mel.to(self._device), output_hidden_states=True).hidden_states
-            pieces.append([state[:, : self._whisper_frames(len(piece))] for state in states])
-        return [torch.cat(layer, dim=1) for layer in zip(*pieces, strict=True)]
+            states = self._states(wanted, mel.to(self._device))
+            pieces.append({layer: states[layer][:, : self._whisper_frames(len(piece))] for layer in wanted})
+        return {layer: torch.cat([piece[layer] for piece in pieces], dim=1) for layer in wanted}
 
 
 def load_features(source: str, device: str = "auto") -> Features:
@@ -292,6 +323,13 @@ def split_source(source: str) -> tuple[str, int]:
             "of a layer, such as runs/it1:6"
         )
     return model, int(layer)
+
+
+def _receptive_field(config: Any) -> int:
+    samples = 1
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        samples = (samples - 1) * stride + kernel
+    return samples
 
 
 def _checked(waveform: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,7 +1,9 @@
 """Targets of pre-training: fit a quantizer to a part of the recordings, then label all of them."""
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from hashlib import blake2b
@@ -21,6 +23,8 @@ from mambavox.units.kmeans import METADATA_FILE, UnitQuantizer
 from mambavox.units.labels import PLAN_FILE, LabelsPlan, Shard, UnitLabels, read_shards, recording_keys, shard_path
 
 _SHARD_RECORDINGS = 1000
+_READERS = 4
+_READ_AHEAD = 16  # recordings
 _SORTED_BATCHES = 8  # of whose recordings like lengths go together
 
 # What a second call may not change: all of it shows in the labels or in how they are divided.
@@ -38,6 +42,7 @@ def make_targets(
     device: str = "auto",
     batch_seconds: float = 100.0,
     shard_recordings: int = _SHARD_RECORDINGS,
+    quantizer: UnitQuantizer | None = None,
     console: Console | None = None,
 ) -> UnitLabels:
     """Make the labels of recordings, or continue where an earlier call with the same arguments was stopped.
@@ -56,6 +61,8 @@ def make_targets(
         device: of the model.
         batch_seconds: of audio that goes through the model at a time, padding included.
         shard_recordings: recordings of a shard.
+        quantizer: one that was fitted before, such as on other data; nothing is fitted then, and ``fraction`` and
+            ``seed`` change nothing.
         console: shows the progress.
 
     Raises:
@@ -65,6 +72,9 @@ def make_targets(
         AudioError: a recording cannot be read; what was labelled before is kept.
     """
     _check(source, num_clusters, fraction, batch_seconds, shard_recordings)
+    folder = Path(folder)
+    if quantizer is not None:
+        _check_quantizer(quantizer, source, num_clusters, folder)
     keys = recording_keys(examples)
     if not keys:
         raise DataError("there are no recordings to label; expected at least one")
@@ -81,7 +91,6 @@ def make_targets(
         batch_seconds=batch_seconds,
         finished=False,
     )
-    folder = Path(folder)
     before = _begun(folder, plan, keys)
     if before is not None and before.finished:
         return UnitLabels.load(folder)
@@ -91,10 +100,14 @@ def make_targets(
         raise DataError(
             f"{folder}: its labels were begun with other weights of {source}; give the model of then, or a new folder"
         )
+    if quantizer is not None and quantizer.metadata.fingerprint != features.fingerprint:
+        raise DataError(f"the quantizer was fitted to other weights of {source}; give the model of then, or fit anew")
     plan.save(folder)
     recordings = list(zip(keys, examples, strict=True))
     if (folder / METADATA_FILE).is_file():
         quantizer = UnitQuantizer.load(folder)
+    elif quantizer is not None:
+        quantizer.save(folder)
     else:
         # In the order of a corpus the first buffer, and so the first centres, would be of a few speakers.
         quantizer = fit_quantizer(
@@ -241,6 +254,17 @@ def _check(source: str, num_clusters: int, fraction: float, batch_seconds: float
         raise ConfigError(f"shard_recordings={shard_recordings}; expected at least 1")
 
 
+def _check_quantizer(quantizer: UnitQuantizer, source: str, num_clusters: int, folder: Path) -> None:
+    given = (quantizer.metadata.source, quantizer.num_clusters)
+    if given != (source, num_clusters):
+        raise ConfigError(
+            f"the quantizer has {given[1]} units of {given[0]}, and {num_clusters} of {source} are asked for; expected "
+            "the same"
+        )
+    if (folder / METADATA_FILE).is_file() and not np.array_equal(UnitQuantizer.load(folder).centers, quantizer.centers):
+        raise DataError(f"{folder}: holds labels of another quantizer; give that one, or a new folder")
+
+
 def _begun(folder: Path, plan: LabelsPlan, keys: Sequence[str]) -> LabelsPlan | None:
     """The plan that a folder was begun with; ``None`` of a new one."""
     if not (folder / PLAN_FILE).is_file():
@@ -312,8 +336,7 @@ def _windows(
     most = batch_seconds * features.sampling_rate * _SORTED_BATCHES
     window: list[tuple[str, Waveform]] = []
     samples = 0
-    for key, example in recordings:
-        waveform = example.read(features.sampling_rate)
+    for key, waveform in _read_ahead(recordings, features.sampling_rate):
         if window and samples + len(waveform) > most:
             yield window
             window, samples = [], 0
@@ -321,6 +344,24 @@ def _windows(
         samples += len(waveform)
     if window:
         yield window
+
+
+def _read_ahead(recordings: Iterable[tuple[str, Example]], sampling_rate: int) -> Iterator[tuple[str, Waveform]]:
+    """Waveforms in order, decoded by threads while the model works."""
+    stream = iter(recordings)
+    with ThreadPoolExecutor(_READERS) as pool:
+        waiting: deque[tuple[str, Future[Waveform]]] = deque()
+        try:
+            while True:
+                for key, example in islice(stream, _READ_AHEAD - len(waiting)):
+                    waiting.append((key, pool.submit(example.read, sampling_rate)))
+                if not waiting:
+                    return
+                key, waveform = waiting.popleft()
+                yield key, waveform.result()
+        finally:
+            for _, waveform in waiting:
+                waveform.cancel()
 
 
 def _computed(

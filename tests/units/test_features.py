@@ -123,6 +123,19 @@ def test_a_recording_alone_gives_what_it_gives_in_a_batch(family, backbone, tmp_
         np.testing.assert_allclose(found, features([clip])[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["mamba-layer", "mamba-group", "hubert", "wav2vec2", "wavlm", "whisper"])
+def test_one_layer_alone_is_that_of_a_whole_run(family, backbone, tmp_path):
+    folder = folder_of(family, backbone, tmp_path)
+    clips = waveforms()
+    whole = LayerFeatures(folder, 0, "cpu").all_layers(clips)
+    for layer in range(3):
+        features = LayerFeatures(folder, layer, "cpu")
+        for found, states in zip(features(clips), whole, strict=True):
+            np.testing.assert_array_equal(found, states[layer])
+        # Nothing is left behind that would end the next run.
+        assert sorted(features.all_layers(clips)[0]) == [0, 1, 2]
+
+
 def test_layer_features_are_the_models_hidden_states(tmp_path):
     model = MambaHubertModel(tiny_config()).eval()
     model.save_pretrained(tmp_path)

@@ -5,6 +5,7 @@ import pytest
 
 from mambavox.errors import ConfigError, DataError
 from mambavox.units import UnitQuantizer
+from mambavox.units.kmeans import _fill, _shuffled
 
 
 def blobs(frames=3000, clusters=5, dim=4, seed=0):
@@ -30,13 +31,17 @@ def test_centres_are_found_in_memory_and_in_a_stream(buffer_bytes):
     assert (quantizer.metadata.passes > 1) == (buffer_bytes == 1 << 20)
 
 
-def test_a_stream_in_order_of_its_clusters_is_fitted_too():
-    frames, centers = blobs()
-    ordered = frames[np.argsort(np.linalg.norm(frames[:, None] - centers, axis=2).argmin(axis=1), kind="stable")]
-    quantizer = UnitQuantizer.fit(batches(ordered), 5, 0, batch_frames=200, buffer_bytes=1 << 15)
-    # k-means++ has seen a part of the clusters only; the rest must still move what it did not see.
-    assert quantizer.metadata.frames_seen == len(frames)
-    assert np.isfinite(quantizer.centers).all()
+def test_a_stream_leaves_the_buffer_whole_and_in_another_order():
+    frames = np.arange(1000, dtype=np.float32)[:, None]
+    stream = iter(batches(frames, 70))
+    buffer, first = _fill(stream, 100, 4 * 300)
+    left = list(_shuffled(buffer, first, stream, 100, np.random.default_rng(0)))
+    assert [len(batch) for batch in left] == [100] * 10
+    together = np.concatenate(left)[:, 0]
+    np.testing.assert_array_equal(np.sort(together), frames[:, 0])
+    # Nothing leaves before it has come, and frames wait long enough to lose their neighbours.
+    assert all(batch.max() < 280 + 170 * (number + 1) for number, batch in enumerate(left))
+    assert (np.abs(np.diff(together)) == 1).mean() < 0.05
 
 
 def test_units_are_the_nearest_centres():

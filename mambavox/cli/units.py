@@ -1,0 +1,154 @@
+"""``mambavox units``: units of speech, labels for pre-training, and how well units fit phones."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mambavox.cli.console import ERR, OUT, print_json
+
+units_app = typer.Typer(
+    name="units",
+    help="Units of speech: fit k-means to features, label recordings, measure units against phones.",
+    no_args_is_help=True,
+)
+
+_SOURCE = "mfcc, or MODEL:LAYER such as runs/it1:6"
+_DATA = "recordings: a folder, a manifest, a corpus, hf:owner/name"
+_DEVICE = "auto (a GPU if there is one), cpu or cuda"
+
+
+@units_app.command("fit")
+def fit_command(
+    data: Annotated[str, typer.Option(help=_DATA)],
+    source: Annotated[str, typer.Option(help=_SOURCE)],
+    output: Annotated[Path, typer.Option(help="folder of kmeans.safetensors and kmeans.json")],
+    num_clusters: Annotated[int, typer.Option(min=1, help="number of units")] = 100,
+    fraction: Annotated[float, typer.Option(help="of the recordings that are fitted to")] = 1.0,
+    seed: Annotated[int, typer.Option(help="of the recordings chosen and of the fit")] = 0,
+    batch_seconds: Annotated[float, typer.Option(help="seconds of audio at a time")] = 100.0,
+    device: Annotated[str, typer.Option(help=_DEVICE)] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Fit units to features of recordings, which stream past and are never all in memory."""
+    from dataclasses import asdict
+
+    from mambavox.data import read_examples
+    from mambavox.errors import ConfigError
+    from mambavox.units import fit_quantizer, load_features, recording_keys
+    from mambavox.units.kmeans import METADATA_FILE
+
+    if (output / METADATA_FILE).is_file():
+        raise ConfigError(f"{output}: holds a quantizer already ({METADATA_FILE}); expected a new folder: --output")
+    examples = read_examples(data, label_column=None)
+    quantizer = fit_quantizer(
+        list(zip(recording_keys(examples), examples, strict=True)),
+        load_features(source, device),
+        num_clusters,
+        fraction=fraction,
+        seed=seed,
+        batch_seconds=batch_seconds,
+        console=ERR,
+        total=len(examples),
+    )
+    quantizer.save(output)
+    if as_json:
+        print_json(asdict(quantizer.metadata))
+    else:
+        metadata = quantizer.metadata
+        OUT.print(
+            f"{num_clusters} units of {source} in {output}: {metadata.frames_seen} frames, mean squared distance "
+            f"{metadata.inertia:.4g}",
+            markup=False,
+        )
+
+
+@units_app.command("label")
+def label_command(
+    data: Annotated[str, typer.Option(help=_DATA)],
+    output: Annotated[Path, typer.Option(help="folder of the labels; what an earlier call left there is continued")],
+    source: Annotated[str | None, typer.Option(help=f"{_SOURCE}; units are fitted first")] = None,
+    quantizer: Annotated[Path | None, typer.Option(help="folder of units that were fitted before, instead")] = None,
+    num_clusters: Annotated[int, typer.Option(min=1, help="number of units")] = 100,
+    fraction: Annotated[float, typer.Option(help="of the recordings that are fitted to")] = 1.0,
+    seed: Annotated[int, typer.Option(help="of the recordings chosen and of the fit")] = 0,
+    batch_seconds: Annotated[float, typer.Option(help="seconds of audio at a time")] = 100.0,
+    device: Annotated[str, typer.Option(help=_DEVICE)] = "auto",
+) -> None:
+    """Label recordings with units, in shards; a call that was stopped is continued by the same call."""
+    if (source is None) == (quantizer is None):
+        raise typer.BadParameter("expected one of --source (fit units first) and --quantizer (take these)")
+
+    from mambavox.data import read_examples
+    from mambavox.units import UnitQuantizer, make_targets
+
+    fitted = None if quantizer is None else UnitQuantizer.load(quantizer)
+    labels = make_targets(
+        read_examples(data, label_column=None),
+        fitted.metadata.source if fitted else str(source),
+        fitted.num_clusters if fitted else num_clusters,
+        output,
+        fraction=fraction,
+        seed=seed,
+        device=device,
+        batch_seconds=batch_seconds,
+        quantizer=fitted,
+        console=ERR,
+    )
+    frames = sum(map(labels.num_frames, labels))
+    OUT.print(
+        f"{len(labels)} recordings in {output}: {frames} labels, {labels.frame_rate:g} a second, of "
+        f"{labels.num_clusters} units",
+        markup=False,
+    )
+
+
+@units_app.command("quality")
+def quality_command(
+    sources: Annotated[list[str], typer.Argument(help="mfcc, MODEL (all its layers) or MODEL:LAYER; several")],
+    num_clusters: Annotated[int, typer.Option(min=1, help="number of units that are fitted to each")] = 100,
+    data: Annotated[
+        str | None, typer.Option(help="measure on these recordings, which have a column `alignment`, not on espeak-ng")
+    ] = None,
+    fit_data: Annotated[str | None, typer.Option(help="fit to these recordings, not to espeak-ng")] = None,
+    fit_seconds: Annotated[float, typer.Option(help="at most so much of them")] = 1800.0,
+    texts: Annotated[Path | None, typer.Option(help="sentences for espeak-ng, one a line")] = None,
+    voice: Annotated[str, typer.Option(help="language or accent of espeak-ng")] = "en-us",
+    per_speaker: Annotated[int, typer.Option(min=1, help="sentences of each of espeak-ng's speakers")] = 12,
+    seed: Annotated[int, typer.Option(help="of the speech and of the fits")] = 0,
+    device: Annotated[str, typer.Option(help=_DEVICE)] = "auto",
+    output: Annotated[Path | None, typer.Option(help="folder of quality.md, quality.json and quality.png")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Fit units to features and measure them against phones whose times are known.
+
+    By default on speech of espeak-ng: fitted to some speakers and sentences, measured on others.
+    """
+    from mambavox.units.features import LayerFeatures, MfccFeatures, load_features
+    from mambavox.units.phones import quality_speech
+    from mambavox.units.quality import measure_layers
+    from mambavox.units.report import markdown, write
+
+    fit, test = quality_speech(
+        data=data,
+        fit_data=fit_data,
+        fit_seconds=fit_seconds,
+        texts=texts,
+        voice=voice,
+        per_speaker=per_speaker,
+        seed=seed,
+    )
+    rows = []
+    for source in sources:
+        one_layer = source == MfccFeatures.name or source.rpartition(":")[2].isdecimal()
+        features = load_features(source, device) if one_layer else LayerFeatures(source, 0, device)
+        layers = [features.layer] if one_layer and isinstance(features, LayerFeatures) else None
+        rows += measure_layers(features, fit, test, num_clusters, layers=layers, seed=seed, console=ERR)
+    if output is not None:
+        write(rows, output)
+    if as_json:
+        print_json([row.to_mapping() for row in rows])
+        return
+    OUT.print(markdown(rows), markup=False)
+    if output is not None:
+        OUT.print(f"quality.md, quality.json and quality.png are in {output}", markup=False)

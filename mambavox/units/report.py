@@ -1,0 +1,102 @@
+"""A table and a plot of unit quality over sources and layers."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from mambavox.units.quality import LayerQuality
+
+COLUMNS = {
+    "source": "source",
+    "num_clusters": "clusters",
+    "phone_purity": "phone purity",
+    "cluster_purity": "cluster purity",
+    "pnmi": "PNMI",
+    "perplexity": "perplexity",
+    "units_used": "used",
+    "phone_pwcca": "PWCCA phone",
+    "phone_cca": "CCA phone",
+    "phone_cka": "CKA phone",
+    "speaker_cca": "CCA speaker",
+}
+"""Fields of a row, and what the table calls them."""
+
+_CURVES = (
+    ("phone_purity", "Phone purity"),
+    ("pnmi", "PNMI"),
+    ("phone_cca", "CCA with phones, held out"),
+    ("speaker_cca", "CCA with speakers, held out"),
+)
+
+
+def cells(quality: LayerQuality) -> list[str]:
+    """A row of the table, in the order of ``COLUMNS``."""
+    row = quality.to_mapping()
+    found = []
+    for column in COLUMNS:
+        value = row[column]
+        if value is None:
+            found.append("-")
+        elif column == "perplexity":
+            found.append(f"{value:.1f}")
+        else:
+            found.append(f"{value:.3f}" if isinstance(value, float) else str(value))
+    return found
+
+
+def markdown(rows: Sequence[LayerQuality]) -> str:
+    """The table."""
+    lines = ["| " + " | ".join(COLUMNS.values()) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
+    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
+    quality = rows[0].quality
+    lines += ["", f"{quality.frames} frames; a single unit would have phone purity {quality.chance_purity:.3f}."]
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: Sequence[LayerQuality], path: Path) -> None:
+    """Draw the figures against the layer, one curve a model; MFCC as a dashed line.
+
+    Args:
+        rows: of one or several models.
+        path: the picture; its ending says the format.
+    """
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    models = list(dict.fromkeys(row.source.rpartition(":")[0] for row in rows))
+    for axes, (field, title) in zip(figure.subplots(2, 2).flat, _CURVES, strict=True):
+        for model in models:
+            points = [(row.source.rpartition(":")[2], row.to_mapping()[field]) for row in rows]
+            points = [
+                (layer, value)
+                for (layer, value), row in zip(points, rows, strict=True)
+                if row.source.rpartition(":")[0] == model and value is not None
+            ]
+            if model:
+                axes.plot([int(layer) for layer, _ in points], [value for _, value in points], marker="o", label=model)
+            else:
+                for layer, value in points:
+                    axes.axhline(value, color="black", linestyle="--", label=layer)
+        axes.set(title=title, xlabel="layer")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(color="#dddddd", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.set_ylim(bottom=min(0.0, axes.dataLim.ymin))
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, max(1, len(labels))), frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def write(rows: Sequence[LayerQuality], folder: Path) -> None:
+    """Write ``quality.md``, ``quality.json`` and ``quality.png``.
+
+    Args:
+        rows: of the table.
+        folder: made where it does not exist.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "quality.md").write_text(markdown(rows), encoding="utf-8")
+    content = json.dumps([row.to_mapping() for row in rows], indent=2, ensure_ascii=False) + "\n"
+    (folder / "quality.json").write_text(content, encoding="utf-8")
+    plot(rows, folder / "quality.png")
