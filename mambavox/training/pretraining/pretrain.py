@@ -242,7 +242,7 @@ def _make_targets(
         seed=config.seed,
         device=str(device),
         batch_seconds=config.seconds_a_device,
-        console=console,
+        console=console if console is not None and console.is_terminal else None,
     )
 
 
