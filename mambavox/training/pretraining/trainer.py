@@ -60,7 +60,7 @@ def training_arguments(config: PretrainConfig, checkpoints: Path) -> TrainingArg
         save_steps=config.steps_between_saves,
         save_total_limit=2,
         restore_callback_states_from_checkpoint=True,
-        use_cpu=config.device == "cpu",
+        use_cpu=not on_gpu,
         bf16=bfloat16,
         activation_checkpointing=config.gradient_checkpointing,
         seed=config.seed,
