@@ -130,3 +130,10 @@ def test_figures_are_those_of_the_union() -> None:
     shares = counts[counts > 0] / total
     assert found["target_perplexity"] == pytest.approx(float(2 ** -(shares * shares.log2()).sum()), rel=1e-6)
     assert figures.take()["hours"] == 0
+
+
+@pytest.mark.parametrize("precision", ["auto", "bfloat16"])
+def test_precisions(speech: str, tmp_path: Path, precision: str) -> None:
+    result = pretrain(tiny_run(speech, tmp_path / "run", steps=2, device="auto", precision=precision))
+    assert math.isfinite(result.valid["prediction_loss"])
+    assert AutoModel.from_pretrained(tmp_path / "run").dtype == torch.float32
