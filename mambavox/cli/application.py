@@ -12,6 +12,7 @@ from mambavox.cli.console import print_error
 from mambavox.cli.evaluate import evaluate_command
 from mambavox.cli.info import info_command
 from mambavox.cli.predict import predict_command
+from mambavox.cli.pretrain import pretrain_command
 from mambavox.cli.quickstart import quickstart_command
 from mambavox.cli.units import units_app
 from mambavox.errors import MambavoxError
@@ -43,5 +44,7 @@ app.command("predict")(predict_command)
 app.command("info")(info_command)
 app.command("bench")(bench_command)
 app.command("compare", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(compare_command)
+# Any other flag of `pretrain` is a field of the model's configuration.
+app.command("pretrain", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(pretrain_command)
 app.command("quickstart")(quickstart_command)
 app.add_typer(units_app, name="units")

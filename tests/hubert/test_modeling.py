@@ -279,7 +279,7 @@ class TestPreTraining:
         labels = units[:, None].expand(-1, FRAMES)
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         losses = []
-        for _ in range(120):
+        for _ in range(160):
             output = model(waveforms, labels=labels)
             optimizer.zero_grad()
             output.loss.backward()

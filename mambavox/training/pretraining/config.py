@@ -1,0 +1,233 @@
+"""What one pre-training does: the same names in Python, in YAML and on the command line."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from mambavox.errors import ConfigError
+from mambavox.training.run_config import RunConfig, option, require
+
+if TYPE_CHECKING:
+    from mambavox.hubert.configuration import MambaHubertConfig
+
+MFCC = "mfcc"
+"""Targets of the first iteration."""
+
+
+class Recipe(NamedTuple):
+    """What a size of model is trained with where the configuration leaves it open.
+
+    Attributes:
+        steps: updates, with MFCC targets.
+        steps_on_layers: updates, with targets from a model's layer.
+        learning_rate: peak.
+        bidirectional_learning_rate: peak of a model with bidirectional Mamba layers.
+        batch_seconds: of speech an update.
+        device_batch_seconds: of speech that one device takes at a time.
+        save_every: updates between checkpoints, and between evaluations.
+    """
+
+    steps: int
+    steps_on_layers: int
+    learning_rate: float
+    bidirectional_learning_rate: float
+    batch_seconds: float
+    device_batch_seconds: float
+    save_every: int
+
+
+# The paper's for base (and small, of which it says nothing else): 11.2 million samples an update. Nano is ours.
+_PAPER = Recipe(250_000, 400_000, 5e-4, 5e-5, 700.0, 87.5, 5000)
+RECIPES = {"nano": Recipe(10_000, 10_000, 1e-3, 1e-3, 60.0, 30.0, 200), "small": _PAPER, "base": _PAPER}
+"""By size."""
+CLUSTERS = {True: 100, False: 500}
+"""Units of MFCC and of layers."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig(RunConfig):
+    """Configuration of one pre-training.
+
+    Every field carries its one line of documentation, which ``mambavox pretrain --help`` prints, and ``unset``: what is
+    done where it is left at ``None``. Any other key is a field of ``MambaHubertConfig`` and overrides the preset's.
+
+    Raises:
+        ConfigError: a value has the wrong type or lies outside its range, or two values contradict each other.
+
+    Source:
+        Mamba-based HuBERT (arXiv 2506.12606) and its released configurations.
+    """
+
+    command: ClassVar[str] = "pretrain"
+    further_keys: ClassVar[str] = "model_options"
+    free: ClassVar[frozenset[str]] = frozenset(
+        {"output", "device", "num_workers", "cache_gb", "log_every", "eval_every", "save_every", "tensorboard"}
+    )
+
+    data: str | None = option(None, "recordings: manifest, folder, saved datasets, hf:owner/name; no labels needed")
+    output: str | None = option(None, "run folder to write", unset="runs/ and the name of the preset")
+    preset: str = option(
+        "mamba-base", "kind of encoder and size, such as mamba-base, ext-bimamba-nano, transformer-small"
+    )
+    model_options: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"help": "fields of MambaHubertConfig that differ from the preset"}
+    )
+    targets: str = option(MFCC, "units to predict: mfcc, or MODEL:LAYER, such as runs/it1:6")
+    num_clusters: int | None = option(None, "number of units", unset="100 of mfcc, 500 of a layer")
+    cluster_fraction: float = option(0.1, "share of the frames from which units are made")
+
+    audio_column: str | None = option(None, "column of the recordings", unset="found by its name")
+    on_error: Literal["raise", "skip"] = option(
+        "raise", "about recordings that cannot be used: raise an error, or skip them"
+    )
+    min_seconds: float = option(0.0, "shorter recordings are left out, and always those too short for a hidden span")
+    max_seconds: float = option(15.6, "longer recordings are cropped at random, anew each epoch")
+    valid_fraction: float = option(0.02, "share of the recordings held back where no column split does it")
+    split_seed: int = option(0, "of the draw of held-back recordings; its own, so that runs can be compared")
+
+    steps: int | None = option(None, "updates", unset="250k, 400k on layers; nano 10k")
+    batch_seconds: float | None = option(None, "speech an update, over all devices", unset="700; nano 60")
+    device_batch_seconds: float | None = option(None, "speech a device takes at a time", unset="87.5; nano 30")
+    learning_rate: float | None = option(None, "peak learning rate", unset="5e-4, bidirectional Mamba 5e-5; nano 1e-3")
+    warmup_ratio: float = option(0.08, "share of the updates with a rising learning rate; a line to zero follows")
+    weight_decay: float = option(0.01, "AdamW's weight decay; none on norms, biases, A_log and D")
+    max_grad_norm: float = option(10.0, "gradients are clipped to this norm; 0 clips nothing")
+    seed: int = option(0, "of the initialisation, order, crops, masks and dropout")
+    precision: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "of matrix products; auto: bfloat16 where the GPU or CPU has instructions for it"
+    )
+    gradient_checkpointing: bool = option(False, "compute layers again in the backward pass, to save memory")
+
+    log_every: int = option(20, "updates between lines of figures")
+    eval_every: int | None = option(None, "updates between evaluations", unset="save_every")
+    save_every: int | None = option(None, "updates between checkpoints", unset="5000; nano 200")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to train: cpu, cuda, or auto: a GPU if there is one")
+    num_workers: int = option(0, "processes of a device that load recordings")
+    cache_gb: float = option(4.0, "memory for decoded recordings, 0.115 GB an hour; the others are read each time")
+    tensorboard: bool = option(True, "write TensorBoard logs into the run folder")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("log_every", "steps", "eval_every", "save_every", "num_clusters"):
+            value = getattr(self, name)
+            require(name, value, value is None or value >= 1, "at least 1")
+        for name in ("weight_decay", "max_grad_norm", "min_seconds", "num_workers", "seed", "split_seed", "cache_gb"):
+            require(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        for name in ("valid_fraction", "warmup_ratio"):
+            require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        for name in ("learning_rate", "max_seconds", "batch_seconds", "device_batch_seconds", "cluster_fraction"):
+            value = getattr(self, name)
+            require(name, value, value is None or value > 0, "above 0")
+        require("cluster_fraction", self.cluster_fraction, self.cluster_fraction <= 1, "at most 1")
+        self.encoder_and_size()
+        if self.targets != MFCC and not self.targets.rpartition(":")[2].isdecimal():
+            raise ConfigError(f"targets={self.targets}; expected mfcc, or a model and its layer, such as runs/it1:6")
+        if self.max_seconds < self.min_seconds:
+            raise ConfigError(f"max_seconds={self.max_seconds:g} is below min_seconds={self.min_seconds:g}")
+        if self.seconds_a_device < self.max_seconds:
+            raise ConfigError(
+                f"device_batch_seconds={self.seconds_a_device:g} is below max_seconds={self.max_seconds:g}; "
+                "a batch must hold the longest crop"
+            )
+        batches = self.seconds_a_step / self.seconds_a_device
+        if round(batches) < 1 or abs(batches - round(batches)) > 1e-6:
+            raise ConfigError(
+                f"batch_seconds={self.seconds_a_step:g} is {batches:.3g} times device_batch_seconds="
+                f"{self.seconds_a_device:g}; expected a whole number of times, "
+                f"such as --batch-seconds {max(round(batches), 1) * self.seconds_a_device:g}"
+            )
+
+    def known_further_keys(self) -> tuple[list[str], str]:
+        """The fields of the model."""
+        from dataclasses import fields
+
+        from mambavox.hubert.configuration import MambaHubertConfig  # not at the top: `--help` must not wait for it
+
+        ours = {"num_clusters"}
+        names = [spec.name for spec in fields(MambaHubertConfig) if spec.name in MambaHubertConfig.__annotations__]
+        return [name for name in names if name not in ours], "of a model"
+
+    def encoder_and_size(self) -> tuple[str, str]:
+        """What the preset names.
+
+        Raises:
+            ConfigError: there is no such preset.
+        """
+        from mambavox.hubert.configuration import ENCODER_KINDS, SIZES
+
+        encoder, _, size = self.preset.rpartition("-")
+        if encoder not in ENCODER_KINDS or size not in SIZES:
+            presets = [f"{kind}-{size}" for kind in ENCODER_KINDS for size in SIZES]
+            near = difflib.get_close_matches(self.preset, presets, n=3, cutoff=0.4)
+            raise ConfigError(
+                f"preset={self.preset}; expected a kind ({', '.join(ENCODER_KINDS)}) and a size ({', '.join(SIZES)})"
+                + (f"; did you mean {' or '.join(near)}?" if near else "")
+            )
+        return encoder, size
+
+    def model_config(self) -> "MambaHubertConfig":
+        """Configuration of the model.
+
+        Raises:
+            ConfigError: an override does not fit.
+        """
+        from mambavox.hubert.configuration import MambaHubertConfig
+
+        encoder, size = self.encoder_and_size()
+        options = {"encoder": encoder, **self.model_options, "num_clusters": self.units}
+        return getattr(MambaHubertConfig, size)(**options)
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the size is trained with where nothing is given."""
+        return RECIPES[self.encoder_and_size()[1]]
+
+    @property
+    def units(self) -> int:
+        """Number of units."""
+        return self.num_clusters or CLUSTERS[self.targets == MFCC]
+
+    @property
+    def num_steps(self) -> int:
+        """Updates."""
+        return self.steps or (self.recipe.steps if self.targets == MFCC else self.recipe.steps_on_layers)
+
+    @property
+    def seconds_a_step(self) -> float:
+        """Speech an update, over all devices."""
+        return self.batch_seconds or self.recipe.batch_seconds
+
+    @property
+    def seconds_a_device(self) -> float:
+        """Speech a device takes at a time."""
+        return self.device_batch_seconds or self.recipe.device_batch_seconds
+
+    @property
+    def batches_a_step(self) -> int:
+        """Batches of one device whose gradients make an update, over all devices."""
+        return round(self.seconds_a_step / self.seconds_a_device)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """Peak learning rate."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        bidirectional = "bimamba" in str(self.model_options.get("encoder", self.preset))
+        return self.recipe.bidirectional_learning_rate if bidirectional else self.recipe.learning_rate
+
+    @property
+    def steps_between_saves(self) -> int:
+        """Updates between checkpoints."""
+        return self.save_every or self.recipe.save_every
+
+    @property
+    def steps_between_evaluations(self) -> int:
+        """Updates between evaluations."""
+        return self.eval_every or self.steps_between_saves
+
+    @property
+    def output_path(self) -> Path:
+        """The run folder."""
+        return Path(self.output).expanduser() if self.output is not None else Path("runs") / self.preset

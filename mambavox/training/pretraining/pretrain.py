@@ -1,0 +1,301 @@
+"""Pre-train a Mamba-HuBERT: from recordings to a model that transformers loads."""
+
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import rich.progress
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from transformers import Wav2Vec2FeatureExtractor, set_seed
+
+from mambavox.data import Example, duration, read_examples
+from mambavox.data.batching import BatchesBySeconds
+from mambavox.errors import ConfigError
+from mambavox.hubert import MambaHubertConfig, MambaHubertForPreTraining
+from mambavox.training.backbone import quiet_transformers
+from mambavox.training.pretraining.config import PretrainConfig
+from mambavox.training.pretraining.curve import plot_curve
+from mambavox.training.pretraining.dataset import CropDataset
+from mambavox.training.pretraining.model_card import model_card
+from mambavox.training.pretraining.progress import read_history
+from mambavox.training.pretraining.recordings import Recordings, hold_back, load_recordings
+from mambavox.training.pretraining.result import PretrainResult
+from mambavox.training.pretraining.trainer import PretrainTrainer, training_arguments
+from mambavox.training.run_folder import (
+    CURVE_FILE,
+    HISTORY_FILE,
+    METRICS_FILE,
+    RECORDINGS_FILE,
+    RunFolder,
+    to_json,
+    write_atomically,
+)
+from mambavox.units.labels import UnitLabels
+from mambavox.units.targets import make_targets
+
+_LIBRARIES = ("mambavox", "torch", "transformers", "accelerate", "numpy")
+_GIGABYTE = 1e9
+
+
+def pretrain(
+    config: PretrainConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    keep_checkpoints: bool = False,
+    console: Console | None = None,
+) -> PretrainResult:
+    """Pre-train a model on recordings and write the run folder ``config.output_path``.
+
+    The folder holds the model (``AutoModel.from_pretrained`` loads it), its feature extractor's configuration,
+    ``run.yaml``, ``metrics.json``, the figures along the way (``metrics.jsonl``, ``curve.png``, TensorBoard logs), a
+    model card, and ``targets/``: the units and what made them. Whatever is final is written at once, ``metrics.json``
+    last. Checkpoints lie in ``checkpoints/`` until the run has ended well. Under torchrun all processes call this.
+
+    Args:
+        config: what to do.
+        resume: continue the folder's unfinished run, on a CPU to exactly the weights of an unbroken one; a finished
+            run's result is returned as it is.
+        overwrite: replace the folder's run.
+        keep_checkpoints: leave ``checkpoints/`` in the folder.
+        console: where progress goes; ``None`` is silent.
+
+    Raises:
+        ConfigError: a value does not fit the model or this machine.
+        DataError: there are no usable recordings, or targets do not fit them.
+        AudioError: recordings cannot be used and ``on_error`` is ``"raise"``.
+        RunError: the folder holds something else, or the disk is full.
+        DivergedError: the run diverged.
+    """
+    folder = RunFolder(config.output_path)
+    model_config = config.model_config()
+    arguments = training_arguments(config, folder.checkpoints)
+    first = arguments.process_index == 0
+    console = console if first else None
+    if first:
+        folder.check(config, resume=resume, overwrite=overwrite)
+    _wait()
+    if resume and folder.is_finished:
+        return PretrainResult.load(folder.path)
+
+    examples = _examples(config)
+    recordings = None
+    if first:
+        known = _ledger(folder) if resume else {}
+        recordings = _recordings(config, model_config, examples, known, console)
+        folder.begin(config, resume=resume)
+        write_atomically(folder.path / RECORDINGS_FILE, to_json(recordings.ledger))
+    _wait()
+    if recordings is None:
+        recordings = _recordings(config, model_config, examples, _ledger(folder), None)
+    with folder.watching_the_disk(), quiet_transformers():
+        if first:
+            _make_targets(config, recordings, folder, arguments.device, console)
+        _wait()
+        labels = _make_targets(config, recordings, folder, arguments.device, None)
+        for_training, held_back = hold_back(recordings.examples, config.valid_fraction, config.split_seed)
+        train = CropDataset(recordings.select(for_training), labels, model_config, (config.seed, 0))
+        # Masked the same way in every run, so that runs can be compared.
+        valid = CropDataset(recordings.select(held_back), labels, model_config, (config.split_seed, 1))
+        set_seed(config.seed)
+        model = MambaHubertForPreTraining(model_config)
+        trainer = PretrainTrainer(
+            model,
+            config,
+            arguments,
+            train=train,
+            valid=valid if len(valid) else None,
+            history=folder.path / HISTORY_FILE,
+            tensorboard=folder.tensorboard if config.tensorboard else None,
+            console=console,
+        )
+        if arguments.world_size > 1:
+            torch.manual_seed(config.seed + arguments.process_index)  # each process its own dropout
+        checkpoint = folder.last_checkpoint() if resume else None
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        result = _result(config, trainer, recordings, train, valid)
+        if first:
+            folder.publish(lambda path: _write_run(path, folder, config, trainer, result))
+    _wait()
+    if first and not keep_checkpoints:
+        folder.remove_checkpoints()
+    return result
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    Attributes:
+        parameters: of the encoder, and of the whole model.
+        clips: recordings.
+        hours: of speech.
+        steps: updates.
+        seconds_a_step: speech an update.
+        batches_a_step: batches of one device an update.
+        epochs: passes over the recordings.
+        heard: share of each pass that is heard; crops leave out the rest.
+        learning_rate: peak.
+    """
+
+    parameters: dict[str, int]
+    clips: int
+    hours: float
+    steps: int
+    seconds_a_step: float
+    batches_a_step: int
+    epochs: float
+    heard: float
+    learning_rate: float
+
+
+def plan(config: PretrainConfig) -> Plan:
+    """What a run would do, from the headers of its recordings; nothing is written.
+
+    Args:
+        config: the run.
+
+    Raises:
+        ConfigError, DataError, AudioError: as :func:`pretrain`.
+    """
+    model_config = config.model_config()
+    with torch.device("meta"):
+        parameters = _parameters(MambaHubertForPreTraining(model_config))
+    rate = model_config.sampling_rate
+    lengths = [round(duration(example.source) * rate) for example in _examples(config)]
+    usable = [length for length in lengths if length >= _min_samples(config, model_config)]
+    batches = BatchesBySeconds(
+        usable,
+        batch_samples=round(config.seconds_a_device * rate),
+        max_samples=round(config.max_seconds * rate),
+        seed=config.seed,
+    )
+    heard = batches.heard() / sum(usable)
+    return Plan(
+        parameters=parameters,
+        clips=len(usable),
+        hours=sum(usable) / rate / 3600,
+        steps=config.num_steps,
+        seconds_a_step=config.seconds_a_step,
+        batches_a_step=config.batches_a_step,
+        epochs=config.num_steps * config.batches_a_step / len(batches.epoch(0)),
+        heard=heard,
+        learning_rate=config.peak_learning_rate,
+    )
+
+
+def _examples(config: PretrainConfig) -> list[Example]:
+    if config.data is None:
+        raise ConfigError("no data given; expected a manifest, a folder or hf:owner/name: --data PATH")
+    return read_examples(config.data, label_column=None, audio_column=config.audio_column)
+
+
+def _min_samples(config: PretrainConfig, model: MambaHubertConfig) -> int:
+    """Samples that a recording must have: room for a hidden span, and what the configuration says."""
+    span = model.receptive_field + (model.mask_length - 1) * model.inputs_to_logits_ratio
+    return max(span, round(config.min_seconds * model.sampling_rate))
+
+
+def _recordings(
+    config: PretrainConfig,
+    model: MambaHubertConfig,
+    examples: list[Example],
+    known: dict[str, int | str],
+    console: Console | None,
+) -> Recordings:
+    with rich.progress.Progress(
+        console=console, transient=True, disable=console is None or not console.is_terminal
+    ) as bar:
+        task = bar.add_task("reading recordings", total=len(examples))
+        recordings = load_recordings(
+            examples,
+            min_samples=_min_samples(config, model),
+            cache_bytes=config.cache_gb * _GIGABYTE,
+            raise_problems=config.on_error == "raise",
+            known=known,
+            progress=lambda done, total: bar.update(task, completed=done),
+        )
+    if console is not None:
+        left_out = f"{recordings.short} too short, {len(recordings.problems)} unreadable"
+        console.print(f"{len(recordings.examples)} recordings, {recordings.hours:.2f} h ({left_out})")
+    return recordings
+
+
+def _ledger(folder: RunFolder) -> dict[str, int | str]:
+    path = folder.path / RECORDINGS_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _make_targets(
+    config: PretrainConfig, recordings: Recordings, folder: RunFolder, device: torch.device, console: Console | None
+) -> UnitLabels:
+    return make_targets(
+        recordings.examples,
+        config.targets,
+        config.units,
+        folder.targets,
+        fraction=config.cluster_fraction,
+        seed=config.seed,
+        device=str(device),
+        batch_seconds=config.seconds_a_device,
+        console=console if console is not None and console.is_terminal else None,
+    )
+
+
+def _wait() -> None:
+    """Until all processes are here."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+
+
+def _parameters(model: MambaHubertForPreTraining) -> dict[str, int]:
+    return {
+        "encoder": sum(parameter.numel() for parameter in model.mamba_hubert.parameters()),
+        "whole": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def _result(
+    config: PretrainConfig, trainer: PretrainTrainer, recordings: Recordings, train: CropDataset, valid: CropDataset
+) -> PretrainResult:
+    history = trainer.state.log_history
+    last = next(line for line in reversed(history) if "loss" in line)
+    scores: dict[str, float] = next((line for line in reversed(history) if "eval_masked_accuracy" in line), {})
+    device = trainer.args.device
+    return PretrainResult(
+        preset=config.preset,
+        targets=config.targets,
+        num_clusters=config.units,
+        parameters=_parameters(trainer.model),
+        train={key: value for key, value in last.items() if key not in ("epoch", "step")},
+        valid={key.removeprefix("eval_"): value for key, value in scores.items() if key.startswith("eval_")},
+        steps=trainer.state.global_step,
+        epochs=config.num_steps * config.batches_a_step / len(trainer.batches.epoch(0)),
+        hours={"train": train.recordings.hours, "valid": valid.recordings.hours},
+        clips={"train": len(train), "valid": len(valid)},
+        seconds=trainer.clock.seconds,
+        short=recordings.short,
+        skipped=[{"name": problem.name, "reason": problem.reason} for problem in recordings.problems],
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        processes=trainer.args.world_size,
+        versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+    )
+
+
+def _write_run(
+    path: Path, folder: RunFolder, config: PretrainConfig, trainer: PretrainTrainer, result: PretrainResult
+) -> None:
+    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(path)
+    Wav2Vec2FeatureExtractor(
+        sampling_rate=trainer.model_config.sampling_rate, do_normalize=False, return_attention_mask=True
+    ).save_pretrained(path)
+    name = Path(config.data or "").name
+    plot_curve(
+        read_history(folder.path / HISTORY_FILE), path / CURVE_FILE, f"{config.preset} on {name}, {config.targets}"
+    )
+    (path / "README.md").write_text(model_card(result, folder.path.as_posix(), name, CURVE_FILE), encoding="utf-8")
+    (path / METRICS_FILE).write_text(to_json(result.to_mapping()), encoding="utf-8")

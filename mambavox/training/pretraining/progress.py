@@ -1,0 +1,104 @@
+"""What a pre-training tells while it runs: a file of figures, a bar on a terminal, lines elsewhere."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import rich.progress
+from rich.console import Console
+from transformers import TrainerCallback, TrainerState
+
+from mambavox.training.run_folder import write_atomically
+
+
+class History(TrainerCallback):
+    """Writes figures into a file, one JSON object a line, as they come.
+
+    Args:
+        path: the file. What lies in it beyond the step from which a run goes on is dropped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Keep what was before the checkpoint."""
+        lines = [line for line in read_history(self.path) if line["step"] <= state.global_step]
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Add a line."""
+        line = {"step": state.global_step, **{key: _rounded(value) for key, value in kwargs["logs"].items()}}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """The lines of a file of figures; a last one that a kill left incomplete is passed over."""
+    lines = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return lines
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) and math.isfinite(value) else value
+
+
+class Progress(TrainerCallback):
+    """A bar on a terminal, and lines of figures.
+
+    Args:
+        console: where they go.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TimeElapsedColumn(),
+            rich.progress.TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Show the bar."""
+        self.task = self.progress.add_task("training", total=state.max_steps, completed=state.global_step)
+        self.progress.start()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Move it."""
+        self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Tell figures."""
+        logs = kwargs["logs"]
+        if "loss" in logs:
+            line = (
+                f"loss {logs['loss']:.3f}  accuracy {100 * logs['masked_accuracy']:.1f} %  "
+                f"units {logs['perplexity']:.0f}/{logs['target_perplexity']:.0f}  norm {logs['grad_norm']:.2f}  "
+                f"rate {logs['learning_rate']:.2e}  {logs['hours_an_hour']:.1f} h/h"
+            )
+            self.progress.update(self.task, description=line)
+            if not self.console.is_terminal:
+                self.console.print(f"{state.global_step}/{state.max_steps}  {line}", markup=False)
+        elif "eval_masked_accuracy" in logs:
+            self.console.print(
+                f"{state.global_step}/{state.max_steps}  valid: accuracy {100 * logs['eval_masked_accuracy']:.2f} %  "
+                f"loss {logs['eval_prediction_loss']:.3f}  "
+                f"units {logs['eval_perplexity']:.0f}/{logs['eval_target_perplexity']:.0f}",
+                markup=False,
+            )
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Take the bar away."""
+        self.progress.stop()

@@ -1,0 +1,250 @@
+"""transformers' ``Trainer`` for pre-training: batches by seconds, figures, evaluation, divergence."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerControl, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback
+
+from mambavox.data.batching import BatchesBySeconds, Crop, ShardedBatches
+from mambavox.errors import ConfigError
+from mambavox.hubert import MambaHubertForPreTraining
+from mambavox.training.parameter_groups import parameter_groups
+from mambavox.training.pretraining.config import PretrainConfig
+from mambavox.training.pretraining.dataset import CropDataset, collate
+from mambavox.training.pretraining.divergence import DivergenceGuard
+from mambavox.training.pretraining.figures import Figures
+from mambavox.training.pretraining.progress import History, Progress
+from mambavox.training.trainer import TrainingClock
+
+# HuBERT's and the paper's.
+_BETAS = (0.9, 0.98)
+_EPSILON = 1e-6
+_FUSED = ("cpu", "cuda")
+_WAITING_SECONDS = 7 * 24 * 3600  # that other processes wait for the one that makes targets
+
+
+def training_arguments(config: PretrainConfig, checkpoints: Path) -> TrainingArguments:
+    """What ``Trainer`` is told. Under torchrun this joins the other processes.
+
+    Args:
+        config: the run.
+        checkpoints: folder of the checkpoints.
+
+    Raises:
+        ConfigError: the device is not there, or the batches cannot be divided among the processes.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda, but torch sees no GPU here; leave it at auto, or install a CUDA build")
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    bfloat16 = config.precision == "bfloat16"
+    if config.precision == "auto":
+        bfloat16 = torch.cuda.is_bf16_supported() if on_gpu else _multiplies_bfloat16()
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints.absolute()),
+        max_steps=config.num_steps,
+        learning_rate=config.peak_learning_rate,
+        warmup_steps=config.warmup_ratio,
+        lr_scheduler_type="linear",
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        logging_strategy="steps",
+        logging_steps=config.log_every,
+        logging_nan_inf_filter=False,  # a diverging run must end, not look fine
+        save_strategy="steps",
+        save_steps=config.steps_between_saves,
+        save_total_limit=2,
+        restore_callback_states_from_checkpoint=True,
+        use_cpu=not on_gpu,
+        bf16=bfloat16,
+        activation_checkpointing=config.gradient_checkpointing,
+        seed=config.seed,
+        dataloader_num_workers=config.num_workers,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        # LayerDrop leaves layers out, of each process others.
+        ddp_find_unused_parameters=bool(config.model_config().layerdrop),
+        ddp_timeout=_WAITING_SECONDS,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    if config.batches_a_step % arguments.world_size:
+        raise ConfigError(
+            f"{config.seconds_a_step:g} s an update are {config.batches_a_step} batches of {config.seconds_a_device:g} "
+            f"s, which {arguments.world_size} processes cannot divide evenly; expected a multiple of "
+            f"{arguments.world_size}: lower --device-batch-seconds"
+        )
+    arguments.gradient_accumulation_steps = config.batches_a_step // arguments.world_size
+    return arguments
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16; a step takes little more than half the time then."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+class PretrainTrainer(Trainer):
+    """``Trainer`` whose order of data depends on the seed alone, on any number of processes.
+
+    To ``Trainer`` the whole run is one epoch; a resumed one skips the batches that were heard.
+
+    Args:
+        model: to train.
+        config: the run.
+        arguments: of :func:`training_arguments`.
+        train: recordings to train on.
+        valid: recordings to evaluate on; ``None``: no evaluation.
+        history: file of the figures.
+        tensorboard: folder of TensorBoard logs, or ``None``.
+        console: where progress goes, or ``None``.
+    """
+
+    optimizer: torch.optim.Optimizer | None
+    control: TrainerControl
+
+    def __init__(
+        self,
+        model: MambaHubertForPreTraining,
+        config: PretrainConfig,
+        arguments: TrainingArguments,
+        *,
+        train: CropDataset,
+        valid: CropDataset | None,
+        history: Path,
+        tensorboard: Path | None,
+        console: Console | None,
+    ) -> None:
+        super().__init__(model=model, args=arguments, data_collator=collate, train_dataset=train)
+        self.config, self.valid = config, valid
+        self.model_config = model.config
+        self.batches = BatchesBySeconds(
+            train.recordings.lengths,
+            batch_samples=round(config.seconds_a_device * model.config.sampling_rate),
+            max_samples=round(config.max_seconds * model.config.sampling_rate),
+            seed=config.seed,
+        )
+        self.figures = self._new_figures()
+        self._evaluated = 0
+        self.guard = DivergenceGuard(Path(arguments.output_dir), config.peak_learning_rate)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(TrainingClock())
+        if self.is_world_process_zero():
+            self.add_callback(History(history))
+            if tensorboard is not None:
+                from torch.utils.tensorboard import SummaryWriter  # a second of imports that a run without it saves
+
+                self.add_callback(TensorBoardCallback(SummaryWriter(str(tensorboard))))
+            if console is not None:
+                self.add_callback(Progress(console))
+
+    @property
+    def clock(self) -> TrainingClock:
+        """Counts the seconds of training over resumptions."""
+        return next(item for item in self.callback_handler.callbacks if isinstance(item, TrainingClock))
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of this process, for the whole run."""
+        sampler = ShardedBatches(
+            self.batches,
+            self.config.num_steps * self.config.batches_a_step,
+            self.args.process_index,
+            self.args.world_size,
+        )
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=self.config.num_workers,
+            pin_memory=self.args.device.type == "cuda",
+            generator=torch.Generator(),  # a loader draws a seed for its workers, which is none of the model's business
+        )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW, weight decay where it belongs."""
+        if self.optimizer is None:
+            groups = parameter_groups(model or self.model, self.args.weight_decay)
+            self.optimizer = torch.optim.AdamW(
+                groups,
+                lr=self.args.learning_rate,
+                betas=_BETAS,
+                eps=_EPSILON,
+                fused=self.args.device.type in _FUSED,
+            )
+        return self.optimizer
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The loss of one batch, whose figures are counted."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        self.figures.add(outputs, inputs["labels"], inputs["input_values"].numel())
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Figures on the held-back recordings, which are masked the same way each time."""
+        paused = self.figures.pause()
+        assert self.valid is not None
+        self.model.eval()
+        figures = self._new_figures()
+        batches = self._valid_batches()[self.args.process_index :: self.args.world_size]
+        with torch.no_grad():
+            for batch in DataLoader(self.valid, batch_sampler=batches, collate_fn=collate, generator=torch.Generator()):
+                inputs = self._prepare_inputs(batch)
+                figures.add(self.model(**inputs), inputs["labels"], inputs["input_values"].numel())
+        self.model.train()
+        metrics = {f"eval_{name}": value for name, value in figures.take().items() if name != "hours"}
+        metrics["eval_seconds"] = self.figures.pause() - paused
+        self.figures.go_on(paused)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log figures; those of training come with what was counted since the last time."""
+        if "loss" in logs:
+            logs = {**logs, **self.figures.take()}
+        if "train_runtime" not in logs:  # Trainer's summary at the end, which counts whatever a resumption skipped
+            super().log(logs, start_time)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> float:
+        norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))
+        self.guard.check(norm, self.state.global_step + 1)
+        return norm
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self.valid is not None:
+            step, every = self.state.global_step, self.config.steps_between_evaluations
+            due = step % every == 0 or step == self.state.max_steps
+            # Trainer comes here once more when the run, one epoch to it, is over.
+            self.control.should_evaluate = due and step != self._evaluated
+            self._evaluated = step
+        # Sums that a checkpoint does not hold are taken before it is written.
+        self.control.should_log |= self.control.should_save or self.control.should_evaluate
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _new_figures(self) -> Figures:
+        return Figures(self.model_config.num_clusters, self.args.device, self.model_config.sampling_rate)
+
+    def _valid_batches(self) -> list[list[Crop]]:
+        """Held-back recordings, the longest first, as many at a time as in training."""
+        assert self.valid is not None
+        limit, lengths = self.batches.batch_samples, self.valid.recordings.lengths
+        longest = round(self.config.max_seconds * self.model_config.sampling_rate)
+        crops = sorted(
+            (Crop(0, index, min(length, longest)) for index, length in enumerate(lengths)), key=_longest_first
+        )
+        batches: list[list[Crop]] = []
+        for crop in crops:
+            if not batches or (len(batches[-1]) + 1) * batches[-1][0].samples > limit:
+                batches.append([])
+            batches[-1].append(crop)
+        return batches
+
+
+def _longest_first(crop: Crop) -> int:
+    return -crop.samples

@@ -1,0 +1,42 @@
+"""The convolutional feature extractor: silence, and its memory layout in training."""
+
+import pytest
+import torch
+from tiny_hubert import tiny_config
+
+from mambavox.hubert import MambaHubertConfig, MambaHubertForPreTraining
+from mambavox.hubert.frontend import FeatureExtractor
+
+
+def test_biases_go_with_layer_norms() -> None:
+    assert MambaHubertConfig().conv_bias is True
+    assert MambaHubertConfig(feat_extract_norm="group").conv_bias is False
+    assert MambaHubertConfig(conv_bias=False).conv_bias is False
+
+
+@pytest.mark.parametrize("silent", [0.0, 1e-6])
+def test_silence_has_a_gradient_like_that_of_sound(silent: float) -> None:
+    # Seven layers, as published: each norm of zeros multiplies the gradient by 316.
+    model = MambaHubertForPreTraining(MambaHubertConfig.nano(num_clusters=4, num_hidden_layers=1)).train()
+    norms = []
+    for waveforms in (0.1 * torch.randn(2, 8000), silent * torch.randn(2, 8000)):
+        torch.manual_seed(0)
+        model.zero_grad()
+        model(waveforms, labels=torch.randint(0, 4, (2, 24))).loss.backward()
+        parameters = model.mamba_hubert.feature_extractor.parameters()
+        norms.append(torch.stack([parameter.grad.norm() for parameter in parameters]).norm().item())
+    assert norms[1] < 20 * norms[0]
+
+
+def test_training_computes_what_evaluation_does() -> None:
+    model = FeatureExtractor(tiny_config(feat_extract_norm="layer")).double()
+    waveforms = torch.randn(2, 600, dtype=torch.float64)
+    results = []
+    for training in (False, True):
+        model.train(training).zero_grad()
+        output = model(waveforms)
+        output.square().mean().backward()
+        results.append([output, *(parameter.grad.clone() for parameter in model.parameters())])
+    assert results[1][0].is_contiguous()
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)

@@ -1,0 +1,133 @@
+"""Crops, units and masks: what lies where."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from training.pretraining.conftest import TINY
+
+from mambavox.data import Example
+from mambavox.data.batching import Crop
+from mambavox.errors import AudioError, DataError
+from mambavox.hubert import MambaHubertConfig
+from mambavox.training.pretraining.dataset import CropDataset, collate
+from mambavox.training.pretraining.recordings import hold_back, load_recordings
+
+MODEL = MambaHubertConfig.nano("mamba", **TINY)
+
+
+class Units(dict[str, Any]):
+    num_clusters = 6
+
+    def __init__(self, frame_rate: float, units: dict[str, Any]) -> None:
+        super().__init__(units)
+        self.frame_rate = frame_rate
+
+
+def ramp(samples: int, name: str = "ramp", **fields: Any) -> Example:
+    """A recording whose sample number t has the value t / 2^15."""
+    return Example((np.arange(samples, dtype=np.int16), 16_000), None, fields, name)
+
+
+def load(*examples: Example, **options: Any) -> Any:
+    return load_recordings(examples, **{"min_samples": 400, "cache_bytes": 1e9, "raise_problems": True, **options})
+
+
+@pytest.mark.parametrize("frame_rate", [50.0, 100.0])
+def test_units_are_those_of_the_frames(frame_rate: float) -> None:
+    # A unit is the number of the 25 ms window that begins where it does, so that what is paired can be read off.
+    samples, shift = 30_000, round(16_000 / frame_rate)
+    begins = np.arange((samples - 400) // shift + 1, dtype=np.int32) * shift
+    dataset = CropDataset(load(ramp(samples)), Units(frame_rate, {"ramp": begins}), MODEL, (0,))
+    starts = set()
+    for epoch in range(8):
+        item = dataset[Crop(epoch, 0, 8000)]
+        first = round(item["waveform"][0] * 2**15)
+        starts.add(first)
+        hidden = item["labels"] != -100
+        assert hidden.any() and torch.equal(hidden, item["mask"])
+        frames = first + 320 * torch.arange(len(hidden))
+        assert torch.equal(item["labels"][hidden], frames[hidden])
+        assert len(hidden) == (8000 - 400) // 320 + 1
+    assert len(starts) > 4
+
+
+def test_items_depend_on_seed_epoch_and_recording_alone() -> None:
+    units = Units(50.0, {name: np.zeros(93, np.int32) for name in "ab"})
+    recordings = load(ramp(30_000, "a"), ramp(30_000, "b"))
+
+    def item(seed: int, epoch: int, index: int) -> tuple[float, list[bool]]:
+        torch.rand(3), np.random.rand(3)  # whatever else draws numbers
+        found = CropDataset(recordings, units, MODEL, (seed,))[Crop(epoch, index, 9000)]
+        return float(found["waveform"][0]), found["mask"].tolist()
+
+    assert item(0, 1, 0) == item(0, 1, 0)
+    assert len({str(item(*key)) for key in ((0, 1, 0), (1, 1, 0), (0, 2, 0), (0, 1, 1))}) == 4
+
+
+def test_frames_beyond_the_last_unit_have_none() -> None:
+    dataset = CropDataset(load(ramp(8000)), Units(50.0, {"ramp": np.zeros(22, np.int32)}), MODEL, (0,))
+    labels = [dataset[Crop(epoch, 0, 8000)]["labels"] for epoch in range(20)]
+    assert all((row[22:] == -100).all() for row in labels)
+    assert any((row[:22] != -100).any() for row in labels)
+
+
+def test_units_of_another_recording_are_told() -> None:
+    with pytest.raises(DataError, match=r"ramp: is 0\.50 s long, but its targets are 1\.00 s \(100 at 100 Hz\)"):
+        CropDataset(load(ramp(8000)), Units(100.0, {"ramp": np.zeros(100, np.int32)}), MODEL, (0,))
+
+
+def test_collate_masks_padding_only_where_there_is_some() -> None:
+    units = Units(50.0, {name: np.ones(60, np.int32) for name in "ab"})
+    dataset = CropDataset(load(ramp(19_000, "a"), ramp(19_000, "b")), units, MODEL, (0,))
+    assert "attention_mask" not in collate([dataset[Crop(0, index, 8000)] for index in (0, 1)])
+    batch = collate([dataset[Crop(0, 0, 8000)], dataset[Crop(0, 1, 6000)]])
+    assert batch["attention_mask"].sum(dim=1).tolist() == [8000, 6000]
+    assert (batch["labels"][1, 18:] == -100).all() and not batch["mask_time_indices"][1, 18:].any()
+
+
+def test_short_and_broken_recordings(tmp_path: Path) -> None:
+    (tmp_path / "broken.wav").write_bytes(b"RIFF and nothing else")
+    nan = Example((np.array([0.1, np.nan, 0.2] * 1000, np.float32), 16_000), name="nan")
+    broken = Example(tmp_path / "broken.wav")
+    with pytest.raises(AudioError, match=r"(?s)2 of 4 recordings.*nan.*NaN.*broken\.wav.*--on-error skip"):
+        load(ramp(8000), nan, broken, ramp(399, "short"))
+    found = load(ramp(8000), nan, broken, ramp(399, "short"), raise_problems=False)
+    assert (found.keys, found.short, [problem.name for problem in found.problems]) == (
+        ["ramp"],
+        1,
+        ["nan", str(tmp_path / "broken.wav")],
+    )
+    with pytest.raises(
+        DataError, match=r"none of 2 recordings can be used: 1 are shorter than 0\.03 s, 1 cannot be read"
+    ):
+        load(nan, ramp(399), raise_problems=False)
+
+
+def test_what_is_not_in_memory_reads_the_same(speech: str) -> None:
+    from mambavox.data import read_examples
+
+    examples = read_examples(speech, label_column=None)
+    kept = load(*examples)
+    some = load(*examples, cache_bytes=100_000)
+    none = load(*examples, cache_bytes=0, known=kept.ledger)
+    assert all(samples is not None for samples in kept.kept) and not any(samples is not None for samples in none.kept)
+    assert 0 < sum(samples is not None for samples in some.kept) < len(examples)
+    assert kept.lengths == some.lengths == none.lengths and kept.keys == none.keys
+    for index in (0, len(examples) - 1):
+        assert np.array_equal(kept.read(index, 320, 999), none.read(index, 320, 999))
+        assert np.array_equal(kept.read(index, 320, 999), examples[index].read()[320 : 320 + 999])
+
+
+def test_what_is_held_back() -> None:
+    examples = [ramp(1, str(number)) for number in range(50)]
+    train, valid = hold_back(examples, 0.1, seed=0)
+    assert len(valid) == 5 and sorted(train + valid) == list(range(50))
+    assert hold_back(examples, 0.1, seed=1) != (train, valid)
+    assert hold_back(examples, 0.0, seed=0) == (list(range(50)), [])
+    split = [ramp(1, word, split=word) for word in ("train", "dev", "test", "training")]
+    assert hold_back(split, 0.5, seed=0) == ([0, 3], [1])
+    with pytest.raises(DataError, match="names none of 1 recordings train"):
+        hold_back(split[2:3], 0.1, seed=0)

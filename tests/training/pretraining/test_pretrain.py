@@ -1,0 +1,139 @@
+"""From recordings to a model that transformers loads, in two iterations."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from training.pretraining.conftest import TINY, tiny_run
+from transformers import AutoFeatureExtractor, AutoModel, AutoModelForCTC, AutoModelForPreTraining
+from typer.testing import CliRunner
+
+from mambavox.cli import app
+from mambavox.errors import AudioError, ConfigError, DataError
+from mambavox.hubert import MambaHubertForPreTraining
+from mambavox.training.pretraining.figures import Figures
+from mambavox.training.pretraining.pretrain import plan, pretrain
+from mambavox.training.pretraining.progress import read_history
+
+
+def test_two_iterations(speech: str, tmp_path: Path) -> None:
+    first = pretrain(tiny_run(speech, tmp_path / "it1", steps=60, layerdrop=0.0, save_every=30, tensorboard=True))
+    config = tiny_run(speech, tmp_path / "it2", targets=f"{tmp_path / 'it1'}:1", num_clusters=8, steps=3)
+    second = pretrain(config)
+    assert (first.num_clusters, second.num_clusters) == (6, 8)
+    assert first.clips == {"train": 13, "valid": 3}
+
+    history = [line for line in read_history(tmp_path / "it1" / "metrics.jsonl") if "loss" in line]
+    assert history[-1]["prediction_loss"] < history[0]["prediction_loss"] - 0.3
+    assert first.valid["masked_accuracy"] > 1.5 / 6
+    assert history[-1]["hours"] > 0 and history[-1]["grad_norm"] > 0 and history[-1]["target_perplexity"] > 2
+
+    model = AutoModel.from_pretrained(tmp_path / "it2")
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "it2")
+    frames = model(**extractor(np.zeros(8000, np.float32), sampling_rate=16_000, return_tensors="pt")).last_hidden_state
+    assert frames.shape == (1, 24, 16)
+    assert AutoModelForPreTraining.from_pretrained(tmp_path / "it2").codebook.shape == (8, 8)
+    assert AutoModelForCTC.from_pretrained(tmp_path / "it2").lm_head.out_features == 32
+    for name in ("run.yaml", "metrics.json", "README.md", "curve.png", "targets/kmeans.safetensors", "tensorboard"):
+        assert (tmp_path / "it1" / name).exists(), name
+    card = (tmp_path / "it2" / "README.md").read_text()
+    assert f"8 units of layer 1 of {tmp_path / 'it1'}" in card
+    assert f"{second.valid['masked_accuracy']:.1%} of hidden frames right" in card
+    assert not (tmp_path / "it1" / "checkpoints").exists()
+
+
+def test_command(speech: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(tiny_run(speech, tmp_path / "run", steps=2).to_yaml())
+    options = ["pretrain", "--config", str(tmp_path / "run.yaml")]
+    dry = CliRunner().invoke(app, [*options, "--dry-run", "--layerdrop", "0.1", "--steps", "13"])
+    assert dry.exit_code == 0, dry.output
+    assert "13 updates of at most 4 s (2 batches of a device)" in dry.output and "16 recordings" in dry.output
+    assert not (tmp_path / "run").exists()
+    done = CliRunner().invoke(app, options)
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 2
+    wrong = CliRunner().invoke(app, ["pretrain", "--data", speech, "--preset", "mamba-tiny"])
+    assert wrong.exit_code == 1 and "did you mean" in wrong.output
+
+
+def test_plan_counts(speech: str, tmp_path: Path) -> None:
+    found = plan(tiny_run(speech, tmp_path / "run", max_seconds=2.0))
+    lengths = [soundfile.info(path).frames for path in sorted(Path(speech).iterdir())]
+    assert found.hours == pytest.approx(sum(lengths) / 16_000 / 3600) and found.clips == 16
+    assert found.parameters["whole"] == sum(
+        parameter.numel()
+        for parameter in MambaHubertForPreTraining(tiny_run(speech, tmp_path).model_config()).parameters()
+    )
+    assert 0.8 < found.heard <= 1
+
+
+def test_unusable_recordings(speech: str, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(3):
+        soundfile.write(folder / f"good{number}.wav", np.random.default_rng(number).normal(size=16_000) / 10, 16_000)
+    soundfile.write(folder / "short.wav", np.zeros(500), 16_000)
+    config = tiny_run(str(folder), tmp_path / "run", num_clusters=2, steps=2)
+    (folder / "torn.wav").write_bytes((folder / "good0.wav").read_bytes()[:9000])
+    with pytest.raises(AudioError, match=r"torn\.wav: is cut off.*"):
+        pretrain(config)
+    assert not (tmp_path / "run").exists()  # nothing was begun
+    result = pretrain(config.replace(on_error="skip"))
+    assert (result.short, len(result.skipped), sum(result.clips.values())) == (1, 1, 3)
+    with pytest.raises(DataError, match=r"none of 5 recordings can be used"):
+        pretrain(config.replace(on_error="skip", min_seconds=1.5, max_seconds=1.6, output=str(tmp_path / "none")))
+    with pytest.raises(ConfigError, match="no data given"):
+        pretrain(tiny_run(speech, tmp_path / "x").replace(data=None))
+
+
+def test_silence_is_learned_from(tmp_path: Path) -> None:
+    """Digital silence, which once made all gradients NaN."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(4):
+        wave = np.random.default_rng(number).normal(size=16_000) / 10
+        wave[4000:12_000] = 0
+        soundfile.write(folder / f"{number}.wav", wave, 16_000)
+    result = pretrain(tiny_run(str(folder), tmp_path / "run", steps=4, num_clusters=3))
+    assert math.isfinite(result.valid["prediction_loss"])
+
+
+def test_figures_are_those_of_the_union() -> None:
+    model = MambaHubertForPreTraining(tiny_run("x", Path("y")).model_config()).eval()
+    waveforms = torch.randn(3, 8000)
+    labels = torch.randint(0, 6, (3, 24))
+    mask = torch.rand(3, 24) < 0.5
+    labels = labels.masked_fill(~mask, -100)
+    figures = Figures(TINY["num_clusters"], torch.device("cpu"), 16_000)
+    correct = total = 0
+    losses = []
+    for row in range(3):
+        one = slice(row, row + 1)
+        with torch.no_grad():
+            output = model(waveforms[one], labels=labels[one], mask_time_indices=mask[one])
+        figures.add(output, labels[one], 8000)
+        hidden = labels[one] != -100
+        correct += int((output.logits.argmax(-1) == labels[one])[hidden].sum())
+        total += int(hidden.sum())
+        losses += torch.nn.functional.cross_entropy(
+            output.logits[hidden], labels[one][hidden], reduction="none"
+        ).tolist()
+    found = figures.take()
+    assert found["masked_accuracy"] == pytest.approx(correct / total)
+    assert found["prediction_loss"] == pytest.approx(sum(losses) / total, rel=1e-5)
+    assert found["hours"] == pytest.approx(1.5 / 3600)
+    counts = torch.bincount(labels[labels >= 0]).double()
+    shares = counts[counts > 0] / total
+    assert found["target_perplexity"] == pytest.approx(float(2 ** -(shares * shares.log2()).sum()), rel=1e-6)
+    assert figures.take()["hours"] == 0
+
+
+@pytest.mark.parametrize("precision", ["auto", "bfloat16"])
+def test_precisions(speech: str, tmp_path: Path, precision: str) -> None:
+    result = pretrain(tiny_run(speech, tmp_path / "run", steps=2, device="auto", precision=precision))
+    assert math.isfinite(result.valid["prediction_loss"])
+    assert AutoModel.from_pretrained(tmp_path / "run").dtype == torch.float32

@@ -1,0 +1,94 @@
+"""Two processes learn what one learns that accumulates their batches."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training.pretraining.conftest import tiny_run
+from transformers import TrainingArguments
+
+from mambavox.errors import ConfigError
+from mambavox.training.pretraining.config import PretrainConfig
+from mambavox.training.pretraining.pretrain import pretrain
+from mambavox.training.pretraining.progress import read_history
+from mambavox.training.pretraining.result import PretrainResult
+from mambavox.training.pretraining.trainer import training_arguments
+
+_NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "feat_proj_dropout", "layerdrop"), 0.0)
+
+
+def _together(config: PretrainConfig, folder: Path) -> list[subprocess.CompletedProcess[str]]:
+    """Run in two processes with the environment that torchrun gives them."""
+    file = folder / "together.yaml"
+    file.write_text(config.to_yaml())
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    shared |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    worker = str(Path(__file__).with_name("ddp_worker.py"))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, worker, str(file)],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, output)
+        for process, output in zip(processes, outputs, strict=True)
+    ]
+
+
+def test_two_processes_learn_what_one_does(speech: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {**_NO_DROPOUT, "steps": 6, "log_every": 1}
+    alone = tiny_run(speech, tmp_path / "alone", **options)
+    assert alone.batches_a_step == 2
+    pretrain(alone)
+    together = alone.replace(output=str(tmp_path / "together"))
+    for process in _together(together, tmp_path):
+        assert process.returncode == 0, process.stdout
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("alone", "together")]
+    for key, expected in weights[0].items():
+        torch.testing.assert_close(weights[1][key], expected, rtol=1e-5, atol=1e-5, msg=key)
+    start = pretrain(alone.replace(output=str(tmp_path / "start"), steps=1, learning_rate=1e-9))
+    assert start.steps == 1
+    fresh = load_file(tmp_path / "start" / "model.safetensors")
+    moved = max(float((weights[0][key] - fresh[key]).abs().max()) for key in fresh)
+    assert moved > 1e-3  # what is compared has been trained
+    first, second = (read_history(tmp_path / name / "metrics.jsonl") for name in ("alone", "together"))
+    assert len(first) == len(second) > 6
+    for one, two in zip(first, second, strict=True):
+        assert one.keys() == two.keys()
+        for name in one.keys() - {"hours_an_hour", "eval_hours_an_hour", "eval_seconds"}:
+            assert one[name] == pytest.approx(two[name], rel=1e-4), name
+
+
+def test_each_process_leaves_out_other_layers(speech: str, tmp_path: Path) -> None:
+    config = tiny_run(speech, tmp_path / "together", steps=4, layerdrop=0.5)
+    for process in _together(config, tmp_path):
+        assert process.returncode == 0, process.stdout
+    assert PretrainResult.load(tmp_path / "together").processes == 2
+
+
+def test_batches_that_processes_cannot_share_are_told(
+    speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainingArguments, "world_size", 3)
+    with pytest.raises(ConfigError, match="2 batches of 2 s, which 3 processes cannot divide evenly"):
+        training_arguments(tiny_run(speech, tmp_path / "run"), tmp_path)
+
+
+def test_a_step_is_a_whole_number_of_batches(speech: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"batch_seconds=5 is 2\.5 times device_batch_seconds=2.*--batch-seconds 4"):
+        tiny_run(speech, tmp_path / "run", batch_seconds=5.0)

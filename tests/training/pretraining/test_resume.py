@@ -1,0 +1,128 @@
+"""A run that is killed and continued ends as an unbroken one does."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training.pretraining.conftest import tiny_run
+
+from mambavox.errors import RunError
+from mambavox.training.pretraining.config import PretrainConfig
+from mambavox.training.pretraining.pretrain import pretrain
+from mambavox.training.pretraining.progress import read_history
+from mambavox.training.pretraining.result import PretrainResult
+from mambavox.training.pretraining.trainer import PretrainTrainer
+from mambavox.training.run_folder import RunFolder
+
+_OF_THE_CLOCK = ("hours_an_hour", "eval_hours_an_hour", "eval_seconds", "seconds")
+
+
+def _timeless(figures: Any) -> Any:
+    return {key: value for key, value in figures.items() if key not in _OF_THE_CLOCK}
+
+
+def assert_same(broken: Path, whole: Path) -> None:
+    """Same figures, those along the way included, and the same weights, bit by bit."""
+    first, second = (PretrainResult.load(folder).to_mapping() for folder in (broken, whole))
+    for part in ("train", "valid"):
+        assert _timeless(first.pop(part)) == _timeless(second.pop(part))
+    assert _timeless(first) == _timeless(second)
+    histories = [[_timeless(line) for line in read_history(folder / "metrics.jsonl")] for folder in (broken, whole)]
+    assert histories[0] == histories[1]
+    weights, others = (load_file(folder / "model.safetensors") for folder in (broken, whole))
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[key], others[key]) for key in weights)
+
+
+def _kill_after(config: PretrainConfig, checkpoint: str, log: Path, *flags: str) -> None:
+    """Start a run in another process, and kill it once a checkpoint is there."""
+    file = log.with_suffix(".yaml")
+    file.write_text(config.to_yaml())
+    command = [sys.executable, "-m", "mambavox", "pretrain", "--config", str(file), *flags]
+    state = RunFolder(config.output_path).checkpoints / checkpoint / "trainer_state.json"
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        deadline = time.monotonic() + 120
+        while process.poll() is None and not state.is_file():
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, log.read_text()
+
+
+def test_killed_twice(speech: str, tmp_path: Path) -> None:
+    config = tiny_run(speech, tmp_path / "broken", steps=160, save_every=20, log_every=10, num_workers=1)
+    _kill_after(config, "checkpoint-40", tmp_path / "first")
+    _kill_after(config, "checkpoint-80", tmp_path / "second", "--resume")
+    assert not RunFolder(config.output_path).is_finished
+    pretrain(config, resume=True)
+    # Loading in this process, and another cache, change nothing.
+    pretrain(config.replace(output=str(tmp_path / "whole"), num_workers=0, cache_gb=0.0))
+    assert_same(tmp_path / "broken", tmp_path / "whole")
+    assert not RunFolder(config.output_path).checkpoints.exists()
+
+
+def test_interrupted_between_checkpoints(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_run(speech, tmp_path / "broken", preset="transformer-nano", save_every=3)
+    step, done = PretrainTrainer.training_step, 0
+
+    def training_step(self: PretrainTrainer, *args: Any, **kwargs: Any) -> Any:
+        nonlocal done
+        done += 1
+        if done == 10:  # in the middle of the fifth update
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PretrainTrainer, "training_step", training_step)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config)
+    pretrain(config, resume=True)
+    pretrain(config.replace(output=str(tmp_path / "whole")))
+    assert_same(tmp_path / "broken", tmp_path / "whole")
+
+
+def test_killed_while_the_model_is_written(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_run(speech, tmp_path / "broken", steps=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config)
+    pretrain(config, resume=True)
+    pretrain(config.replace(output=str(tmp_path / "whole")))
+    assert_same(tmp_path / "broken", tmp_path / "whole")
+
+
+def test_a_finished_run_is_not_run_again(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_run(speech, tmp_path / "run", steps=2)
+    result = pretrain(config)
+    monkeypatch.setattr(PretrainTrainer, "train", lambda *_, **__: pytest.fail("trained again"))
+    assert pretrain(config, resume=True) == result
+    with pytest.raises(RunError, match=r"steps was 2 and is 3.*--overwrite"):
+        pretrain(config.replace(steps=3), resume=True)
+    with pytest.raises(RunError, match=r"holds a finished run.*--resume"):
+        pretrain(config)
+
+
+def test_a_run_of_another_command_is_told(speech: str, tmp_path: Path) -> None:
+    config = tiny_run(speech, tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.yaml").write_text("backbone: nano-ast\n")
+    with pytest.raises(RunError, match="no run of `mambavox pretrain`"):
+        pretrain(config, resume=True)
+
+
+def test_lines_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"step": 1, "loss": 2.0}) + "\n" + '{"step": 2, "lo')
+    assert read_history(path) == [{"step": 1, "loss": 2.0}]
+    shutil.rmtree(tmp_path)
