@@ -29,7 +29,7 @@ def bench_command(
     """Time an operation beside other libraries, or steps of streams by the length of their past.
 
     Outputs (of operations gradients too) are compared with the definition first; on a mismatch no figure is printed.
-    speed_up is a language model of transformers as it is and after mambavox.speed_up: float32 on the CPU; of the options
+    speed_up is a language model of transformers as it is and after mambavox.speed_up: float32 on the CPU; of options
     it takes --threads, --repeats and --output.
     """
     if operation == "streaming":
