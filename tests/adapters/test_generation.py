@@ -39,8 +39,9 @@ def talkative() -> PreTrainedModel:
     host = make_whisper_seq2seq()
     host.proj_out = nn.Linear(host.config.d_model, host.config.vocab_size, bias=False)
     with torch.no_grad():
-        host.model.decoder.embed_tokens.weight.normal_()
-        host.proj_out.weight.normal_()
+        for name, parameter in host.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=1.0 if "embed" in name or "proj_out" in name else 0.3)
     return host
 
 
@@ -76,7 +77,7 @@ def test_greedy_and_beam_search(kind: str, beams: int) -> None:
     with model.disable_adapter():
         host = model.generate(input_features=features(), num_beams=beams, max_new_tokens=12)
     assert not torch.equal(cached.sequences, host), "the adapter acts"
-    assert len(set(cached.sequences.flatten().tolist())) > 2, "not one token again and again"
+    assert len(set(cached.sequences.flatten().tolist())) > 5, "not one token again and again"
 
 
 @pytest.mark.parametrize("kind", KINDS)
