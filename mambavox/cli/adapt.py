@@ -1,21 +1,19 @@
 """``mambavox adapt``: one run, from recordings to a run folder."""
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from mambavox.cli.console import OUT
-from mambavox.training.config import RUN_FILE, AdaptConfig, unknown_key
+from mambavox.cli.flags import declare_flags, parse_options
+from mambavox.training.config import AdaptConfig
+from mambavox.training.run_config import RUN_FILE, unknown_key
 
 if TYPE_CHECKING:
     from mambavox.training.result import AdaptResult
-
-_FIRST_OF_TRAINING = "epochs"
 
 
 def adapt_command(
@@ -43,39 +41,6 @@ def adapt_command(
         OUT.print(f"interrupted; continue with: mambavox adapt --output {chosen.output_path} --resume", markup=False)
         raise typer.Exit(130) from None
     _print_result(result, chosen.output_path)
-
-
-def parse_options(arguments: Sequence[str]) -> dict[str, Any]:
-    """Keys and values of flags that typer does not know.
-
-    Args:
-        arguments: such as ``["--bottleneck-dim", "12", "--no-train-norms"]``.
-
-    Raises:
-        typer.BadParameter: an argument is no flag.
-    """
-    options: dict[str, Any] = {}
-    words = list(arguments)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--"):
-            raise typer.BadParameter(f"unexpected argument {word!r}; expected flags such as --epochs 20")
-        key, _, value = word.removeprefix("--").partition("=")
-        key = key.replace("-", "_")
-        if value:
-            options[key] = _value(value)
-        elif words and not words[0].startswith("--"):
-            options[key] = _value(words.pop(0))
-        elif key.startswith("no_"):
-            options[key.removeprefix("no_")] = False
-        else:
-            options[key] = True
-    return options
-
-
-def _value(text: str) -> Any:
-    # Only what is unmistakable: to YAML, "no" and "off" would be false, too.
-    return yaml.safe_load(text) if text.startswith("[") or text.lower() in ("true", "false", "null") else text
 
 
 def _configuration(
@@ -116,32 +81,4 @@ def _print_result(result: "AdaptResult", output: Path) -> None:
     OUT.print(f"saved in {output}; try: mambavox predict {output} FILE", markup=False)
 
 
-def _declare_flags(command: Callable[..., None]) -> None:
-    """Give a command one flag for each field of ``AdaptConfig`` in place of its ``**flags``."""
-    hints = get_type_hints(AdaptConfig)
-    names = [spec.name for spec in fields(AdaptConfig)]
-    signature = inspect.signature(command)
-    parameters = [item for item in signature.parameters.values() if item.kind is not inspect.Parameter.VAR_KEYWORD]
-    for spec in fields(AdaptConfig):
-        if spec.name == "method_options":
-            continue
-        flag = "--" + spec.name.replace("_", "-")
-        kind = next((item for item in get_args(hints[spec.name]) if item is not type(None)), hints[spec.name])
-        if get_origin(hints[spec.name]) is Literal:
-            kind = str  # AdaptConfig checks the choices, whatever the source of the value
-        default = spec.metadata["unset"] if spec.default is None else str(spec.default).lower()
-        option = typer.Option(
-            f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
-            help=spec.metadata["help"] + (f" (default: {default})" if default else ""),
-            rich_help_panel="Data" if names.index(spec.name) < names.index(_FIRST_OF_TRAINING) else "Training",
-        )
-        annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
-        parameters.append(
-            inspect.Parameter(spec.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        )
-    # typer reads both.
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {item.name: item.annotation for item in parameters} | {"return": None}
-
-
-_declare_flags(adapt_command)
+declare_flags(adapt_command, AdaptConfig, {"data": "Data", "epochs": "Training"})

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mambavox.cli.adapt import parse_options
 from mambavox.cli.console import ERR, OUT, print_json
+from mambavox.cli.flags import parse_options
 
 if TYPE_CHECKING:
     from mambavox.evaluation.compare.grid import Grid

@@ -1,8 +1,8 @@
 """The README.md of a run folder."""
 
 from mambavox.training.backbone import Pooling
-from mambavox.training.config import RUN_FILE
 from mambavox.training.result import AdaptResult
+from mambavox.training.run_config import RUN_FILE
 
 _CARD = """---
 library_name: {library}

@@ -8,7 +8,8 @@ from typing import Any
 
 from mambavox.adapters import ParameterCounts
 from mambavox.errors import RunError
-from mambavox.training.config import RUN_FILE, AdaptConfig
+from mambavox.training.config import AdaptConfig
+from mambavox.training.run_config import RUN_FILE
 from mambavox.training.run_folder import METRICS_FILE
 from mambavox.training.scores import Scores
 

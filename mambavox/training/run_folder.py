@@ -10,8 +10,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from mambavox.errors import RunError
-from mambavox.training.config import RUN_FILE, AdaptConfig
+from mambavox.errors import ConfigError, RunError
+from mambavox.training.run_config import RUN_FILE, RunConfig
 
 METRICS_FILE = "metrics.json"
 """Written last: a folder with it holds a finished run."""
@@ -19,12 +19,21 @@ LABELS_FILE = "labels.json"
 """The classes, in the order of the logits."""
 PREDICTIONS_FILE = "predictions.csv"
 """What became of each recording that was held back."""
+HISTORY_FILE = "metrics.jsonl"
+"""The figures of a pre-training as they come, one line a time."""
+CURVE_FILE = "curve.png"
+"""Plot of a pre-training's figures."""
+RECORDINGS_FILE = "recordings.json"
+"""Lengths of a pre-training's recordings, and those that were left out."""
 
 RUN_FILES = (
     RUN_FILE,
     METRICS_FILE,
     LABELS_FILE,
     PREDICTIONS_FILE,
+    HISTORY_FILE,
+    CURVE_FILE,
+    RECORDINGS_FILE,
     "README.md",
     "preprocessor_config.json",
     "adapter_config.json",
@@ -36,8 +45,7 @@ RUN_FILES = (
 _PARTIAL = ".partial"
 _CHECKPOINTS = "checkpoints"
 _TENSORBOARD = "tensorboard"
-# What may differ when a run is continued, because it changes nothing that is learned.
-_FREE = {"output", "device", "num_workers", "tensorboard"}
+_TARGETS = "targets"
 _SMALL = 1 << 20  # bytes
 
 
@@ -51,19 +59,21 @@ class RunFolder:
         path: as given.
         checkpoints: folder of the training's checkpoints, removed once the run has ended well.
         tensorboard: folder of the TensorBoard logs.
+        targets: folder of a pre-training's targets.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.checkpoints = self.path / _CHECKPOINTS
         self.tensorboard = self.path / _TENSORBOARD
+        self.targets = self.path / _TARGETS
 
     @property
     def is_finished(self) -> bool:
         """Whether it holds a run that ended well."""
         return (self.path / METRICS_FILE).is_file()
 
-    def check(self, config: AdaptConfig, *, resume: bool, overwrite: bool) -> None:
+    def check(self, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
         """Check that a run may be written here, before any work is done for it.
 
         Args:
@@ -86,9 +96,12 @@ class RunFolder:
                 "choose another --output"
             )
         if resume:
-            before = AdaptConfig.load(self.path / RUN_FILE).to_mapping()
+            try:
+                before = type(config).load(self.path / RUN_FILE).to_mapping()
+            except ConfigError as error:
+                raise RunError(f"{error}: no run of `mambavox {config.command}`; choose another --output") from error
             now = config.to_mapping()
-            keys = [key for key in {**before, **now} if key not in _FREE and before.get(key) != now.get(key)]
+            keys = [key for key in {**before, **now} if key not in config.free and before.get(key) != now.get(key)]
             if keys:
                 changes = ", ".join(f"{key} was {before.get(key)} and is {now.get(key)}" for key in keys)
                 raise RunError(
@@ -102,12 +115,12 @@ class RunFolder:
                 "--overwrite, or choose another --output"
             )
 
-    def begin(self, config: AdaptConfig, *, resume: bool) -> None:
+    def begin(self, config: RunConfig, *, resume: bool) -> None:
         """Make the folder ready and write the configuration; removes a run that is not resumed."""
         if not resume:
             for name in RUN_FILES:
                 (self.path / name).unlink(missing_ok=True)
-            for folder in (self.checkpoints, self.tensorboard):
+            for folder in (self.checkpoints, self.tensorboard, self.targets):
                 shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(self.path / _PARTIAL, ignore_errors=True)
         self.path.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from tiny_corpora import write_urbansound8k
 from typer.testing import CliRunner
 
 from mambavox.cli import app
-from mambavox.cli.adapt import parse_options
+from mambavox.cli.flags import parse_options
 from mambavox.training.config import AdaptConfig
 
 QUICK = ("--epochs", "1", "--batch-size", "4", "--no-tensorboard", "--device", "cpu")

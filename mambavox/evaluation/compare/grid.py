@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mambavox.errors import ConfigError
-from mambavox.training.config import AdaptConfig, unknown_key
+from mambavox.training.config import AdaptConfig
+from mambavox.training.run_config import unknown_key
 
 # Every other field of AdaptConfig can be set for a grid or a task.
 _OWNED = (
