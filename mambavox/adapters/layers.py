@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import ModulesToSaveWrapper
+from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -471,4 +471,23 @@ class HeadOfEachRow:
         for name, rows in rows_by_adapter(self.row_adapters, output).items():
             own_copy = dict(head.modules_to_save.items()).get(name, head.original_module)
             output[rows] = own_copy(args[0][rows])
+        return output
+
+
+class TokensOfEachRow:
+    """Forward hook on embeddings of which PEFT trains some rows for each adapter: each row of the batch gets its own.
+
+    Args:
+        row_adapters: the adapter of each row.
+    """
+
+    def __init__(self, row_adapters: Sequence[str]) -> None:
+        self.row_adapters = row_adapters
+
+    def __call__(self, wrapper: TrainableTokensWrapper, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Replace the output of the active adapter's rows."""
+        output, tokens = output.clone(), wrapper.token_adapter
+        for name, rows in rows_by_adapter(self.row_adapters, output).items():
+            own = [name] if name in tokens.trainable_tokens_delta else []
+            output[rows] = tokens.forward_adapters(args[0][rows], own)
         return output
