@@ -11,8 +11,8 @@ from transformers.tokenization_utils_base import AddedToken
 
 from mambavox.errors import ConfigError, HostError
 
-EMBEDDING = "embed_tokens"
-"""Name of the module that holds a language token's row."""
+_CODE = r"[a-z]{2,4}(-[a-z]{2,8})?"
+_TOKEN = re.compile(rf"<\|{_CODE}\|>")
 
 
 def language_token(language: str) -> str:
@@ -23,7 +23,7 @@ def language_token(language: str) -> str:
     """
     code = language.strip().lower().removeprefix("<|").removesuffix("|>")
     code = TO_LANGUAGE_CODE.get(code, code)
-    if not re.fullmatch(r"[a-z]{2,4}(-[a-z]{2,8})?", code):
+    if not re.fullmatch(_CODE, code):
         raise ConfigError(f"language={language!r}; expected a code of two or three letters, such as ckb or nl")
     return f"<|{code}|>"
 
@@ -75,19 +75,18 @@ def add_language(model: Any, tokenizer: Any, language: str, like: str | None = N
     return index
 
 
-def prepare_for(model: Any, tokenizer: Any, languages: list[str] | None = None) -> None:
+def prepare_for(model: Any, tokenizer: Any) -> None:
     """Give a fresh base model the rows and settings that a tokenizer with new languages needs; adapters bring the rest.
+
+    New languages of several adapters may share one row, since each adapter puts its own in its place.
 
     Args:
         model: a ``WhisperForConditionalGeneration``.
         tokenizer: the one that was saved with an adapter.
-        languages: tokens that must be there; by default every ``<|..|>`` token of the tokenizer that looks like a
-            language and lies behind the model's own vocabulary.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    known = known_languages(model)
     for token, index in tokenizer.get_added_vocab().items():
-        is_new = index >= rows or token in (languages or ())
-        if is_new and re.fullmatch(r"<\|[a-z]{2,4}(-[a-z]{2,8})?\|>", token):
+        if known and token not in known and _TOKEN.fullmatch(token):
             if index >= model.get_input_embeddings().weight.shape[0]:
                 model.resize_token_embeddings(index + 1, mean_resizing=False)
             _configure(model, token, index)

@@ -123,9 +123,7 @@ def adapt_whisper(
         if checkpoint is None or not trainer.finish_stopped(checkpoint):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         scored = {
-            name: scores(name, trainer.predict(parts[name], **generation).predictions.tolist())
-            for name in ("valid", "test")
-            if len(parts[name])
+            name: scores(name, trainer.transcribe(parts[name])) for name in ("valid", "test") if len(parts[name])
         }
         state = trainer.state
         result = Seq2SeqResult(

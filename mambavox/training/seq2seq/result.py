@@ -34,7 +34,7 @@ Speech recognition{in_language}.
 or
 
 ```python
-from mambavox.asr.transcriber import WhisperTranscriber
+from mambavox.evaluation.transcriber import WhisperTranscriber
 
 transcriber = WhisperTranscriber.from_pretrained("{path}")
 print(transcriber.transcribe(["recording.wav"])[0].text)

@@ -157,6 +157,15 @@ class TranscriptTrainer(Seq2SeqTrainer):
         figures: dict[str, float] = super().evaluate(*args, **{**self.generation, **kwargs})
         return figures
 
+    def transcribe(self, part: TranscriptDataset) -> list[list[int]]:
+        """Tokens generated for each recording of a part, filled up to one length."""
+        figures, self.compute_metrics = self.compute_metrics, None
+        try:
+            tokens: list[list[int]] = np.asarray(self.predict(part, **self.generation).predictions).tolist()
+        finally:
+            self.compute_metrics = figures
+        return tokens
+
     def finish_stopped(self, checkpoint: Path) -> bool:
         """Whether a checkpoint is one at which early stopping had already ended the run; then load its best epoch."""
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
