@@ -124,9 +124,9 @@ def decoded_state(cache: Cache, layer: int, key: Any, batch: int, time: int) -> 
         found = own.layers[layer] = CacheLayerWithMixers(found)
     if not isinstance(found, CacheLayerWithMixers):
         raise HostError(
-            f"a decoder with a temporal adapter was given a key-value cache of {type(found).__name__}, beside which the "
-            "adapter's state cannot be carried; expected the default, a dynamic cache (leave out cache_implementation), "
-            + _WITHOUT_CACHE
+            f"a decoder with a temporal adapter was given a key-value cache of {type(found).__name__}, beside which "
+            "the adapter's state cannot be carried; expected the default, a dynamic cache (leave out "
+            "cache_implementation), " + _WITHOUT_CACHE
         )
     before = found.get_seq_length() - time
     if before == 0:
@@ -135,8 +135,8 @@ def decoded_state(cache: Cache, layer: int, key: Any, batch: int, time: int) -> 
     rows = batch if carried.state is None else len(carried.state.conv)
     if (carried.tokens, rows) != (before, batch):
         raise HostError(
-            f"a temporal adapter in the decoder was given a key-value cache of {before} tokens in {batch} rows, of which "
-            f"it has seen {carried.tokens} in {rows}: the cache was filled without this adapter, or was changed other "
-            "than by transformers' own methods. Start with a new cache, or call " + _WITHOUT_CACHE
+            f"a temporal adapter in the decoder was given a key-value cache of {before} tokens in {batch} rows, of "
+            f"which it has seen {carried.tokens} in {rows}: the cache was filled without this adapter, or was changed "
+            "other than by transformers' own methods. Start with a new cache, or call " + _WITHOUT_CACHE
         )
     return carried

@@ -255,8 +255,9 @@ class SublayerAdapter(AdapterLayer):
             else:
                 rows = rows_of[name]
                 own = None if decoded is None else decoded.take(rows)
-                of_rows = (None if part is None else part[rows] for part in (lengths, valid))
-                added = self._added(name, inputs[rows], frozen[rows], *of_rows, own)
+                own_lengths = None if lengths is None else lengths[rows]
+                own_valid = None if valid is None else valid[rows]
+                added = self._added(name, inputs[rows], frozen[rows], own_lengths, own_valid, own)
                 if decoded is not None and own is not None:
                     decoded.put(rows, own, len(result))
                 result = result.index_add(0, rows, added)
@@ -306,7 +307,9 @@ class SublayerAdapter(AdapterLayer):
             # Prompts of different lengths are padded on the left, where a mixer would begin.
             source, lengths = compact(source, valid)
         # Only a branch that was made for decoders knows the last argument.
-        added = branch(source, projections, lengths) if decoded is None else branch(source, projections, lengths, decoded)
+        added = (
+            branch(source, projections, lengths) if decoded is None else branch(source, projections, lengths, decoded)
+        )
         if valid is not None and branch.context != "frame":
             added = spread(added, valid)
         added = added.to(frozen.dtype)

@@ -20,7 +20,14 @@ from mambavox.adapters.hosts import (
     find_stacks,
     matches,
 )
-from mambavox.adapters.layers import CANNOT_MERGE, AdaptedNorm, AdapterLayer, HeadOfEachRow, SublayerAdapter, TokensOfEachRow
+from mambavox.adapters.layers import (
+    CANNOT_MERGE,
+    AdaptedNorm,
+    AdapterLayer,
+    HeadOfEachRow,
+    SublayerAdapter,
+    TokensOfEachRow,
+)
 from mambavox.adapters.sharing import parse_sharing, sharing_groups
 from mambavox.errors import ConfigError, HostError
 

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from mambavox.adapters.hosts import window_lengths
+from mambavox.adapters.layers import WINDOW_PADDING
 
 
 class TrimmedEncoder:
@@ -36,6 +37,8 @@ class TrimmedEncoder:
         longest = (int(window_lengths(input_features).max()) + 1) // 2
         frames = min(-(-longest // self.step) * self.step, encoder.config.max_source_positions)
         config, positions = encoder.config, encoder.embed_positions.num_embeddings
+        if WINDOW_PADDING in kwargs:
+            kwargs = {**kwargs, WINDOW_PADDING: kwargs[WINDOW_PADDING] - (positions - frames)}
         encoder.config = copy.copy(config)
         encoder.config.max_source_positions = encoder.embed_positions.num_embeddings = frames
         try:

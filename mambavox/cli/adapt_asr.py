@@ -1,6 +1,7 @@
 """``mambavox adapt --task asr``: one run, from transcribed recordings to a run folder."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,7 +60,7 @@ def adapt_asr_command(
 def asks_for_asr(arguments: Sequence[str]) -> bool:
     """Whether the arguments of ``mambavox adapt`` are those of speech recognition: by task, file or run to continue."""
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    values = {word: following for word, following in zip(words, words[1:], strict=False) if word.startswith("--")}
+    values = {word: following for word, following in pairwise(words) if word.startswith("--")}
     if "--task" in values:
         return values["--task"] == TASK
     files = [Path(values["--config"])] if "--config" in values else []

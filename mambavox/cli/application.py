@@ -17,7 +17,6 @@ from mambavox.cli.quickstart import quickstart_command
 from mambavox.cli.transcribe import transcribe_command
 from mambavox.errors import MambavoxError
 
-
 _ADAPT_ASR = "adapt --task asr"
 
 

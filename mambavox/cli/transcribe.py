@@ -18,7 +18,9 @@ def transcribe_command(
     language: Annotated[
         str | None, typer.Option(help="code of the language, or auto: the likeliest (default: the only adapter's)")
     ] = None,
-    timestamps: Annotated[bool, typer.Option("--timestamps", help="divide the transcripts into timed segments")] = False,
+    timestamps: Annotated[
+        bool, typer.Option("--timestamps", help="divide the transcripts into timed segments")
+    ] = False,
     output: Annotated[
         str | None, typer.Option(help="write files beside the recordings: txt, srt, json, or several: srt,json")
     ] = None,

@@ -152,7 +152,9 @@ class WhisperTranscriber:
         """
         runs = sorted(path.parent for path in Path(folder).glob(f"*/{METRICS_FILE}"))
         if not runs:
-            raise RunError(f"{folder}: holds no finished runs; expected a folder of those of `mambavox adapt --task asr`")
+            raise RunError(
+                f"{folder}: holds no finished runs; expected a folder of those of `mambavox adapt --task asr`"
+            )
         return cls.from_pretrained(*runs, **options)
 
     def switch(self, language: str) -> float:
@@ -200,8 +202,8 @@ class WhisperTranscriber:
         search only); longer ones one by one, window after window, with timestamps.
 
         Args:
-            sources: recordings in any form that ``mambavox.data.read_audio`` takes. An array without a rate counts as at
-                ``sampling_rate``.
+            sources: recordings in any form that ``mambavox.data.read_audio`` takes. An array without a rate counts as
+                at ``sampling_rate``.
             language: code of the language, one for all recordings or one for each; ``"auto"``: that of the adapters
                 under which the transcript is the likeliest, each of which is tried; default that of the only adapter.
             timestamps: divide the transcripts into segments by the timestamps that the model gives.
@@ -288,7 +290,11 @@ class WhisperTranscriber:
         return features
 
     def _short(self, waveforms: Sequence[Any], asked: Sequence[str | None], timestamps: bool) -> list[Transcript]:
-        options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams, "do_sample": False}
+        options: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "num_beams": self.num_beams,
+            "do_sample": False,
+        }
         if len(set(asked)) > 1:
             names = [self.adapter_of(str(code)) for code in asked]
             tokens = {language_token(str(code)) for code in asked}
@@ -341,7 +347,9 @@ class WhisperTranscriber:
     def _transcript(self, segments: Sequence[Mapping[str, Any]], language: str | None, length: float) -> Transcript:
         found = []
         for segment in segments:
-            text = self.processor.tokenizer.decode(_words(segment["tokens"], self.host), skip_special_tokens=True).strip()
+            text = self.processor.tokenizer.decode(
+                _words(segment["tokens"], self.host), skip_special_tokens=True
+            ).strip()
             start, end = (min(max(float(segment[key]), 0.0), length) for key in ("start", "end"))
             if text:
                 found.append(Segment(start, max(start, end), text))

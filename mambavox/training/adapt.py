@@ -294,7 +294,8 @@ def natural_order(labels: set[str]) -> list[str]:
 
 
 def learning_curve(
-    history: Sequence[Mapping[str, float]], scores: Mapping[str, str] = MappingProxyType({"eval_accuracy": "valid_accuracy"})
+    history: Sequence[Mapping[str, float]],
+    scores: Mapping[str, str] = MappingProxyType({"eval_accuracy": "valid_accuracy"}),
 ) -> list[dict[str, float]]:
     """One row an epoch of ``Trainer``'s log; ``scores`` are the figures of the valid part, and what they are called."""
     names = {"loss": "train_loss", "eval_loss": "valid_loss", **scores}
@@ -313,7 +314,7 @@ def _best_epoch(trainer: AdaptTrainer) -> int:
 
 def device_name(device: torch.device) -> str:
     """A device in words: the GPU's name, or cpu."""
-    return torch.cuda.getdevice_name(device) if device.type == "cuda" else str(device.type)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type)
 
 
 def _write_run(

@@ -261,6 +261,7 @@ class Divergence(TrainerCallback):
     """Ends a run whose loss is no number any more."""
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Look at the loss."""
         loss = kwargs["logs"].get("loss")
         if loss is not None and not math.isfinite(loss):
             raise DivergedError(

@@ -140,7 +140,17 @@ def test_subtitles() -> None:
 def test_commands(runs: Path, tmp_path: Path) -> None:
     run = CliRunner().invoke
     flags = ["--data", str(runs / "data" / "ckb.jsonl"), "--backbone", str(runs / "backbone"), "--device", "cpu"]
-    options = ["--where", "decoder", "--bottleneck-dim", "3", "--epochs", "1", "--no-tensorboard", "--valid-fraction", "0.3"]
+    options = [
+        "--where",
+        "decoder",
+        "--bottleneck-dim",
+        "3",
+        "--epochs",
+        "1",
+        "--no-tensorboard",
+        "--valid-fraction",
+        "0.3",
+    ]
     output = str(tmp_path / "run")
     done = run(app, ["adapt", "--task", "asr", "--language", "ckb", *flags, *options, "--output", output])
     assert done.exit_code == 0, done.output

@@ -130,7 +130,9 @@ def test_checkpointing_really_computes_layers_again(
     counts = []
     for checkpointing in (False, True):
         calls.clear()
-        adapt_whisper(config(whisper, sayings, tmp_path / str(checkpointing), epochs=1, gradient_checkpointing=checkpointing))
+        adapt_whisper(
+            config(whisper, sayings, tmp_path / str(checkpointing), epochs=1, gradient_checkpointing=checkpointing)
+        )
         counts.append(sum(calls))
     check, steps = 1, 2
     assert counts == [check + steps, check + 2 * steps]

@@ -101,7 +101,9 @@ def adapt_whisper(
 
     def scores(name: str, generated: Sequence[Sequence[int]]) -> TranscriptScores:
         # Seq2SeqTrainer fills up with -100.
-        heard = tokenizer.batch_decode([[i for i in row if i != IGNORED] for row in generated], skip_special_tokens=True)
+        heard = tokenizer.batch_decode(
+            [[i for i in row if i != IGNORED] for row in generated], skip_special_tokens=True
+        )
         names = [example.name for example in parts[name].examples]
         heard = [normalize_text(text, config.language) for text in heard]
         return score_transcripts(said[name], heard, names=names, language=config.language)
@@ -122,9 +124,7 @@ def adapt_whisper(
         checkpoint = folder.last_checkpoint() if resume else None
         if checkpoint is None or not trainer.finish_stopped(checkpoint):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        scored = {
-            name: scores(name, trainer.transcribe(parts[name])) for name in ("valid", "test") if len(parts[name])
-        }
+        scored = {name: scores(name, trainer.transcribe(parts[name])) for name in ("valid", "test") if len(parts[name])}
         state = trainer.state
         result = Seq2SeqResult(
             task=config.task,

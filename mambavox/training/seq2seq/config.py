@@ -99,7 +99,9 @@ class Seq2SeqConfig(RunConfig):
                 f"{self.peak_learning_rate:g}"
             )
         if self.language_like is not None and self.language is None:
-            raise ConfigError(f"language_like={self.language_like} says how a new language starts; give --language, too")
+            raise ConfigError(
+                f"language_like={self.language_like} says how a new language starts; give --language, too"
+            )
         if self.language_column is not None and self.language is None:
             raise ConfigError(f"language_column={self.language_column} says where the language stands; give --language")
 

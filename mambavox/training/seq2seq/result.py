@@ -54,9 +54,9 @@ Epoch {best_epoch} of {epochs}{choice}. At most {max_new_tokens} tokens a record
 
 ## Training
 
-{total:,} trainable parameters, {share:.2%} of the backbone. Learning rate {learning_rate:g}, {seconds:.0f} s on {device}.
-`{run_file}` holds the whole configuration and `metrics.json` every figure; `mambavox adapt --config {run_file}` runs
-it again.
+{total:,} trainable parameters, {share:.2%} of the backbone. Learning rate {learning_rate:g}, {seconds:.0f} s on
+{device}. `{run_file}` holds the whole configuration and `metrics.json` every figure; `mambavox adapt --config
+{run_file}` runs it again.
 """
 
 
@@ -139,7 +139,9 @@ class Seq2SeqResult:
         except FileNotFoundError as error:
             raise not_finished(Path(run)) from error
         except (OSError, ValueError, TypeError) as error:
-            raise RunError(f"{path}: cannot be read ({error}); expected what `mambavox adapt --task asr` writes") from error
+            raise RunError(
+                f"{path}: cannot be read ({error}); expected what `mambavox adapt --task asr` writes"
+            ) from error
 
 
 def model_card(result: Seq2SeqResult, path: str, name: str) -> str:

@@ -159,11 +159,11 @@ class TranscriptTrainer(Seq2SeqTrainer):
 
     def transcribe(self, part: TranscriptDataset) -> list[list[int]]:
         """Tokens generated for each recording of a part, filled up to one length."""
-        figures, self.compute_metrics = self.compute_metrics, None
+        self.compute_metrics = None  # it knows the valid part's transcripts alone
         try:
             tokens: list[list[int]] = np.asarray(self.predict(part, **self.generation).predictions).tolist()
         finally:
-            self.compute_metrics = figures
+            self.compute_metrics = self._figures
         return tokens
 
     def finish_stopped(self, checkpoint: Path) -> bool:
@@ -200,7 +200,7 @@ def save_adapted(model: Any, folder: Path) -> None:
     model.save_pretrained(folder, **({"save_embedding_layers": False} if isinstance(model, PeftModel) else {}))
 
 
-def _train_checkpointed_layers(model: nn.Module) -> None:
+def _train_checkpointed_layers(model: Any) -> None:
     """Put layers that are to be computed again into training mode, as transformers asks, but for their dropout."""
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False) and hasattr(module, "activation_dropout"):
