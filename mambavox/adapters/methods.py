@@ -31,6 +31,7 @@ from mambavox.adapters.mambadapter import MambAdapterConfig
 from mambavox.adapters.mixture import MixtureOfAdaptersConfig
 from mambavox.adapters.prefix import PrefixConfig
 from mambavox.adapters.prompt import PromptConfig
+from mambavox.adapters.token_rows import lighten_token_rows
 from mambavox.errors import ConfigError, HostError
 
 # Set by PEFT, or by apply_method from its own arguments.
@@ -204,6 +205,7 @@ def apply_method(
             )
         config.trainable_token_indices = list(token_rows)
     adapted: nn.Module = get_peft_model(model, config)
+    lighten_token_rows(adapted)
     if check:
         check_reaches_output(adapted)
     return adapted

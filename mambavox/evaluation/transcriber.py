@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import WhisperProcessor
 
 import mambavox.adapters  # noqa: F401  the import is what makes PEFT know the adapters' types
+from mambavox.adapters.token_rows import lighten_token_rows
 from mambavox.asr.whisper_language import generation_options, known_languages, language_token, prepare_for
 from mambavox.asr.whisper_window import TrimmedEncoder
 from mambavox.data import AudioSource, read_audio
@@ -137,6 +138,7 @@ class WhisperTranscriber:
                         model.load_adapter(str(folder), adapter_name=name)
                     else:
                         model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+            lighten_token_rows(model)
         transcriber = cls(model.to(device), processor, names, **options)
         if any(config.trim_encoder for config in configs):
             TrimmedEncoder(transcriber.host)
