@@ -156,10 +156,7 @@ class TranscriptScores:
             Word said, word heard, how often; the missing one is empty.
         """
         pairs = Counter(
-            (said, heard)
-            for utterance in self.utterances
-            for edit, said, heard in utterance.alignment
-            if edit == kind
+            (said, heard) for utterance in self.utterances for edit, said, heard in utterance.alignment if edit == kind
         )
         ranked = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
         return [(said, heard, times) for (said, heard), times in ranked[:count]]
@@ -264,9 +261,7 @@ def _error_rate(counts: Sequence[ErrorCounts], seed: int) -> ErrorRate:
     return ErrorRate(total.rate, float(low), float(high), total)
 
 
-def _resampled_rates(
-    errors: NDArray[np.float64], lengths: NDArray[np.float64], seed: int
-) -> NDArray[np.float64]:
+def _resampled_rates(errors: NDArray[np.float64], lengths: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     """Rates of samples of utterances, drawn with replacement."""
     generator = np.random.default_rng(seed)
     rates: list[NDArray[np.float64]] = []

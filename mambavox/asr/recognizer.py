@@ -135,9 +135,7 @@ class SpeechRecognizer:
             ConfigError: a value does not fit.
         """
         waveform = self.read(audio)
-        return self.transcribe(
-            [waveform], beam_size=beam_size, hot_words=hot_words, hot_word_weight=hot_word_weight
-        )[0]
+        return self.transcribe([waveform], beam_size=beam_size, hot_words=hot_words, hot_word_weight=hot_word_weight)[0]
 
     def transcribe(
         self,

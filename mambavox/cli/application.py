@@ -10,9 +10,11 @@ from mambavox.cli.bench import bench_command
 from mambavox.cli.compare import compare_command
 from mambavox.cli.console import print_error
 from mambavox.cli.evaluate import evaluate_command
+from mambavox.cli.finetune import finetune_command
 from mambavox.cli.info import info_command
 from mambavox.cli.predict import predict_command
 from mambavox.cli.quickstart import quickstart_command
+from mambavox.cli.transcribe import transcribe_command
 from mambavox.errors import MambavoxError
 
 
@@ -37,6 +39,8 @@ app = typer.Typer(
 )
 # Any other flag of `adapt` is an option of its method; one of `compare` is a flag of `adapt`, for every run.
 app.command("adapt", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(adapt_command)
+app.command("finetune", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(finetune_command)
+app.command("transcribe")(transcribe_command)
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
 app.command("info")(info_command)

@@ -38,7 +38,9 @@ _LIBRARIES = ("mambavox", "torch", "transformers", "peft", "numpy", "tokenizers"
 _FULL_RATE = 5e-5
 _OWN_METHODS = ("full", "linear", "lora", "dora")
 # What LoRA changes in a Mamba-HuBERT: linear layers that are called, not read by a fused kernel.
-_MAMBA_HUBERT_TARGETS = r".*encoder\.layers\.\d+\.(attention\.(q_proj|v_proj)|feed_forward\.\w+_dense|mamba\.(.*\.)?in_proj)"
+_MAMBA_HUBERT_TARGETS = (
+    r".*encoder\.layers\.\d+\.(attention\.(q_proj|v_proj)|feed_forward\.\w+_dense|mamba\.(.*\.)?in_proj)"
+)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,9 @@ def finetune(
         host = load_ctc_model(config.model, len(vocabulary.tokens), vocabulary.blank)
         extractor = load_extractor(config.model)
         model = _prepare(host, config)
-    learning_rate = config.learning_rate or (_FULL_RATE if config.method == "full" else METHODS[config.method].learning_rate)
+    learning_rate = config.learning_rate or (
+        _FULL_RATE if config.method == "full" else METHODS[config.method].learning_rate
+    )
     rate = int(extractor.sampling_rate)
     train, infeasible = _feasible(parts.train, tokenizer, host, rate)
     if not len(train):
@@ -205,9 +209,7 @@ def _prepare(host: Any, config: RecognitionConfig) -> nn.Module:
     return adapted
 
 
-def _feasible(
-    part: SpeechPart, tokenizer: Any, host: Any, rate: int
-) -> tuple[SpeechPart, list[dict[str, str]]]:
+def _feasible(part: SpeechPart, tokenizer: Any, host: Any, rate: int) -> tuple[SpeechPart, list[dict[str, str]]]:
     """Recordings with a frame for each token, and those without, by name."""
     kept, left_out = [], []
     for row, (example, text, seconds) in enumerate(zip(part.examples, part.texts, part.seconds, strict=True)):
@@ -253,7 +255,13 @@ def write_transcripts(path: Path, scores: Mapping[str, TranscriptScores]) -> Non
 
 
 def _write(
-    path: Path, run: Path, config: RecognitionConfig, model: Any, tokenizer: Any, extractor: Any, result: RecognitionResult
+    path: Path,
+    run: Path,
+    config: RecognitionConfig,
+    model: Any,
+    tokenizer: Any,
+    extractor: Any,
+    result: RecognitionResult,
 ) -> None:
     if isinstance(model, PeftModel):
         for adapter in model.peft_config.values():
@@ -305,7 +313,10 @@ def _card(path: str, config: RecognitionConfig, result: RecognitionResult) -> st
     )
     rows = [f"| {part} | {len(item.utterances)} | {item.wer} | {item.cer} |" for part, item in result.scores.items()]
     left_out = len(figures["left_out"])
-    notes = [*figures["notes"], *([f"{left_out} recordings were left out; metrics.json says which"] if left_out else [])]
+    notes = [
+        *figures["notes"],
+        *([f"{left_out} recordings were left out; metrics.json says which"] if left_out else []),
+    ]
     return _CARD.format(
         library="transformers" if whole else "peft",
         model=config.model,
