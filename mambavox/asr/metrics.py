@@ -204,7 +204,7 @@ def score_transcripts(
     names = [str(number) for number in range(1, len(references) + 1)] if names is None else names
     if not len(references) == len(hypotheses) == len(names):
         raise DataError(
-            f"{len(references)} references, {len(hypotheses)} hypotheses and {len(names)} names; expected as many of each"
+            f"{len(references)} references, {len(hypotheses)} hypotheses and {len(names)} names; expected equal numbers"
         )
     if not references:
         raise DataError("no transcripts to score; expected at least one reference")

@@ -13,7 +13,7 @@ from mambavox.asr.text import normalize_text
 from mambavox.errors import DataError, RunError
 from mambavox.training.recognition.config import RecognitionConfig
 from mambavox.training.recognition.finetune import RecognitionResult
-from mambavox.training.recognition.parts import SpeechPart, load_parts
+from mambavox.training.recognition.parts import SpeechPart, load_all, load_parts
 from mambavox.training.run_config import RUN_FILE, read_yaml
 
 _AT_ONCE = 64
@@ -87,24 +87,23 @@ def evaluate_recognition(
     """
     RecognitionResult.load(run)  # says what is missing where the run is not finished
     config = RecognitionConfig.load(Path(run) / RUN_FILE)
-    other = data is not None and data != config.data
     changes: dict[str, Any] = {"on_error": on_error}
     if text_column or audio_column:
         changes.update(text_column=text_column or config.text_column, audio_column=audio_column or config.audio_column)
-    if other:
-        changes.update(data=data, train_split=None, valid_split=None, test_split=None, split_column=None)
-        if part in (None, "all"):
-            changes.update(split_column="none", valid_fraction=0.0, test_fraction=0.0, max_seconds=1e9)
-    parts = load_parts(config.replace(**changes), console)
-    named: dict[str, SpeechPart] = {"train": parts.train, "valid": parts.valid, **parts.tests}
-    if other and part in (None, "all"):
-        chosen = {"all": parts.train}
-    elif part == "all":
-        chosen = named
-    elif part is not None:
-        chosen = {part: named.get(part, SpeechPart())}
+    chosen: dict[str, SpeechPart]
+    if data is not None and data != config.data and part in (None, "all"):
+        everything, left_out = load_all(config.replace(**changes, data=data), console)
+        named = chosen = {"all": everything}
     else:
-        chosen = parts.tests or {"valid": parts.valid}
+        parts = load_parts(config.replace(**changes, data=data or config.data), console)
+        left_out = parts.left_out
+        named = {"train": parts.train, "valid": parts.valid, **parts.tests}
+        if part == "all":
+            chosen = named
+        elif part is not None:
+            chosen = {part: named.get(part, SpeechPart())}
+        else:
+            chosen = parts.tests or {"valid": parts.valid}
     for name, members in chosen.items():
         if part != "all" and not len(members):
             there = ", ".join(key for key, value in named.items() if len(value))
@@ -119,7 +118,7 @@ def evaluate_recognition(
     }
     if not scores:
         raise RunError(f"{run}: no recording to score")
-    return RecognitionEvaluation(data or config.data or "", scores, parts.left_out)
+    return RecognitionEvaluation(data or config.data or "", scores, left_out)
 
 
 def _score(

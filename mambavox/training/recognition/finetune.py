@@ -3,13 +3,12 @@
 import csv
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from rich.console import Console
@@ -88,7 +87,8 @@ def finetune(
     """Train a CTC model on a data set and write the run folder ``config.output_path``.
 
     The folder holds the model (or the adapter and its head in PEFT's format), the tokenizer, the feature extractor's
-    configuration, ``run.yaml``, ``metrics.json`` (written last), ``transcripts.csv``, a model card and TensorBoard logs.
+    configuration, ``run.yaml``, ``metrics.json`` (written last), ``transcripts.csv``, a model card and
+    TensorBoard logs.
 
     Args:
         config: what to do.
@@ -225,7 +225,7 @@ def _feasible(part: SpeechPart, tokenizer: Any, host: Any, rate: int) -> tuple[S
 def _unknown(datasets: Mapping[str, SpeechDataset], vocabulary: Vocabulary) -> dict[str, int]:
     """Tokens of each held-back part that the vocabulary, made of the training part, lacks."""
     return {
-        name: sum(ids.count(vocabulary.unknown) for ids in map(list, dataset.ids))
+        name: sum(token == vocabulary.unknown for ids in dataset.ids for token in ids)
         for name, dataset in datasets.items()
         if name != "train"
     }
@@ -309,7 +309,7 @@ def _card(path: str, config: RecognitionConfig, result: RecognitionResult) -> st
     loading = (
         f'`AutoModelForCTC.from_pretrained("{path}")` and `AutoTokenizer` load it (after `import mambavox.hubert`).'
         if whole
-        else f'`mambavox.asr.recognizer.SpeechRecognizer.from_pretrained("{path}")` loads adapter and head onto the model.'
+        else f'`mambavox.asr.recognizer.SpeechRecognizer.from_pretrained("{path}")` loads both onto the model.'
     )
     rows = [f"| {part} | {len(item.utterances)} | {item.wer} | {item.cer} |" for part, item in result.scores.items()]
     left_out = len(figures["left_out"])

@@ -1,6 +1,6 @@
 """Recordings with transcripts, divided, limited and checked."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,10 +72,7 @@ def load_parts(config: RecognitionConfig, console: Console | None = None) -> Spe
         DataError: there are no recordings or transcripts, or a part is not what is needed.
         AudioError: recordings cannot be used and ``on_error`` is ``"raise"``.
     """
-    if config.data is None:
-        raise ConfigError("no data given; expected a manifest, a corpus or hf:owner/name: --data PATH")
-    examples = read_examples(config.data, label_column=None, audio_column=config.audio_column)
-    column = _text_column(examples, config)
+    examples, column = _read(config)
     named, notes = _divide(examples, config)
     left_out: list[dict[str, str]] = []
     usable: dict[str, SpeechPart] = {}
@@ -94,6 +91,30 @@ def load_parts(config: RecognitionConfig, console: Console | None = None) -> Spe
     return SpeechParts(train, valid, usable, left_out, notes)
 
 
+def load_all(config: RecognitionConfig, console: Console | None = None) -> tuple[SpeechPart, list[dict[str, str]]]:
+    """All recordings of some data, to be tested on, and those that cannot be used.
+
+    Args:
+        config: what to read.
+        console: where progress goes.
+
+    Raises:
+        ConfigError, DataError, AudioError: as :func:`load_parts`.
+    """
+    examples, column = _read(config)
+    with Progress(console=console, transient=True, disable=console is None or not console.is_terminal) as bar:
+        task = bar.add_task("checking recordings", total=len(examples))
+        return _usable("all", examples, column, config, lambda: bar.advance(task))
+
+
+def _read(config: RecognitionConfig) -> tuple[list[Example], str]:
+    """All recordings, and the column of their transcripts."""
+    if config.data is None:
+        raise ConfigError("no data given; expected a manifest, a corpus or hf:owner/name: --data PATH")
+    examples = read_examples(config.data, label_column=None, audio_column=config.audio_column)
+    return examples, _text_column(examples, config)
+
+
 def _text_column(examples: Sequence[Example], config: RecognitionConfig) -> str:
     columns = list(dict.fromkeys(key for example in examples for key in example.fields))
     if config.text_column is not None:
@@ -103,8 +124,8 @@ def _text_column(examples: Sequence[Example], config: RecognitionConfig) -> str:
         if column in columns:
             return column
     raise DataError(
-        f"{config.data}: no column of transcripts ({', '.join(TEXT_COLUMNS)}); it has {listed(columns)}. Name the right "
-        "one with --text-column"
+        f"{config.data}: no column of transcripts ({', '.join(TEXT_COLUMNS)}); it has {listed(columns)}. Name the "
+        "right one with --text-column"
     )
 
 
@@ -138,7 +159,7 @@ def _divide(examples: list[Example], config: RecognitionConfig) -> tuple[dict[st
 
 
 def _usable(
-    part: str, examples: list[Example], column: str, config: RecognitionConfig, advance: object
+    part: str, examples: list[Example], column: str, config: RecognitionConfig, advance: Callable[[], None]
 ) -> tuple[SpeechPart, list[dict[str, str]]]:
     """Recordings of a part that can be used, and those that cannot with the reason."""
     left_out: list[dict[str, str]] = []
@@ -167,7 +188,7 @@ def _usable(
         kept.examples,
         min_seconds=config.min_seconds,
         on_error=config.on_error,
-        progress=lambda done, total: advance(),  # type: ignore[operator]
+        progress=lambda done, total: advance(),
     )
     left_out += [{"name": problem.name, "part": part, "reason": problem.reason} for problem in problems]
     result = SpeechPart()
@@ -210,8 +231,8 @@ def _shared_speakers(train: SpeechPart, others: dict[str, SpeechPart]) -> list[s
 
     known = speakers(train)
     return [
-        f"{len(shared)} of {len(speakers(part))} speakers of {name} are in train, too, such as {min(shared)}: its error "
-        "rates are not those of unknown speakers (--group-column speaker)"
+        f"{len(shared)} of {len(speakers(part))} speakers of {name} are in train, too, such as {min(shared)}: its "
+        "error rates are not those of unknown speakers (--group-column speaker)"
         for name, part in others.items()
         if (shared := speakers(part) & known)
     ]

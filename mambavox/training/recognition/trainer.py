@@ -142,10 +142,10 @@ class RecognitionTrainer(AdaptTrainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         """Rise, hold, exponential decay to 5 % of the peak."""
-        if self.lr_scheduler is None:
-            schedule = tri_stage(num_training_steps, self.recognition.warmup_ratio, self.recognition.hold_ratio)
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, schedule)
-        return self.lr_scheduler
+        schedule = tri_stage(num_training_steps, self.recognition.warmup_ratio, self.recognition.hold_ratio)
+        scheduler = LambdaLR(optimizer or self.create_optimizer(), schedule)
+        self.lr_scheduler = scheduler
+        return scheduler
 
     def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The CTC loss of one batch; in training with hidden spans of frames and channels."""
