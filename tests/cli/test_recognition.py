@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from tiny_hubert import tiny_config
 from transformers import Wav2Vec2FeatureExtractor
 from typer.testing import CliRunner
@@ -39,6 +40,7 @@ def trained(tmp_path_factory):
             rows.append({"path": path, "text": text, "split": part})
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     model = folder / "model"
+    torch.manual_seed(0)
     MambaHubertForCTC(
         tiny_config(
             hidden_size=64, conv_dim=(32,) * 3, conv_kernel=(10, 8, 8), conv_stride=(5, 8, 8), feature_grad_mult=1
