@@ -264,9 +264,7 @@ def words_in(
     for token, (first, after) in [*zip(ids, align(log_probs, ids, vocabulary.blank), strict=True), (None, (0, 0))]:
         text = " " if token is None else vocabulary.tokens[token]
         if text[:1] == " " and letters:
-            words.append(
-                Word(letters, start * frame_seconds, end * frame_seconds, float(np.exp(np.mean(logs))))
-            )
+            words.append(Word(letters, start * frame_seconds, end * frame_seconds, float(np.exp(np.mean(logs)))))
             letters = ""
         piece = text.strip()
         if token is not None and piece:

@@ -86,8 +86,8 @@ class SpeechRecognizer:
             tokenizer = AutoTokenizer.from_pretrained(str(run))
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(
-                f"{run}: holds no tokenizer ({str(error).splitlines()[0]}); expected what `mambavox finetune` wrote, or "
-                "a CTC model with its tokenizer"
+                f"{run}: holds no tokenizer ({str(error).splitlines()[0]}); expected what `mambavox finetune` wrote, "
+                "or a CTC model with its tokenizer"
             ) from error
         vocabulary = Vocabulary.of(tokenizer)
         if adapter.is_file():
@@ -114,8 +114,8 @@ class SpeechRecognizer:
         if seconds > max_seconds:
             name = audio if isinstance(audio, (str, Path)) else "the recording"
             raise AudioError(
-                f"{name}: is {seconds:.1f} s long and would be heard as a whole; expected at most {max_seconds:g} s. Cut "
-                "it into pieces, or allow more with --max-seconds, if the memory suffices"
+                f"{name}: is {seconds:.1f} s long and would be heard as a whole; expected at most {max_seconds:g} s. "
+                "Cut it into pieces, or allow more with --max-seconds, if the memory suffices"
             )
         return waveform
 
@@ -135,9 +135,7 @@ class SpeechRecognizer:
             ConfigError: a value does not fit.
         """
         waveform = self.read(audio)
-        return self.transcribe(
-            [waveform], beam_size=beam_size, hot_words=hot_words, hot_word_weight=hot_word_weight
-        )[0]
+        return self.transcribe([waveform], beam_size=beam_size, hot_words=hot_words, hot_word_weight=hot_word_weight)[0]
 
     def transcribe(
         self,

@@ -34,7 +34,9 @@ def render(transcript: Transcript, form: str, *, timestamps: bool = False) -> st
         blocks = [f"{_clock(line[0].start, '.')} --> {_clock(line[-1].end, '.')}\n{_text(line)}\n" for line in lines]
         return "\n".join(["WEBVTT\n", *blocks])
     if timestamps:
-        return "".join(f"[{_clock(line[0].start, '.')} - {_clock(line[-1].end, '.')}] {_text(line)}\n" for line in lines)
+        return "".join(
+            f"[{_clock(line[0].start, '.')} - {_clock(line[-1].end, '.')}] {_text(line)}\n" for line in lines
+        )
     return transcript.text + "\n"
 
 

@@ -5,6 +5,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,4 +128,4 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 def frames_needed(ids: Sequence[int]) -> int:
     """Fewest frames that CTC can write tokens into: one each, and a blank between equal neighbours."""
-    return len(ids) + sum(first == second for first, second in zip(ids, ids[1:], strict=False))
+    return len(ids) + sum(first == second for first, second in pairwise(ids))

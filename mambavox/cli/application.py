@@ -11,6 +11,7 @@ from mambavox.cli.bench import bench_command
 from mambavox.cli.compare import compare_command
 from mambavox.cli.console import print_error
 from mambavox.cli.evaluate import evaluate_command
+from mambavox.cli.finetune import finetune_command
 from mambavox.cli.info import info_command
 from mambavox.cli.predict import predict_command
 from mambavox.cli.quickstart import quickstart_command
@@ -49,9 +50,10 @@ app.command("adapt", context_settings={"allow_extra_args": True, "ignore_unknown
 app.command(_ADAPT_ASR, hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     adapt_asr_command
 )
+app.command("finetune", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(finetune_command)
+app.command("transcribe")(transcribe_command)
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
-app.command("transcribe")(transcribe_command)
 app.command("info")(info_command)
 app.command("bench")(bench_command)
 app.command("compare", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(compare_command)

@@ -380,10 +380,19 @@ def write_srt(transcript: Transcript) -> str:
     )
 
 
-def _clock(seconds: float) -> str:
+def write_vtt(transcript: Transcript) -> str:
+    """A transcript as WebVTT subtitles."""
+    cues = (
+        f"{_clock(segment.start, '.')} --> {_clock(segment.end, '.')}\n{segment.text}\n\n"
+        for segment in transcript.segments
+    )
+    return "WEBVTT\n\n" + "".join(cues)
+
+
+def _clock(seconds: float, point: str = ",") -> str:
     milliseconds = round(seconds * 1000)
     hours, minutes, rest = milliseconds // 3_600_000, milliseconds // 60_000 % 60, milliseconds % 60_000
-    return f"{hours:02}:{minutes:02}:{rest // 1000:02},{rest % 1000:03}"
+    return f"{hours:02}:{minutes:02}:{rest // 1000:02}{point}{rest % 1000:03}"
 
 
 def _words(tokens: Any, host: Any) -> list[int]:
