@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mambavox.cli.console import ERR, OUT, print_json
+from mambavox.cli.transcribe_whisper import is_whisper_run
 
 
 def evaluate_command(
@@ -35,6 +36,11 @@ def evaluate_command(
     parts, ways = ("train", "valid", "test", "all"), ("raise", "skip")
     if on_error not in ways:
         raise typer.BadParameter(f"--on-error {on_error}; expected {' or '.join(ways)}")
+    if is_whisper_run(str(run)):
+        raise typer.BadParameter(
+            f"{run} holds an adapted Whisper, whose error rates are in metrics.json and transcripts in "
+            "predictions.csv; it cannot be scored on other data yet: transcribe them"
+        )
     from mambavox.evaluation.recognition import is_recognition_run
 
     if is_recognition_run(run):

@@ -173,3 +173,4 @@ def test_commands(runs: Path, tmp_path: Path) -> None:
     many = run(app, ["transcribe", files[0], "--model-dir", str(runs / "runs"), "--language", "auto", "--json"])
     assert many.exit_code == 0 and json.loads(many.output)[0]["language"] in ("ckb", "kab", "de")
     assert run(app, ["transcribe", files[0]]).exit_code == 2
+    assert run(app, ["evaluate", output]).exit_code == 2

@@ -32,7 +32,7 @@ from mambavox.training.modes import set_training_mode
 from mambavox.training.rank_allocation import RankAllocation
 from mambavox.training.recognition.config import RecognitionConfig
 from mambavox.training.recognition.data import SpeechCollator, SpeechDataset
-from mambavox.training.trainer import AdaptTrainer, TrainingClock, _Divergence, _ProgressBar
+from mambavox.training.trainer import AdaptTrainer, Divergence, TrainingClock, _ProgressBar
 
 _FINAL_SCALE = 0.05
 _HEAD = "lm_head"
@@ -125,7 +125,7 @@ class RecognitionTrainer(AdaptTrainer):
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
         self.add_callback(TrainingClock())
-        self.add_callback(_Divergence())
+        self.add_callback(Divergence())
         if config.frozen_ratio:
             self.add_callback(_FrozenBeginning(model, config.frozen_ratio))
         self.rank_allocation = RankAllocation.of(model)
