@@ -156,3 +156,28 @@ def reverse_inside(tensor: Tensor, lengths: Tensor | None) -> Tensor:
     frames = torch.arange(tensor.shape[1], device=tensor.device)[None, :]
     source = torch.where(frames < lengths[:, None], lengths[:, None] - 1 - frames, frames)
     return tensor.gather(1, source[:, :, None].expand_as(tensor))
+
+
+def compact(tensor: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Move the valid frames of each row to its start, in their order, wherever its padding lies.
+
+    Args:
+        tensor: ``(batch, time, channels)``.
+        valid: ``(batch, time)``, true at valid frames.
+
+    Returns:
+        The same shape, padding at the end, and ``(batch,)`` the number of valid frames.
+    """
+    order = valid.int().argsort(dim=1, descending=True, stable=True)
+    return tensor.gather(1, order[:, :, None].expand_as(tensor)), valid.sum(1)
+
+
+def spread(tensor: Tensor, valid: Tensor) -> Tensor:
+    """Inverse of ``compact``: each frame back to its place.
+
+    Args:
+        tensor: ``(batch, time, channels)``.
+        valid: ``(batch, time)``, true at valid frames.
+    """
+    place = valid.int().argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return tensor.gather(1, place[:, :, None].expand_as(tensor))

@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from tokenizers import AddedToken
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     ASTConfig,
     ASTFeatureExtractor,
     ASTModel,
+    GenerationConfig,
     HubertConfig,
     HubertModel,
     Wav2Vec2Config,
@@ -20,6 +23,8 @@ from transformers import (
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
 )
 
 FAMILIES = ("ast", "whisper", "wav2vec2", "hubert", "wavlm")
@@ -108,4 +113,57 @@ def write_recordings(folder: Path, per_class: int = 6, seconds: float = 0.3) -> 
             soundfile.write(folder / path, 0.3 * tone + 0.1 * generator.standard_normal(samples), 16_000)
             rows.append({"path": path, "label": label, "split": ("train", "valid", "test")[number % 3]})
     (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|translate|>", "<|transcribe|>")
+AFTER = ("<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>")
+
+
+def whisper_tokenizer() -> WhisperTokenizer:
+    """Whisper's tokens in small: bytes, two languages, tasks, timestamps up to two seconds."""
+    words = {character: index for index, character in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = WhisperTokenizer(vocab=words, merges=[])
+    tokenizer.add_tokens([AddedToken(word, special=True, normalized=False) for word in SPECIAL + AFTER], True)
+    tokenizer.add_tokens([AddedToken(f"<|{0.02 * step:.2f}|>", normalized=False) for step in range(101)])
+    return tokenizer
+
+
+def save_whisper(folder: Path, seconds: int = 1) -> Path:
+    """Write a tiny random multilingual Whisper for speech recognition, with its processor."""
+    torch.manual_seed(0)
+    tokenizer = whisper_tokenizer()
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL + AFTER}
+    end, start = ids["<|endoftext|>"], ids["<|startoftranscript|>"]
+    names = {"pad_token_id": end, "bos_token_id": end, "eos_token_id": end, "decoder_start_token_id": start}
+    model = WhisperForConditionalGeneration(
+        WhisperConfig(
+            d_model=16,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=32,
+            decoder_ffn_dim=32,
+            num_mel_bins=16,
+            max_source_positions=50 * seconds,
+            max_target_positions=96,
+            vocab_size=len(tokenizer),
+            suppress_tokens=None,
+            begin_suppress_tokens=None,
+            **names,
+        )
+    )
+    model.generation_config = GenerationConfig(
+        is_multilingual=True,
+        lang_to_id={token: ids[token] for token in ("<|en|>", "<|de|>")},
+        task_to_id={"translate": ids["<|translate|>"], "transcribe": ids["<|transcribe|>"]},
+        no_timestamps_token_id=ids["<|notimestamps|>"],
+        prev_sot_token_id=ids["<|startofprev|>"],
+        max_length=96,
+        **names,
+    )
+    model.save_pretrained(folder)
+    extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=seconds)
+    WhisperProcessor(extractor, tokenizer).save_pretrained(folder)
     return folder

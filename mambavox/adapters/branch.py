@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from mambavox.adapters.config import AdapterConfig, TemporalAdapterConfig
+from mambavox.adapters.decoding import DecodedState
 from mambavox.adapters.hosts import Sublayer
 from mambavox.adapters.sharing import parse_sharing
 from mambavox.errors import HostError
+from mambavox.nn.block import Block
 from mambavox.nn.streaming import StreamState, StreamStep, begin_part, stream_part
 
 CANNOT_STREAM = (
@@ -102,18 +104,28 @@ class Branch(nn.Module):
             nn.init.zeros_(self.gate.weight)
             nn.init.constant_(self.gate.bias, math.log(config.scale_init / (1 - config.scale_init)))
 
-    def forward(self, hidden_states: Tensor, projections: Projections, lengths: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        projections: Projections,
+        lengths: Tensor | None,
+        decoded: DecodedState | None = None,
+    ) -> Tensor:
         """What the adapter adds.
 
         Args:
             hidden_states: ``(batch, time, width)``.
             projections: its own or the shared ones.
             lengths: ``(batch,)`` valid frames of each row; all of them where not given.
+            decoded: what the mixer remembers of the frames before these, and where it puts what it will remember.
 
         Returns:
             ``(batch, time, width)``.
+
+        Raises:
+            HostError: ``decoded`` is given, and the mixer cannot go on from a state.
         """
-        return self._around(hidden_states, projections, lambda narrow: self._mix(narrow, lengths))
+        return self._around(hidden_states, projections, lambda narrow: self._mix(narrow, lengths, decoded))
 
     def init_state(self, batch_size: int) -> StreamState | None:
         """State before the first frame; none where each frame is seen alone.
@@ -149,7 +161,7 @@ class Branch(nn.Module):
 
         def mix(narrow: Tensor) -> Tensor:
             if self.context == "frame":
-                return self._mix(narrow, None)
+                return self._mix(narrow, None, None)
             mixed, new_state = stream_part(self.mixer, narrow, state, step)
             carried.append(new_state)
             return mixed
@@ -171,9 +183,17 @@ class Branch(nn.Module):
             return torch.sigmoid(self.gate(narrow)) * output
         return output if self.scale is None else self.scale * output
 
-    def _mix(self, narrow: Tensor, lengths: Tensor | None) -> Tensor:
+    def _mix(self, narrow: Tensor, lengths: Tensor | None, decoded: DecodedState | None) -> Tensor:
         if self.context == "frame":
             return self.mixer(narrow)
+        if decoded is not None:
+            if not isinstance(self.mixer, Block):
+                raise HostError(
+                    f"the mixer of an adapter in the decoder, {type(self.mixer).__name__}, carries no state from one "
+                    "cached step to the next; expected a mambavox.nn block, or generate(use_cache=False)"
+                )
+            mixed, decoded.state = self.mixer(narrow, lengths, decoded.state, return_state=True)
+            return mixed
         if self.token_order == "frequency":
             return self.mixer(narrow, lengths)
         # Only hosts with a grid of tokens get here, and their rows have no padding.

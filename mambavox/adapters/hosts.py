@@ -6,7 +6,7 @@ of the known forms each. A host may sit anywhere inside a larger module.
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -134,6 +134,7 @@ class Stack:
         post_norm: whether norms follow the sublayers (``LN(x + F(x))``) instead of feeding them.
         tokens: how the tokens lie on time and frequency.
         takes_masks: whether its layers are given attention masks, and not the rows' lengths.
+        windowed: whether every input is a log-mel spectrogram of one length, short clips padded (Whisper).
     """
 
     holder: str
@@ -143,6 +144,7 @@ class Stack:
     post_norm: bool
     tokens: TokenGrid
     takes_masks: bool
+    windowed: bool = False
 
     @property
     def num_layers(self) -> int:
@@ -265,6 +267,7 @@ def find_stacks(model: nn.Module) -> list[Stack]:
                 post_norm=not getattr(config, "do_stable_layer_norm", True),
                 tokens=_token_grid(config),
                 takes_masks=getattr(config, "model_type", None) != "mamba-hubert",
+                windowed=hasattr(holder, "conv1") and hasattr(holder, "conv2"),
             )
         )
     if not found:
@@ -282,31 +285,69 @@ def _token_grid(config: Any) -> TokenGrid:
     return TokenGrid(special_tokens=2, bands=(config.num_mel_bins - config.patch_size) // config.frequency_stride + 1)
 
 
-def mask_lengths(attention_mask: Tensor) -> Tensor:
-    """Valid frames of each row, from the mask that a host's self-attention is given; padding is on the right.
+def valid_keys(attention_mask: Any) -> Tensor:
+    """What may be attended to in each row, from the mask that a host's self-attention is given.
 
     Args:
-        attention_mask: ``(batch, time)``, true (1) at valid frames (WavLM, flash attention), or
-            ``(batch, 1, queries, time)``, true or, added to the scores, 0 at valid frames (SDPA, eager); or the lengths
-            themselves (Mamba-HuBERT).
+        attention_mask: ``(batch, keys)``, true (1) at valid keys (WavLM, flash attention), or
+            ``(batch, 1, queries, keys)``, true or, added to the scores, 0 at valid keys (SDPA, eager). Of a causal one
+            the last query is taken, before which all keys lie.
 
     Returns:
-        ``(batch,)``.
+        ``(batch, keys)``, true at valid keys.
 
     Raises:
-        HostError: another kind of mask, of which the lengths are not known.
+        HostError: another kind of mask.
     """
-    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 1:
-        return attention_mask
     if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
-        return attention_mask.sum(-1)
+        return attention_mask.bool()
     if isinstance(attention_mask, Tensor) and attention_mask.dim() == 4:
-        row = attention_mask[:, 0, 0]
-        return (row if row.dtype == torch.bool else row == 0).sum(-1)
+        row = attention_mask[:, 0, -1]
+        return row if row.dtype == torch.bool else row == 0
     raise HostError(
         f"the host's attention was given a {type(attention_mask).__name__} as its mask, of which a temporal adapter "
         "cannot tell the rows' lengths; expected attn_implementation 'sdpa', 'eager' or 'flash_attention_2'"
     )
+
+
+def mask_lengths(attention_mask: Any) -> Tensor:
+    """Valid frames of each row of an encoder, padding on the right: ``(batch,)``.
+
+    Args:
+        attention_mask: as :func:`valid_keys`; or the lengths themselves (Mamba-HuBERT).
+
+    Raises:
+        HostError: as :func:`valid_keys`.
+    """
+    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 1:
+        return attention_mask
+    return valid_keys(attention_mask).sum(-1)
+
+
+def attention_cache(keywords: Mapping[str, Any]) -> Any:
+    """The key-value cache among the keywords of a decoder's self-attention, if any.
+
+    transformers calls it ``past_key_values`` up to 5.23 and ``cache`` from 5.24.
+    """
+    return next((keywords[name] for name in ("cache", "past_key_values") if keywords.get(name) is not None), None)
+
+
+def window_lengths(input_features: Tensor) -> Tensor:
+    """Frames of each log-mel window that hold sound; padding is the constant stretch at its end.
+
+    Whisper's feature extractor pads the waveform with silence, so that every band of a padding frame is at one floor;
+    its long-form generation pads the spectrogram with zeros. A clip that itself ends in digital silence looks the same,
+    and is treated so.
+
+    Args:
+        input_features: ``(batch, mel, frames)``.
+
+    Returns:
+        ``(batch,)``, at least 1.
+    """
+    last = input_features[:, :1, -1:]
+    frames = torch.arange(1, input_features.shape[-1] + 1, device=input_features.device)
+    return ((input_features != last).any(1) * frames).amax(-1).clamp(min=1)
 
 
 def describe_stacks(stacks: Iterable[Stack]) -> str:

@@ -7,14 +7,16 @@ from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import ModulesToSaveWrapper
+from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mambavox.adapters.branch import CANNOT_STREAM, Branch, Projections
 from mambavox.adapters.config import AdapterConfig, SublayerConfig
-from mambavox.adapters.hosts import Sublayer, mask_lengths
+from mambavox.adapters.decoding import DecodedState, decoded_state
+from mambavox.adapters.hosts import Sublayer, attention_cache, mask_lengths, valid_keys, window_lengths
 from mambavox.errors import ConfigError, HostError
+from mambavox.lengths import compact, spread
 from mambavox.nn.streaming import StreamState, StreamStep, begin_part, expect_state, stream_part
 
 CANNOT_MERGE = (
@@ -184,19 +186,19 @@ class SublayerAdapter(AdapterLayer):
         self.weights: dict[str, float] = {}
         self.stacked = False
         self.tapped: Tensor | None = None
-        self.mask: Any = None
+        self.call: AttentionCall | None = None
         self.taps_input = sublayer.input_of != sublayer.target
         self._hooks: list[RemovableHandle] = []
         if self.taps_input:
             self._hooks.append(host.get_submodule(sublayer.input_of).register_forward_pre_hook(InputTap(self)))
-        if sublayer.stack.kind == "decoder":
-            decoder = host.get_submodule(sublayer.stack.holder)
-            self._hooks.append(decoder.register_forward_pre_hook(CachedStepGuard(self), with_kwargs=True))
-        elif sublayer.stack.tokens.bands == 1:
+        if sublayer.stack.tokens.bands == 1:
             attention: Any = host.get_submodule(sublayer.attention)
             while isinstance(attention, BaseTunerLayer):
                 attention = attention.base_layer
-            self._hooks.append(attention.register_forward_pre_hook(MaskTap(self), with_kwargs=True))
+            self._hooks.append(attention.register_forward_pre_hook(AttentionTap(self), with_kwargs=True))
+        if sublayer.stack.windowed:
+            encoder = host.get_submodule(sublayer.stack.holder)
+            self._hooks.append(encoder.register_forward_pre_hook(WindowTap(self), with_kwargs=True))
 
     def add_adapter(
         self, adapter_name: str, config: SublayerConfig, group: str | None, layers: Iterable["SublayerAdapter"]
@@ -268,20 +270,28 @@ class SublayerAdapter(AdapterLayer):
         inputs = self._sublayer_input(args, kwargs)
         output = self.base_layer(*args, **kwargs)
         hidden_states = output[0] if isinstance(output, tuple) else output
-        mask, self.mask = self.mask, None
-        lengths = None if mask is None else mask_lengths(mask)
+        call, self.call = self.call, None
+        lengths, valid = self._lengths(call, hidden_states)
         result = frozen = hidden_states
         rows_of = None if self.row_adapters is None else rows_by_adapter(self.row_adapters, result)
         for name in acting:
+            decoded = self._decoded(name, call, hidden_states)
             if rows_of is None:
-                added = self._added(name, inputs, frozen, lengths)
+                added = self._added(name, inputs, frozen, lengths, valid, decoded)
                 result = result + added
                 if self.stacked:
                     inputs, frozen = inputs + added, frozen + added
             else:
                 rows = rows_of[name]
-                added = self._added(name, inputs[rows], frozen[rows], None if lengths is None else lengths[rows])
+                own = None if decoded is None else decoded.take(rows)
+                own_lengths = None if lengths is None else lengths[rows]
+                own_valid = None if valid is None else valid[rows]
+                added = self._added(name, inputs[rows], frozen[rows], own_lengths, own_valid, own)
+                if decoded is not None and own is not None:
+                    decoded.put(rows, own, len(result))
                 result = result.index_add(0, rows, added)
+            if decoded is not None:
+                decoded.tokens += hidden_states.shape[1]
         return (result, *output[1:]) if isinstance(output, tuple) else result
 
     def check_streams(self) -> None:
@@ -346,14 +356,52 @@ class SublayerAdapter(AdapterLayer):
         self, name: str, inputs: Tensor, frozen: Tensor, state: Any, step: StreamStep
     ) -> tuple[Tensor, StreamState | None]:
         if state is None:
-            return self._added(name, inputs, frozen, step.lengths), None
+            return self._added(name, inputs, frozen, step.lengths, None, None), None
         branch, projections, source = self._beside(name, inputs, frozen)
         added, state = branch.stream(source, projections, state, step)
         return self._weighted(name, added, frozen), state
 
-    def _added(self, name: str, inputs: Tensor, frozen: Tensor, lengths: Tensor | None) -> Tensor:
+    def _lengths(self, call: "AttentionCall | None", hidden_states: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Valid frames of each row of an encoder, or which of a decoder's tokens are valid; none where all are."""
+        if call is None:
+            return None, None
+        batch, time, _ = hidden_states.shape
+        if call.padding is not None:
+            return time - call.padding, None
+        if call.mask is None:
+            return None, None
+        if self.sublayer.stack.kind == "encoder":
+            return mask_lengths(call.mask), None
+        return None, valid_keys(call.mask)[:, -time:].expand(batch, -1)
+
+    def _decoded(self, name: str, call: "AttentionCall | None", hidden_states: Tensor) -> DecodedState | None:
+        """What an adapter's mixer remembers of the tokens in the cache, if there is one."""
+        context = cast(Branch, self._part("branch")[name]).context
+        if call is None or call.cache is None or context == "frame":
+            return None
+        key = (self.prefix, self.sublayer.role, name)
+        return decoded_state(call.cache, self.sublayer.layer, key, *hidden_states.shape[:2])
+
+    def _added(
+        self,
+        name: str,
+        inputs: Tensor,
+        frozen: Tensor,
+        lengths: Tensor | None,
+        valid: Tensor | None,
+        decoded: DecodedState | None,
+    ) -> Tensor:
         branch, projections, source = self._beside(name, inputs, frozen)
-        return self._weighted(name, branch(source, projections, lengths), frozen)
+        if valid is not None and branch.context != "frame":
+            # Prompts of different lengths are padded on the left, where a mixer would begin.
+            source, lengths = compact(source, valid)
+        # Only a branch that was made for decoders knows the last argument.
+        added = (
+            branch(source, projections, lengths) if decoded is None else branch(source, projections, lengths, decoded)
+        )
+        if valid is not None and branch.context != "frame":
+            added = spread(added, valid)
+        return self._weighted(name, added, frozen)
 
     def _beside(self, name: str, inputs: Tensor, frozen: Tensor) -> tuple[Branch, Any, Tensor]:
         """An adapter's branch, its projections, and what they are given."""
@@ -380,7 +428,7 @@ class SublayerAdapter(AdapterLayer):
         return inputs
 
     def detach_hooks(self) -> None:
-        """Remove the hooks on the modules that see the sublayer's input and the mask, and on the decoder."""
+        """Remove the hooks on the modules that see the sublayer's input, the mask and the padding."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -402,11 +450,30 @@ class InputTap:
             self.layer.tapped = args[0]
 
 
-class MaskTap:
-    """Forward pre-hook on a layer's self-attention that hands its mask to an adapter in the same layer.
+@dataclass
+class AttentionCall:
+    """What a layer's self-attention was called with, as far as an adapter in the layer needs it.
 
-    It is not a hook on the whole encoder: with gradient checkpointing a layer runs again in the backward pass, perhaps
-    after the encoder has seen another batch, and what it is called with then is the mask of its own.
+    Attributes:
+        mask: its attention mask, if any.
+        padding: ``(batch,)`` frames of padding at the end of each row of a windowed encoder.
+        cache: the decoder's key-value cache, if any.
+    """
+
+    mask: Any
+    padding: Tensor | None
+    cache: Any
+
+
+WINDOW_PADDING = "window_padding"
+"""Keyword by which a windowed encoder passes the padding of its rows through its layers to their attention."""
+
+
+class AttentionTap:
+    """Forward pre-hook on a layer's self-attention that hands what it is called with to an adapter in the same layer.
+
+    It is not a hook on the whole stack: with gradient checkpointing a layer runs again in the backward pass, perhaps
+    after the stack has seen another batch, and what it is called with then is of its own.
 
     Args:
         layer: the adapter.
@@ -416,32 +483,32 @@ class MaskTap:
         self.layer = layer
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep the mask where an acting adapter will read it."""
+        """Keep it where an acting adapter will read it."""
         if self.layer.is_temporal():
-            self.layer.mask = kwargs.get("attention_mask", kwargs.get("lengths"))
+            cache = attention_cache(kwargs) if self.layer.sublayer.stack.kind == "decoder" else None
+            self.layer.call = AttentionCall(
+                kwargs.get("attention_mask", kwargs.get("lengths")), kwargs.get(WINDOW_PADDING), cache
+            )
 
 
-class CachedStepGuard:
-    """Forward pre-hook on a decoder that refuses a step which continues from cached keys and values.
-
-    The cache holds no state of the mixer, so such a step would silently decode something else.
+class WindowTap:
+    """Forward pre-hook on a windowed encoder that tells its layers how much of each row is padding.
 
     Args:
-        layer: an adapter in the decoder.
+        layer: an adapter in the encoder.
     """
 
     def __init__(self, layer: SublayerAdapter) -> None:
         self.layer = layer
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raise where the step is cached and the adapter temporal."""
-        cache = kwargs.get("past_key_values")
-        if cache is not None and cache.get_seq_length() > 0 and self.layer.is_temporal():
-            raise HostError(
-                "a decoder with a temporal adapter was asked to continue from cached keys and values, which do not "
-                "hold the adapter's state; expected the whole sequence. Call generate(use_cache=False), or adapt "
-                "the encoder only (where='encoder')"
-            )
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Add a keyword where an acting adapter will read it and no other has added it."""
+        if WINDOW_PADDING in kwargs or not self.layer.is_temporal():
+            return None
+        features = args[0] if args else kwargs["input_features"]
+        # The second of the two convolutions before the layers halves the frames.
+        padding = features.shape[-1] // 2 - (window_lengths(features) + 1) // 2
+        return args, {**kwargs, WINDOW_PADDING: padding}
 
 
 class AdaptedNorm(AdapterLayer):
@@ -512,4 +579,23 @@ class HeadOfEachRow:
         for name, rows in rows_by_adapter(self.row_adapters, output).items():
             own_copy = dict(head.modules_to_save.items()).get(name, head.original_module)
             output[rows] = own_copy(args[0][rows])
+        return output
+
+
+class TokensOfEachRow:
+    """Forward hook on embeddings of which PEFT trains some rows for each adapter: each row of the batch gets its own.
+
+    Args:
+        row_adapters: the adapter of each row.
+    """
+
+    def __init__(self, row_adapters: Sequence[str]) -> None:
+        self.row_adapters = row_adapters
+
+    def __call__(self, wrapper: TrainableTokensWrapper, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Replace the output of the active adapter's rows."""
+        output, tokens = output.clone(), wrapper.token_adapter
+        for name, rows in rows_by_adapter(self.row_adapters, output).items():
+            own = [name] if name in tokens.trainable_tokens_delta else []
+            output[rows] = tokens.forward_adapters(args[0][rows], own)
         return output

@@ -29,6 +29,8 @@ class MethodConfig(PeftConfig):
 
     Attributes:
         modules_to_save: further modules to train and save whole, such as the classification head.
+        trainable_token_indices: rows of the host's token embeddings to train and save, such as that of a new language:
+            their indices, or the indices by the embedding's name.
 
     Raises:
         ConfigError: a value that is unknown or does not fit.
@@ -38,6 +40,7 @@ class MethodConfig(PeftConfig):
     """The type under which PEFT knows the method, in upper case."""
 
     modules_to_save: list[str] | None = None
+    trainable_token_indices: dict[str, list[int]] | list[int] | None = None
 
     def __post_init__(self) -> None:
         """Check the values that every method has."""

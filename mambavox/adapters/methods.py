@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig, VeraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.constants import DUMMY_TARGET_MODULES
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -31,12 +31,14 @@ from mambavox.adapters.mambadapter import MambAdapterConfig
 from mambavox.adapters.mixture import MixtureOfAdaptersConfig
 from mambavox.adapters.prefix import PrefixConfig
 from mambavox.adapters.prompt import PromptConfig
+from mambavox.adapters.token_rows import lighten_token_rows
 from mambavox.errors import ConfigError, HostError
 
 # Set by PEFT, or by apply_method from its own arguments.
 _NOT_OPTIONS = {
     *(field.name for field in dataclasses.fields(PeftConfig)),
     "modules_to_save",
+    "trainable_token_indices",
 }
 
 
@@ -146,6 +148,7 @@ def apply_method(
     options: Mapping[str, Any] | None = None,
     *,
     head: Sequence[str] | None = None,
+    token_rows: Sequence[int] = (),
     check: bool = True,
 ) -> nn.Module:
     """Prepare a model to be trained with a method; the model is changed in place.
@@ -156,6 +159,7 @@ def apply_method(
         options: fields of the method's configuration, such as ``bottleneck_dim`` or LoRA's ``r``.
         head: modules to train whole and save beside the adapter; the host's own head (``projector``,
             ``classifier``, ``lm_head``) where not given.
+        token_rows: rows of the token embeddings to train and save beside the adapter, such as a new language's.
         check: run :func:`check_reaches_output`, one forward pass of the smallest input.
 
     Returns:
@@ -193,7 +197,15 @@ def apply_method(
         config: PeftConfig = LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=list(head))
     else:
         config = chosen.config(**{**chosen.defaults(model), **options}, modules_to_save=list(head) or None)
+    if token_rows:
+        if "trainable_token_indices" not in {field.name for field in dataclasses.fields(config)}:
+            raise ConfigError(
+                f"{method} cannot train rows of the token embeddings, which a new language needs; expected a method of "
+                "this package, lora, dora or full"
+            )
+        config.trainable_token_indices = list(token_rows)
     adapted: nn.Module = get_peft_model(model, config)
+    lighten_token_rows(adapted)
     if check:
         check_reaches_output(adapted)
     return adapted
@@ -245,7 +257,7 @@ def trainable_parameters(model: nn.Module) -> ParameterCounts:
                 part = getattr(module, name)
                 if isinstance(part, nn.Module):
                     added.update(id(p) for p in part.parameters())
-        elif isinstance(module, AuxiliaryTrainingWrapper):
+        elif isinstance(module, AuxiliaryTrainingWrapper) and not isinstance(module, TrainableTokensWrapper):
             wrapped.update(id(p) for p in module.parameters())
     for name in head_modules(model):
         wrapped.update(id(p) for p in model.get_submodule(name).parameters())

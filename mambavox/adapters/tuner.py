@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule
-from peft.utils.other import ModulesToSaveWrapper
+from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
 
 from mambavox.adapters.config import AdapterConfig, SublayerConfig, TemporalAdapterConfig
@@ -20,7 +20,14 @@ from mambavox.adapters.hosts import (
     find_stacks,
     matches,
 )
-from mambavox.adapters.layers import CANNOT_MERGE, AdaptedNorm, AdapterLayer, HeadOfEachRow, SublayerAdapter
+from mambavox.adapters.layers import (
+    CANNOT_MERGE,
+    AdaptedNorm,
+    AdapterLayer,
+    HeadOfEachRow,
+    SublayerAdapter,
+    TokensOfEachRow,
+)
 from mambavox.adapters.sharing import parse_sharing, sharing_groups
 from mambavox.errors import ConfigError, HostError
 
@@ -187,8 +194,12 @@ class AdapterModel(BaseTuner):
             )
         self._check_names([name for name in adapter_names if name != BASE])
         layers = [module for module in self.model.modules() if isinstance(module, AdapterLayer)]
-        heads = [module for module in self.model.modules() if isinstance(module, ModulesToSaveWrapper)]
-        hooks = [head.register_forward_hook(HeadOfEachRow(adapter_names)) for head in heads]
+        hooks = []
+        for module in self.model.modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                hooks.append(module.register_forward_hook(HeadOfEachRow(adapter_names)))
+            elif isinstance(module, TrainableTokensWrapper):
+                hooks.append(module.register_forward_hook(TokensOfEachRow(adapter_names)))
         for layer in layers:
             layer.row_adapters = tuple(adapter_names)
         try:

@@ -24,7 +24,7 @@ def adapt_command(
     keep_checkpoints: Annotated[bool, typer.Option("--keep-checkpoints", help="leave the checkpoints there")] = False,
     **flags: Any,
 ) -> None:
-    """Adapt a pre-trained audio model to recordings with labels.
+    """Adapt a pre-trained audio model to recordings with labels, or a Whisper to a language: `--task asr --help`.
 
     Any other flag is an option of the method, such as --bottleneck-dim 12 or --no-train-norms; `mambavox info --method
     NAME` lists them. Flags override what --config says.

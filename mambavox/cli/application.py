@@ -6,20 +6,30 @@ import typer
 from typer.core import TyperGroup
 
 from mambavox.cli.adapt import adapt_command
+from mambavox.cli.adapt_asr import adapt_asr_command, asks_for_asr
 from mambavox.cli.bench import bench_command
 from mambavox.cli.compare import compare_command
 from mambavox.cli.console import print_error
 from mambavox.cli.evaluate import evaluate_command
+from mambavox.cli.finetune import finetune_command
 from mambavox.cli.info import info_command
 from mambavox.cli.predict import predict_command
 from mambavox.cli.pretrain import pretrain_command
 from mambavox.cli.quickstart import quickstart_command
+from mambavox.cli.transcribe import transcribe_command
 from mambavox.cli.units import units_app
 from mambavox.errors import MambavoxError
 
+_ADAPT_ASR = "adapt --task asr"
+
 
 class _Group(TyperGroup):
-    """Tells a user's mistakes in words, without a traceback."""
+    """Tells a user's mistakes in words, without a traceback; one `adapt` for every task."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[:1] == ["adapt"] and asks_for_asr(args):
+            return _ADAPT_ASR, self.get_command(ctx, _ADAPT_ASR), args[1:]
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -39,6 +49,11 @@ app = typer.Typer(
 )
 # Any other flag of `adapt` is an option of its method; one of `compare` is a flag of `adapt`, for every run.
 app.command("adapt", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(adapt_command)
+app.command(_ADAPT_ASR, hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    adapt_asr_command
+)
+app.command("finetune", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(finetune_command)
+app.command("transcribe")(transcribe_command)
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
 app.command("info")(info_command)

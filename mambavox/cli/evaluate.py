@@ -6,30 +6,50 @@ from typing import Annotated, Any
 import typer
 
 from mambavox.cli.console import ERR, OUT, print_json
+from mambavox.cli.transcribe_whisper import is_whisper_run
 
 
 def evaluate_command(
-    run: Annotated[Path, typer.Argument(help="run folder that `mambavox adapt` wrote")],
+    run: Annotated[Path, typer.Argument(help="run folder that `mambavox adapt` or `mambavox finetune` wrote")],
     data: Annotated[
-        str | None, typer.Option(help="recordings with labels (default: the run's own, divided as there)")
+        str | None,
+        typer.Option(help="recordings with labels or transcripts (default: the run's own, divided as there)"),
     ] = None,
     part: Annotated[
         str | None, typer.Option(help="train, valid, test or all (default: test; all of other data)")
     ] = None,
     label_column: Annotated[str | None, typer.Option(help="column of the class (default: the run's)")] = None,
+    text_column: Annotated[str | None, typer.Option(help="column of the transcript (default: the run's)")] = None,
     audio_column: Annotated[str | None, typer.Option(help="column of the recordings (default: the run's)")] = None,
     on_error: Annotated[str, typer.Option(help="about unusable recordings: raise an error, or skip them")] = "raise",
     batch_size: Annotated[int | None, typer.Option(min=1, help="recordings at a time (default: the run's)")] = None,
-    worst: Annotated[int, typer.Option(min=0, help="how many of the worst classes to print")] = 5,
+    worst: Annotated[int, typer.Option(min=0, help="how many of the worst classes or utterances to print")] = 5,
+    beam_size: Annotated[int, typer.Option(min=1, help="of a recogniser's search; 1: greedy")] = 1,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: a GPU if there is one)")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON, with the confusion counts")] = False,
 ) -> None:
-    """Score a finished run: accuracy with its 95 % interval, macro F1, confusions, the worst classes."""
+    """Score a finished run.
+
+    A classifier: accuracy with its 95 % interval, macro F1, confusions, the worst classes. A recogniser: word and
+    character error rates with their intervals, the worst utterances, the most frequent errors.
+    """
     parts, ways = ("train", "valid", "test", "all"), ("raise", "skip")
-    if part is not None and part not in parts:
-        raise typer.BadParameter(f"--part {part}; expected {', '.join(parts)}")
     if on_error not in ways:
         raise typer.BadParameter(f"--on-error {on_error}; expected {' or '.join(ways)}")
+    if is_whisper_run(str(run)):
+        raise typer.BadParameter(
+            f"{run} holds an adapted Whisper, whose error rates are in metrics.json and transcripts in "
+            "predictions.csv; it cannot be scored on other data yet: transcribe them"
+        )
+    from mambavox.evaluation.recognition import is_recognition_run
+
+    if is_recognition_run(run):
+        given: Any = {"part": part, "on_error": on_error, "batch_size": batch_size, "device": device}
+        columns = {"data": data, "text_column": text_column, "audio_column": audio_column}
+        _evaluate_recogniser(run, worst, as_json, beam_size=beam_size, **given, **columns)
+        return
+    if part is not None and part not in parts:
+        raise typer.BadParameter(f"--part {part}; expected {', '.join(parts)}")
 
     from mambavox.evaluation.evaluate import evaluate_run
     from mambavox.training.result import OPTIMISTIC
@@ -59,3 +79,35 @@ def evaluate_command(
     for row in evaluation.classes()[:worst]:
         mistaken = f", most often taken for {row.mistaken_for}" if row.mistaken_for else ""
         OUT.print(f"  {row.label}: {row.correct} of {row.clips} ({row.recall:.1%}){mistaken}", markup=False)
+
+
+def _evaluate_recogniser(run: Path, worst: int, as_json: bool, **choices: Any) -> None:
+    from mambavox.evaluation.recognition import evaluate_recognition
+
+    evaluation = evaluate_recognition(run, console=ERR, **choices)
+    if as_json:
+        print_json(evaluation.to_mapping())
+        return
+    for row in evaluation.left_out:
+        OUT.print(f"left out: {row['name']}: {row['reason']}", markup=False)
+    for part, scores in evaluation.scores.items():
+        OUT.print(f"{evaluation.data}, {part}: {len(scores.utterances)} recordings", markup=False)
+        OUT.print(f"WER {scores.wer}, CER {scores.cer}", markup=False)
+        counts = scores.wer.counts
+        OUT.print(
+            f"{counts.substitutions} substitutions, {counts.deletions} deletions, {counts.insertions} insertions in "
+            f"{counts.length} words",
+            markup=False,
+        )
+        if not worst:
+            continue
+        kinds: tuple[tuple[Any, str], ...] = (("S", "substituted"), ("D", "deleted"), ("I", "inserted"))
+        for kind, title in kinds:
+            frequent = scores.confusions(kind, worst)
+            if frequent:
+                pairs = ", ".join(f"{' -> '.join(filter(None, pair[:2]))} ({pair[2]})" for pair in frequent)
+                OUT.print(f"most often {title}: {pairs}", markup=False)
+        for utterance in scores.worst(worst):
+            OUT.print(f"  {utterance.name}: WER {100 * utterance.words.rate:.0f} %", markup=False)
+            OUT.print(f"    said:  {utterance.reference}", markup=False)
+            OUT.print(f"    heard: {utterance.hypothesis}", markup=False)

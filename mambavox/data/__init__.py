@@ -2,8 +2,8 @@
 
 from mambavox.data.audio import SAMPLING_RATE, AudioSource, Waveform, duration, read_audio
 from mambavox.data.checks import AudioProblem, check_audio
-from mambavox.data.datasets import CORPORA, Corpus
-from mambavox.data.example import Example
+from mambavox.data.datasets import CORPORA, SPEECH_CORPORA, Corpus
+from mambavox.data.example import AudioSegment, Example
 from mambavox.data.protocol import Fold, Protocol, split_by_protocol
 from mambavox.data.sources import find_corpus, read_examples
 from mambavox.data.splits import Splits, make_splits, take_shots
@@ -11,7 +11,9 @@ from mambavox.data.splits import Splits, make_splits, take_shots
 __all__ = [
     "CORPORA",
     "SAMPLING_RATE",
+    "SPEECH_CORPORA",
     "AudioProblem",
+    "AudioSegment",
     "AudioSource",
     "Corpus",
     "Example",

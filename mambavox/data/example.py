@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 from numpy.typing import NDArray
 
 from mambavox.data.audio import SAMPLING_RATE, AudioSource, Waveform, read_audio
+from mambavox.errors import AudioError
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,17 +34,50 @@ class DatasetAudio:
 
 
 @dataclass(frozen=True, eq=False)
+class AudioSegment:
+    """A stretch of a recording, read when it is needed and without the rest.
+
+    Attributes:
+        path: the whole recording.
+        start: seconds.
+        end: seconds; what lies beyond the recording is not there.
+    """
+
+    path: Path
+    start: float
+    end: float
+
+    def load(self) -> tuple[NDArray[np.float32], int]:
+        """``(samples, channels)`` and their rate in Hz.
+
+        Raises:
+            AudioError: the recording cannot be read, or ends before the stretch begins.
+        """
+        try:
+            with soundfile.SoundFile(self.path) as file:
+                first = round(self.start * file.samplerate)
+                if first >= file.frames:
+                    raise AudioError(f"{self.path}: ends before {self.start:g} s, where an utterance begins")
+                file.seek(first)
+                count = round(self.end * file.samplerate) - first
+                return file.read(count, dtype="float32", always_2d=True), int(file.samplerate)
+        except (soundfile.LibsndfileError, OSError) as error:
+            raise AudioError(f"{self.path}: cannot be read ({error})") from error
+
+
+@dataclass(frozen=True, eq=False)
 class Example:
     """One recording and what is known of it. Two examples are equal only when they are the same object.
 
     Attributes:
-        audio: an audio file, its bytes, an array with its sampling rate in Hz, or a row of a data set.
+        audio: an audio file, its bytes, an array with its sampling rate in Hz, a row of a data set, or a stretch of a
+            file.
         label: its class; ``None`` where the source has no labels.
         fields: every column of the source for this recording (speaker, split, fold, ...).
         name: what messages call it; default the path.
     """
 
-    audio: Path | bytes | tuple[NDArray[np.generic], int] | DatasetAudio
+    audio: Path | bytes | tuple[NDArray[np.generic], int] | DatasetAudio | AudioSegment
     label: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
@@ -55,7 +90,7 @@ class Example:
     @property
     def source(self) -> AudioSource:
         """The recording in a form that ``read_audio`` reads."""
-        return self.audio.load() if isinstance(self.audio, DatasetAudio) else self.audio
+        return self.audio.load() if isinstance(self.audio, (DatasetAudio, AudioSegment)) else self.audio
 
     def read(self, sampling_rate: int = SAMPLING_RATE) -> Waveform:
         """Read the waveform.

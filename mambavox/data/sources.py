@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Union
 
 from mambavox.data.class_folders import audio_files, is_hidden, read_class_folders
 from mambavox.data.columns import listed
-from mambavox.data.datasets import CORPORA, Corpus
+from mambavox.data.datasets import CORPORA, SPEECH_CORPORA, Corpus
 from mambavox.data.example import Example
 from mambavox.data.hf_dataset import is_saved_dataset, load_hub, load_saved, read_hf_dataset
 from mambavox.data.manifest import MANIFEST_NAMES, MANIFEST_SUFFIXES, find_manifest, read_manifest
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     import datasets
 
 
+_KNOWN = {**CORPORA, **SPEECH_CORPORA}
+
+
 def split_scheme(data: str) -> tuple[str | None, str]:
     """Divide ``"esc50:/its/folder"`` into the corpus and the folder; the corpus is ``None`` where none is named."""
     name, colon, path = data.partition(":")
-    return (name, path) if colon and name in CORPORA else (None, data)
+    return (name, path) if colon and name in _KNOWN else (None, data)
 
 
 def find_corpus(data: object) -> tuple[Corpus, Path] | None:
@@ -40,10 +43,10 @@ def find_corpus(data: object) -> tuple[Corpus, Path] | None:
     name, path = split_scheme(str(data))
     folder = Path(path).expanduser()
     if name is not None:
-        return CORPORA[name], folder
+        return _KNOWN[name], folder
     if is_saved_dataset(folder) or find_manifest(folder):
         return None
-    return next(((corpus, folder) for corpus in CORPORA.values() if corpus.is_at(folder)), None)
+    return next(((corpus, folder) for corpus in _KNOWN.values() if corpus.is_at(folder)), None)
 
 
 def read_examples(
@@ -59,7 +62,8 @@ def read_examples(
 
             - a manifest: ``.jsonl``, ``.tsv`` or ``.csv``, with paths relative to its folder;
             - a folder with ``manifest.*`` or ``metadata.*``;
-            - the folder of a corpus of ``CORPORA``, known by its layout or named: ``"esc10:/data/ESC-50"``;
+            - the folder of a corpus of ``CORPORA`` or ``SPEECH_CORPORA``, known by its layout or named:
+              ``"esc10:/data/ESC-50"``;
             - a folder of one folder per class. Folders all named ``train``, ``valid``, ``test`` (or another word
               for them) above these become the field ``split``;
             - a ``datasets`` data set, the folder that its ``save_to_disk`` wrote, or ``"hf:owner/name"``.
@@ -94,7 +98,7 @@ def read_examples(
         elif path.suffix.lower() not in MANIFEST_SUFFIXES:
             raise DataError(
                 f"{path}: expected a folder, a manifest ({listed(sorted(MANIFEST_SUFFIXES))}), hf:owner/name, "
-                f"or a corpus and its folder ({', '.join(f'{name}:' for name in CORPORA)})"
+                f"or a corpus and its folder ({', '.join(f'{name}:' for name in _KNOWN)})"
             )
         elif not path.is_file():
             raise DataError(f"{path}: no such file")

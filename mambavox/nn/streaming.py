@@ -163,6 +163,21 @@ class MambaState(StreamState):
     conv: Tensor
     ssm: Tensor
 
+    def put(self, rows: Tensor, state: "MambaState") -> "MambaState":
+        """State in which some rows are replaced.
+
+        Args:
+            rows: ``(number,)`` indices of rows.
+            state: what comes there.
+        """
+        return MambaState(self.conv.index_copy(0, rows, state.conv), self.ssm.index_copy(0, rows, state.ssm))
+
+    def zeros(self, batch: int) -> "MambaState":
+        """State before the first frame, of the same kind with so many rows."""
+        shapes = ((batch, *part.shape[1:]) for part in (self.conv, self.ssm))
+        conv, ssm = (part.new_zeros(shape) for part, shape in zip((self.conv, self.ssm), shapes, strict=True))
+        return MambaState(conv, ssm)
+
 
 @dataclass(frozen=True)
 class StreamStep:

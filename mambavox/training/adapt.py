@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,8 @@ from mambavox.training.scores import predict_logits, score
 from mambavox.training.trainer import AdaptTrainer, save_trained
 
 _FITTING = 0.98
-_LIBRARIES = ("mambavox", "torch", "transformers", "peft", "numpy")
+LIBRARIES = ("mambavox", "torch", "transformers", "peft", "numpy")
+"""Libraries whose versions a run writes down."""
 
 
 def adapt(
@@ -159,8 +161,8 @@ def adapt(
             ),
             skipped=[{"name": problem.name, "reason": problem.reason} for problem in skipped],
             notes=splits.notes,
-            device=_device_name(trainer.args.device),
-            versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+            device=device_name(trainer.args.device),
+            versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
             selects_on_test=splits.selects_on_test,
         )
         outcomes = [
@@ -291,9 +293,12 @@ def natural_order(labels: set[str]) -> list[str]:
     return sorted(labels, key=parts)
 
 
-def learning_curve(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
-    """One row an epoch of ``Trainer``'s log."""
-    names = {"loss": "train_loss", "eval_loss": "valid_loss", "eval_accuracy": "valid_accuracy"}
+def learning_curve(
+    history: Sequence[Mapping[str, float]],
+    scores: Mapping[str, str] = MappingProxyType({"eval_accuracy": "valid_accuracy"}),
+) -> list[dict[str, float]]:
+    """One row an epoch of ``Trainer``'s log; ``scores`` are the figures of the valid part, and what they are called."""
+    names = {"loss": "train_loss", "eval_loss": "valid_loss", **scores}
     rows: dict[int, dict[str, float]] = {}
     for entry in history:
         row = rows.setdefault(round(entry["epoch"]), {})
@@ -307,7 +312,8 @@ def _best_epoch(trainer: AdaptTrainer) -> int:
     return round((state.best_global_step or state.global_step) / steps_an_epoch)
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """A device in words: the GPU's name, or cpu."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type)
 
 

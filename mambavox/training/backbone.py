@@ -86,9 +86,9 @@ def load_backbone(
         HostError: it is no model of a known family, or its checkpoint lacks more than a head.
     """
     extractor, longest = _front(name)
-    with _fetching(name), quiet_transformers():
+    with fetching(name), quiet_transformers():
         model, report = AutoModelForAudioClassification.from_pretrained(
-            _path(name),
+            model_path(name),
             num_labels=len(labels),
             id2label=dict(enumerate(labels)),
             label2id={label: index for index, label in enumerate(labels)},
@@ -156,18 +156,19 @@ def load_config(name: str) -> PretrainedConfig:
     Raises:
         ConfigError: there is no such model, or it cannot be fetched.
     """
-    with _fetching(name), quiet_transformers():
-        return AutoConfig.from_pretrained(_path(name))
+    with fetching(name), quiet_transformers():
+        return AutoConfig.from_pretrained(model_path(name))
 
 
-def _path(name: str) -> str:
+def model_path(name: str) -> str:
+    """Where transformers finds a model: an embedded one's folder, a folder, or the name on the Hub as it is."""
     return assets.path(name) if name in assets.names() else str(Path(name).expanduser()) if name[:1] == "~" else name
 
 
 def _front(name: str) -> tuple[Any, float]:
-    with _fetching(name), quiet_transformers():
-        extractor = AutoFeatureExtractor.from_pretrained(_path(name))
-        return extractor, longest_seconds(extractor, AutoConfig.from_pretrained(_path(name)))
+    with fetching(name), quiet_transformers():
+        extractor = AutoFeatureExtractor.from_pretrained(model_path(name))
+        return extractor, longest_seconds(extractor, AutoConfig.from_pretrained(model_path(name)))
 
 
 def set_max_length(model: PreTrainedModel, max_length: int) -> None:
@@ -227,7 +228,7 @@ def _check_loaded(name: str, report: dict[str, Sequence]) -> None:
 
 
 @contextmanager
-def _fetching(name: str) -> Iterator[None]:
+def fetching(name: str) -> Iterator[None]:
     """Turn what transformers raises about a model that is not there into a message for the user."""
     try:
         yield

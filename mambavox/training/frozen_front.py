@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from mambavox.adapters.hosts import find_stacks, head_modules
+from mambavox.adapters.hosts import find_stacks, head_modules, window_lengths
 from mambavox.errors import ConfigError
 from mambavox.lengths import length_mask
 from mambavox.training.features import Collator, FeatureDataset
@@ -38,6 +38,7 @@ class FrozenFront:
 
     Attributes:
         first_layer: index of the first layer that is run in training; the number of layers where none is.
+        windowed: whether the host's inputs have one length, short clips padded.
 
     Raises:
         ConfigError: the model has no frozen front: everything is trained, or something below the layers, or the head
@@ -52,6 +53,7 @@ class FrozenFront:
         self.host: Any = model.get_base_model()
         (stack,) = find_stacks(self.host)
         self.holder: Any = self.host.get_submodule(stack.holder)
+        self.windowed = stack.windowed
         if getattr(self.host.config, "use_weighted_layer_sum", False):
             raise ConfigError(
                 "cache_features: the head reads the sum of all layers; leave it out (--no-cache-features)"
@@ -210,6 +212,7 @@ class CachedFeatures(Dataset[dict[str, Any]]):
         self.epoch = 0
         self._rows: list[tuple[int, int]] = []
         self._inputs: list[tuple[int, ...]] = []
+        self._frames: list[int] = []
         # Written, not mapped while it grows: a full disk is to be an error, not the end of the process.
         with tempfile.TemporaryFile(dir=folder) as file, _evaluating(front.model), torch.random.fork_rng():
             for batch in DataLoader(dataset, batch_size, collate_fn=Collator(dataset.front_end)):
@@ -233,9 +236,14 @@ class CachedFeatures(Dataset[dict[str, Any]]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``hidden_states (time, d_model)`` of one recording, the ``shape`` of its features, and its ``target``."""
+        """``hidden_states (time, d_model)`` of one recording, the ``shape`` of its features, and its ``target``.
+
+        For Whisper also the ``frames`` of its window that hold sound.
+        """
         hidden = self._numbers[self._starts[index] : self._starts[index + 1]].reshape(self._rows[index])
         item: dict[str, Any] = {"hidden_states": hidden, "shape": self._inputs[index]}
+        if self._frames:
+            item["frames"] = self._frames[index]
         if self.dataset.targets is not None:
             item["target"] = self.dataset.targets[index]
         return item
@@ -248,6 +256,8 @@ class CachedFeatures(Dataset[dict[str, Any]]):
         for row in rows:
             self._rows.append((row.shape[0], row.shape[1]))
             file.write(row.float().cpu().contiguous().numpy().tobytes())
+        if front.windowed:
+            self._frames += window_lengths(batch[self.dataset.front_end.input_name]).tolist()
         if "attention_mask" in batch:
             self._inputs += [(samples,) for samples in batch["attention_mask"].sum(dim=-1).tolist()]
         else:
@@ -265,12 +275,16 @@ class CachedCollator:
         self.front_end = front_end
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Batch some items; the features are zeros, of which the model reads no more than the shape."""
+        """Batch some items; of the features the model reads no more than the shape and where their padding begins."""
         hidden = [torch.from_numpy(np.array(item["hidden_states"])) for item in items]
         shapes = [item["shape"] for item in items]
         shape = (len(items), *shapes[0]) if self.front_end.is_spectrogram else (len(items), max(map(max, shapes)))
         batch = {FROZEN: nn.utils.rnn.pad_sequence(hidden, batch_first=True)}
         batch[self.front_end.input_name] = torch.zeros(()).expand(shape)
+        if "frames" in items[0]:
+            # One band is enough: what tells sound from padding is that a frame's bands differ.
+            sound = length_mask(torch.tensor([item["frames"] for item in items]), shape[-1])
+            batch[self.front_end.input_name] = nn.functional.pad(sound[:, None].float(), (0, 0, 0, shape[1] - 1))
         if self.front_end.pads_to_longest:
             samples = torch.tensor([samples for (samples,) in shapes])
             batch["attention_mask"] = length_mask(samples, shape[1]).int()

@@ -36,10 +36,25 @@ RUN_FILES = (
     RECORDINGS_FILE,
     "README.md",
     "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "normalizer.json",
+    "generation_config.json",
     "adapter_config.json",
     "adapter_model.safetensors",
     "config.json",
     "model.safetensors",
+    # Of a recogniser: what was said and heard, its tokenizer, its code.
+    "transcripts.csv",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "vocab.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "modeling_mamba_hubert.py",
 )
 """What lies at the top of a run folder, of one method or another."""
 _PARTIAL = ".partial"

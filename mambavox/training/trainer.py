@@ -121,7 +121,7 @@ class AdaptTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
         self.add_callback(TrainingClock())
-        self.add_callback(_Divergence())
+        self.add_callback(Divergence())
         self.rank_allocation = RankAllocation.of(model)
         if self.rank_allocation is not None:
             self.add_callback(self.rank_allocation)
@@ -239,16 +239,6 @@ class TrainingClock(TrainerCallback, ExportableState):
         self.before = 0.0
         self.start: float | None = None
 
-    def cache_front(self, front: FrozenFront, folder: Path) -> None:
-        """Run what is frozen before the first trained layer once for each recording, and train from there on.
-
-        Args:
-            front: of the model.
-            folder: where the results are kept while the process lives.
-        """
-        with self.seconds_counted():
-            ...
-
     @property
     def seconds(self) -> float:
         """Seconds so far."""
@@ -267,10 +257,11 @@ class TrainingClock(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"before": self.seconds}}
 
 
-class _Divergence(TrainerCallback):
+class Divergence(TrainerCallback):
     """Ends a run whose loss is no number any more."""
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Look at the loss."""
         loss = kwargs["logs"].get("loss")
         if loss is not None and not math.isfinite(loss):
             raise DivergedError(

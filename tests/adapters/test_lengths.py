@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from mambavox.adapters import METHODS, MambAdapterConfig
 from mambavox.adapters.hosts import mask_lengths
+from mambavox.adapters.layers import SublayerAdapter
 from mambavox.errors import HostError
 
 SAMPLES, LONGEST = (400, 640, 250), 640
@@ -143,7 +144,7 @@ def test_masks_and_lengths() -> None:
 def test_no_mask_stays_behind() -> None:
     model = adapted(make_hubert(), "convpass", {"bottleneck_dim": 4, "placement": "both"})
     check_rows(model)
-    assert all(module.mask is None for module in model.modules() if hasattr(module, "mask"))
+    assert all(module.call is None for module in model.modules() if isinstance(module, SublayerAdapter))
 
 
 def test_an_adapter_of_single_frames_reads_no_mask() -> None:

@@ -57,42 +57,6 @@ def test_whole_wavlm_attention_can_be_adapted() -> None:
     apply_method(make_wavlm(), "mambadapter", {**SMALL, "placement": "attention"}, check=True)
 
 
-@pytest.mark.parametrize("placement", ["ffn", "attention"])
-def test_a_cached_step_through_a_temporal_decoder_adapter_is_refused(placement: str) -> None:
-    model = seq2seq(where="decoder", placement=placement)
-    features = torch.randn(1, 8, 40)
-    with pytest.raises(HostError, match=r"generate\(use_cache=False\)"):
-        model.generate(input_features=features, max_new_tokens=4, use_cache=True)
-    assert model.generate(input_features=features, max_new_tokens=4, use_cache=False).shape[0] == 1
-    with model.disable_adapter():
-        model.generate(input_features=features, max_new_tokens=4, use_cache=True)
-    host = model.unload()
-    host.generate(input_features=features, max_new_tokens=4, use_cache=True)
-
-
-@pytest.mark.parametrize("where", ["encoder", "decoder"])
-def test_cached_generation_is_exact_where_nothing_temporal_is_in_the_decoder(where: str) -> None:
-    if where == "encoder":
-        model = seq2seq(where="encoder", placement="both")
-    else:
-        torch.manual_seed(0)
-        model = get_peft_model(make_whisper_seq2seq(), BottleneckConfig(where="decoder", placement="both")).eval()
-        ids = torch.randint(3, 60, (2, 5))
-        train_step(model, {"input_features": torch.randn(2, 8, 40), "decoder_input_ids": ids}, steps=3)
-    features = torch.randn(2, 8, 40)
-    ids = torch.randint(3, 60, (2, 6))
-    with torch.no_grad():
-        whole = model(input_features=features, decoder_input_ids=ids).logits
-        first = model(input_features=features, decoder_input_ids=ids[:, :3], use_cache=True)
-        rest = model(
-            input_features=features,
-            decoder_input_ids=ids[:, 3:],
-            past_key_values=first.past_key_values,
-            use_cache=True,
-        )
-    torch.testing.assert_close(torch.cat([first.logits, rest.logits], dim=1), whole, rtol=1e-5, atol=1e-6)
-
-
 def test_the_check_is_not_fooled_by_layer_drop() -> None:
     """A dropped layer gives no gradient; the check looks at the graph without drops and puts everything back."""
     model = apply_method(make_hubert(layerdrop=1.0), "mambadapter", SMALL, check=False).train()

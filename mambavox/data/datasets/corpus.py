@@ -20,23 +20,34 @@ class Corpus:
         name: how it is asked for: ``name:/its/folder``.
         title: what its authors call it.
         source: where it is to be had.
-        num_clips: how many recordings it has when it is complete.
+        num_clips: how many recordings it has when it is complete; ``None`` where that depends on the release.
         layout: files and folders, relative to its own, by which it is known.
         reader: reads the recordings of its folder, with their labels.
         protocols: how results are obtained; the first unless another one is asked for.
+        any_of: files and folders of which one at least must be there, too.
+        by_name: its layout is not looked for: it is only read where it is asked for by name.
     """
 
     name: str
     title: str
     source: str
-    num_clips: int
+    num_clips: int | None
     layout: tuple[str, ...]
     reader: Callable[[Path], list[Example]]
     protocols: tuple[Protocol, ...]
+    any_of: tuple[str, ...] = ()
+    by_name: bool = False
 
     def is_at(self, folder: Path) -> bool:
         """Whether a folder has the layout of this corpus."""
-        return all((folder / path).exists() for path in self.layout)
+        return not self.by_name and not self._absent(folder)
+
+    def _absent(self, folder: Path) -> list[str]:
+        """What of the layout is not there."""
+        absent = [path for path in self.layout if not (folder / path).exists()]
+        if self.any_of and not any((folder / path).exists() for path in self.any_of):
+            absent.append(" or ".join(self.any_of))
+        return absent
 
     def protocol(self, name: str | None = None) -> Protocol:
         """A protocol by its name; ``None`` is the first.
@@ -66,7 +77,7 @@ class Corpus:
             DataError: the folder has another layout, a table or list is malformed or names a file that is missing
                 or named twice (with the line), or there are no recordings, no such field, or gaps in it.
         """
-        absent = [path for path in self.layout if not (folder / path).exists()]
+        absent = self._absent(folder)
         if absent:
             raise DataError(
                 f"{folder}: has no {listed(absent)}; expected the folder of {self.title} as it comes from {self.source}"
@@ -85,7 +96,7 @@ class Corpus:
 
     def miscount(self, num_clips: int) -> str | None:
         """Sentence on how far a number of recordings is from the complete corpus; ``None`` where it is complete."""
-        if num_clips == self.num_clips:
+        if self.num_clips is None or num_clips == self.num_clips:
             return None
         missing = self.num_clips - num_clips
         what = f"{missing} are missing" if missing > 0 else f"{-missing} are not of the corpus"
@@ -96,7 +107,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, 
     """Read a corpus's table.
 
     Args:
-        path: a ``.csv`` file with a header line.
+        path: a ``.csv`` or ``.tsv`` file with a header line.
         columns: those that must be there, with a value in every line.
 
     Returns:

@@ -1,0 +1,1 @@
+"""Speech recognition: transcripts, vocabularies, decoding, scores. Models are reached through transformers alone."""

@@ -1,0 +1,173 @@
+"""Recordings to text with a CTC model: one that `mambavox finetune` wrote, or any of transformers."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoTokenizer
+
+from mambavox.asr.decoding import HotWords, Word, greedy_search, prefix_beam_search, words_in
+from mambavox.asr.model import ctc_log_probs, load_ctc_model, load_extractor
+from mambavox.asr.tokenizer import Vocabulary
+from mambavox.data import AudioSource, Waveform, read_audio
+from mambavox.errors import AudioError, ConfigError
+
+MAX_SECONDS = 600.0
+"""Longest recording that is heard as a whole."""
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What a recording says.
+
+    Attributes:
+        text: all words.
+        words: each word with its time and confidence.
+        seconds: length of the recording.
+    """
+
+    text: str
+    words: tuple[Word, ...]
+    seconds: float
+
+    @property
+    def confidence(self) -> float | None:
+        """Mean confidence of the words; ``None`` where there are none."""
+        return float(np.mean([word.confidence for word in self.words])) if self.words else None
+
+    def to_mapping(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "text": self.text,
+            "seconds": self.seconds,
+            "confidence": self.confidence,
+            "words": [word.to_mapping() for word in self.words],
+        }
+
+
+class SpeechRecognizer:
+    """Transcribes recordings: ``recognizer("some.wav").text``.
+
+    Args:
+        model: gives logits; a transformers model or a PEFT model around one.
+        extractor: makes the model's inputs of waveforms.
+        tokenizer: of the model.
+    """
+
+    def __init__(self, model: Any, extractor: Any, tokenizer: Any) -> None:
+        self.model = model.eval()
+        self.extractor = extractor
+        self.vocabulary = Vocabulary.of(tokenizer)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.sampling_rate = int(extractor.sampling_rate)
+        self.frame_seconds = float(np.prod(base.config.conv_stride)) / self.sampling_rate
+
+    @classmethod
+    def from_pretrained(
+        cls, run: str | Path, *, base_model: str | None = None, device: str | torch.device | None = None
+    ) -> "SpeechRecognizer":
+        """Load a model.
+
+        Args:
+            run: folder that ``mambavox finetune`` wrote, or any CTC model with a tokenizer: folder or Hub name.
+            base_model: where the model under a run's adapter lies now, if no longer where it was.
+            device: where to run; default a GPU if there is one.
+
+        Raises:
+            ConfigError: there is no such model.
+        """
+        adapter = Path(run) / "adapter_config.json"
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(run))
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(
+                f"{run}: holds no tokenizer ({str(error).splitlines()[0]}); expected what `mambavox finetune` wrote, "
+                "or a CTC model with its tokenizer"
+            ) from error
+        vocabulary = Vocabulary.of(tokenizer)
+        if adapter.is_file():
+            from peft import PeftModel
+
+            import mambavox.adapters  # noqa: F401  the import is what makes PEFT know the adapters' types
+
+            base_model = base_model or json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+            host = load_ctc_model(str(base_model), len(vocabulary.tokens), vocabulary.blank)
+            model = PeftModel.from_pretrained(host, str(run))
+        else:
+            model = load_ctc_model(run)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(model.to(device), load_extractor(run), tokenizer)
+
+    def read(self, audio: AudioSource, *, max_seconds: float = MAX_SECONDS) -> Waveform:
+        """A recording at the model's rate.
+
+        Raises:
+            AudioError: it cannot be read, or is longer than is heard as a whole.
+        """
+        waveform = read_audio(audio, self.sampling_rate)
+        seconds = len(waveform) / self.sampling_rate
+        if seconds > max_seconds:
+            name = audio if isinstance(audio, (str, Path)) else "the recording"
+            raise AudioError(
+                f"{name}: is {seconds:.1f} s long and would be heard as a whole; expected at most {max_seconds:g} s. "
+                "Cut it into pieces, or allow more with --max-seconds, if the memory suffices"
+            )
+        return waveform
+
+    def __call__(
+        self, audio: AudioSource, *, beam_size: int = 1, hot_words: Sequence[str] = (), hot_word_weight: float = 5.0
+    ) -> Transcript:
+        """Transcribe one recording.
+
+        Args:
+            audio: in any form that ``mambavox.data.read_audio`` takes.
+            beam_size: texts that a beam search keeps; 1 takes the likeliest alignment, unless there are hot words.
+            hot_words: expected words.
+            hot_word_weight: bonus of each, in nats.
+
+        Raises:
+            AudioError: the recording cannot be read.
+            ConfigError: a value does not fit.
+        """
+        waveform = self.read(audio)
+        return self.transcribe([waveform], beam_size=beam_size, hot_words=hot_words, hot_word_weight=hot_word_weight)[0]
+
+    def transcribe(
+        self,
+        waveforms: Sequence[Waveform],
+        *,
+        batch_size: int = 8,
+        beam_size: int = 1,
+        hot_words: Sequence[str] = (),
+        hot_word_weight: float = 5.0,
+    ) -> list[Transcript]:
+        """Transcribe waveforms ``(samples,)`` at the model's rate; see :meth:`__call__`."""
+        bonus = HotWords(hot_words, self.vocabulary, hot_word_weight) if hot_words else None
+        transcripts = []
+        for waveform, log_probs in zip(
+            waveforms, ctc_log_probs(self.model, self.extractor, waveforms, batch_size), strict=True
+        ):
+            ids = self._decode(log_probs, beam_size, bonus)
+            transcripts.append(
+                Transcript(
+                    text=self.vocabulary.text(ids),
+                    words=tuple(words_in(log_probs, ids, self.vocabulary, self.frame_seconds)),
+                    seconds=len(waveform) / self.sampling_rate,
+                )
+            )
+        return transcripts
+
+    def _decode(self, log_probs: NDArray[np.float32], beam_size: int, bonus: HotWords | None) -> Sequence[int]:
+        if beam_size == 1 and bonus is None:
+            return greedy_search(log_probs, self.vocabulary.blank)
+        if beam_size == 1:
+            beam_size = 16  # one text has no other to be preferred to
+        found = prefix_beam_search(
+            log_probs, self.vocabulary.blank, beam_size=beam_size, token_margin=12.0, bonus=bonus
+        )
+        return found[0].ids

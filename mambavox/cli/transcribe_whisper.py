@@ -1,0 +1,97 @@
+"""``mambavox transcribe`` with a Whisper that `mambavox adapt --task asr` adapted."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from mambavox.cli.adapt_asr import TASK
+from mambavox.cli.console import OUT, print_error, print_json
+from mambavox.errors import ConfigError
+from mambavox.training.run_config import RUN_FILE, read_yaml
+
+
+def is_whisper_run(model: str) -> bool:
+    """Whether a folder holds a run of ``mambavox adapt --task asr``."""
+    try:
+        return read_yaml(Path(model).expanduser() / RUN_FILE).get("task") == TASK
+    except ConfigError:
+        return False
+
+
+def transcribe_with_whisper(
+    files: Sequence[Path],
+    *,
+    model: str | None,
+    model_dir: Path | None,
+    language: str | None,
+    forms: Sequence[str],
+    output_dir: Path | None,
+    timestamps: bool,
+    as_json: bool,
+    batch_size: int,
+    backbone: str | None,
+    device: str | None,
+) -> None:
+    """Transcribe recordings and print or write what is heard.
+
+    Args:
+        files: the recordings.
+        model: a run folder, or
+        model_dir: a folder of run folders.
+        language: its code, ``"auto"``, or none.
+        forms: endings of the files to write.
+        output_dir: where they go; beside each recording where not given.
+        timestamps: print segments with their times.
+        as_json: print JSON.
+        batch_size: recordings at a time.
+        backbone: where the Whisper under the adapters lies now.
+        device: where to run.
+
+    Raises:
+        typer.Exit: a recording could not be read; the others are done.
+    """
+    from mambavox.data import read_audio
+    from mambavox.errors import AudioError
+    from mambavox.evaluation.transcriber import WhisperTranscriber, write_srt, write_vtt
+    from mambavox.training.run_folder import to_json, write_atomically
+
+    if model_dir is not None:
+        transcriber = WhisperTranscriber.from_folder(model_dir, backbone=backbone, device=device)
+    else:
+        transcriber = WhisperTranscriber.from_pretrained(str(model), backbone=backbone, device=device)
+    rate, failed = transcriber.sampling_rate, False
+    timed = timestamps or any(form in ("srt", "vtt") for form in forms)
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(files), batch_size):
+        waveforms: dict[Path, Any] = {}
+        for file in files[start : start + batch_size]:
+            try:
+                waveforms[file] = (read_audio(file, rate), rate)
+            except AudioError as error:
+                failed = True
+                print_error(str(error))
+                rows.append({"file": str(file), "error": str(error)})
+        heard = transcriber.transcribe(list(waveforms.values()), language, timestamps=timed, batch_size=batch_size)
+        for file, transcript in zip(waveforms, heard, strict=True):
+            row = {"file": str(file), **asdict(transcript)}
+            rows.append(row)
+            for form in forms:
+                content = {"txt": transcript.text + "\n", "json": to_json(row)}
+                content |= {"srt": write_srt(transcript), "vtt": write_vtt(transcript)}
+                folder = file.parent if output_dir is None else output_dir
+                folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(folder / f"{file.stem}.{form}", content[form])
+            if as_json:
+                continue
+            if timestamps:
+                for item in transcript.segments:
+                    OUT.print(f"{file}  [{item.start:.2f} - {item.end:.2f}] {item.text}", markup=False)
+            else:
+                OUT.print(f"{file}  {transcript.text}", markup=False)
+    if as_json:
+        print_json(rows)
+    if failed:
+        raise typer.Exit(1)

@@ -1,0 +1,133 @@
+"""Error rates of a saved recogniser on data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from mambavox.asr.metrics import TranscriptScores, score_transcripts
+from mambavox.asr.recognizer import SpeechRecognizer
+from mambavox.asr.text import normalize_text
+from mambavox.errors import DataError, RunError
+from mambavox.training.recognition.config import RecognitionConfig
+from mambavox.training.recognition.finetune import RecognitionResult
+from mambavox.training.recognition.parts import SpeechPart, load_all, load_parts
+from mambavox.training.run_config import RUN_FILE, read_yaml
+
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class RecognitionEvaluation:
+    """Error rates of a recogniser.
+
+    Attributes:
+        data: the data.
+        scores: of each part.
+        left_out: name and reason of the recordings that could not be used.
+    """
+
+    data: str
+    scores: Mapping[str, TranscriptScores]
+    left_out: list[dict[str, str]]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """For JSON, with confusions and every utterance."""
+        parts = {
+            part: {
+                **score.to_mapping(),
+                "substitutions": score.confusions("S", 50),
+                "deletions": score.confusions("D", 50),
+                "insertions": score.confusions("I", 50),
+                "rows": [utterance.to_mapping() for utterance in score.utterances],
+            }
+            for part, score in self.scores.items()
+        }
+        return {"data": self.data, "parts": parts, "left_out": self.left_out}
+
+
+def is_recognition_run(run: str | Path) -> bool:
+    """Whether a folder was written by ``mambavox finetune``."""
+    file = Path(run) / RUN_FILE
+    return file.is_file() and "vocabulary_size" in read_yaml(file)
+
+
+def evaluate_recognition(
+    run: str | Path,
+    *,
+    data: str | None = None,
+    part: str | None = None,
+    text_column: str | None = None,
+    audio_column: str | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
+    batch_size: int | None = None,
+    beam_size: int = 1,
+    device: str | None = None,
+    console: Console | None = None,
+) -> RecognitionEvaluation:
+    """Score a finished run's recogniser.
+
+    Args:
+        run: the run folder.
+        data: recordings with transcripts; default the run's own, divided as there.
+        part: name of a part, or ``all``; default the run's test parts (valid where there are none), all of other data.
+        text_column: column of the transcript; default as in the run.
+        audio_column: column of the recordings; default as in the run.
+        on_error: what to do about recordings that cannot be used.
+        batch_size: recordings at a time; default as in the run.
+        beam_size: of the search; 1 is greedy.
+        device: where to run; default a GPU if there is one.
+        console: where progress goes.
+
+    Raises:
+        RunError: the folder holds no finished run.
+        DataError: the data have no such part or no transcripts.
+    """
+    RecognitionResult.load(run)  # says what is missing where the run is not finished
+    config = RecognitionConfig.load(Path(run) / RUN_FILE)
+    changes: dict[str, Any] = {"on_error": on_error}
+    if text_column or audio_column:
+        changes.update(text_column=text_column or config.text_column, audio_column=audio_column or config.audio_column)
+    chosen: dict[str, SpeechPart]
+    if data is not None and data != config.data and part in (None, "all"):
+        everything, left_out = load_all(config.replace(**changes, data=data), console)
+        named = chosen = {"all": everything}
+    else:
+        parts = load_parts(config.replace(**changes, data=data or config.data), console)
+        left_out = parts.left_out
+        named = {"train": parts.train, "valid": parts.valid, **parts.tests}
+        if part == "all":
+            chosen = named
+        elif part is not None:
+            chosen = {part: named.get(part, SpeechPart())}
+        else:
+            chosen = parts.tests or {"valid": parts.valid}
+    for name, members in chosen.items():
+        if part != "all" and not len(members):
+            there = ", ".join(key for key, value in named.items() if len(value))
+            raise DataError(
+                f"{data or config.data}: has no {name} part; it has {there}: choose one of them with --part"
+            )
+    recognizer = SpeechRecognizer.from_pretrained(run, device=device)
+    scores = {
+        name: _score(members, recognizer, config, batch_size or config.batch_size, beam_size)
+        for name, members in chosen.items()
+        if len(members)
+    }
+    if not scores:
+        raise RunError(f"{run}: no recording to score")
+    return RecognitionEvaluation(data or config.data or "", scores, left_out)
+
+
+def _score(
+    part: SpeechPart, recognizer: SpeechRecognizer, config: RecognitionConfig, batch_size: int, beam_size: int
+) -> TranscriptScores:
+    texts: list[str] = []
+    for start in range(0, len(part), _AT_ONCE):
+        waveforms = [example.read(recognizer.sampling_rate) for example in part.examples[start : start + _AT_ONCE]]
+        found = recognizer.transcribe(waveforms, batch_size=batch_size, beam_size=beam_size)
+        texts += [normalize_text(item.text, config.language) if config.normalize else item.text for item in found]
+    names = [example.name for example in part.examples]
+    return score_transcripts(part.texts, texts, names=names, language=config.language)

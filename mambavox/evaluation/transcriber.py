@@ -1,0 +1,443 @@
+"""Transcripts from one loaded Whisper and any number of adapters, one a language."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import WhisperProcessor
+
+import mambavox.adapters  # noqa: F401  the import is what makes PEFT know the adapters' types
+from mambavox.adapters.token_rows import lighten_token_rows
+from mambavox.asr.whisper_language import generation_options, known_languages, language_token, prepare_for
+from mambavox.asr.whisper_window import TrimmedEncoder
+from mambavox.data import AudioSource, read_audio
+from mambavox.errors import ConfigError, RunError
+from mambavox.training.backbone import quiet_transformers
+from mambavox.training.result import not_finished
+from mambavox.training.run_config import RUN_FILE
+from mambavox.training.run_folder import METRICS_FILE
+from mambavox.training.seq2seq.adapt import load_whisper
+from mambavox.training.seq2seq.config import Seq2SeqConfig
+
+BASE = "__base__"
+"""Name of the Whisper without an adapter."""
+AUTO = "auto"
+"""As the language: the one whose transcript is the likeliest."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a transcript.
+
+    Attributes:
+        start: where it begins, in seconds.
+        end: where it ends, in seconds.
+        text: what is said in it.
+    """
+
+    start: float
+    end: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was heard in one recording.
+
+    Attributes:
+        text: all of it.
+        language: of the adapter that heard it, or as it was asked for.
+        segments: its stretches; a single one where no timestamps were asked for.
+    """
+
+    text: str
+    language: str | None
+    segments: tuple[Segment, ...]
+
+
+class WhisperTranscriber:
+    """Transcribes recordings with one Whisper, whose adapters are switched without loading anything.
+
+    Args:
+        model: a Whisper, or a ``PeftModel`` around one with an adapter for each language.
+        processor: makes its inputs and reads its tokens.
+        languages: code of each adapter's language by the adapter's name; a model of its own, without adapters, has the
+            name ``BASE``.
+        max_new_tokens: tokens that are generated for a recording, or a window of a long one, at most.
+        num_beams: beams of the search.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        languages: Mapping[str, str | None],
+        *,
+        max_new_tokens: int = 80,
+        num_beams: int = 1,
+    ) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        self.languages = dict(languages)
+        self.num_beams = num_beams
+        self.host = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.max_new_tokens = min(max_new_tokens, self.host.config.max_target_positions - 4)
+        extractor = processor.feature_extractor
+        self.sampling_rate = int(extractor.sampling_rate)
+        self.window = int(extractor.n_samples)
+
+    @classmethod
+    def from_pretrained(
+        cls, *runs: str | Path, backbone: str | None = None, device: str | torch.device | None = None
+    ) -> "WhisperTranscriber":
+        """Load finished runs: one of any kind, or several adapters of one method on one backbone.
+
+        Args:
+            runs: folders that ``mambavox adapt --task asr`` wrote.
+            backbone: where the runs' backbone lies now, if no longer where ``run.yaml`` says.
+            device: where to run; default a GPU if there is one.
+
+        Raises:
+            RunError: a folder holds no finished run.
+            ConfigError: the backbone cannot be found, or the runs do not go together.
+        """
+        if not runs:
+            raise ConfigError("no runs are given; expected at least one folder that `mambavox adapt --task asr` wrote")
+        folders = [Path(run) for run in runs]
+        configs = [load_seq2seq_config(folder) for folder in folders]
+        _check_together(folders, configs)
+        first = configs[0]
+        options: dict[str, Any] = {
+            "max_new_tokens": max(config.max_new_tokens for config in configs),
+            "num_beams": max(config.num_beams for config in configs),
+        }
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if first.method == "full":
+            model, processor = load_whisper(str(folders[0]))
+            names = {BASE: first.language}
+        else:
+            model, processor = load_whisper(backbone or first.backbone)
+            processors = [WhisperProcessor.from_pretrained(folder) for folder in folders]
+            for own in processors:
+                prepare_for(model, own.tokenizer)
+            processor = processors[0]
+            names = dict(zip(_names(folders), (config.language for config in configs), strict=True))
+            named = list(zip(names, folders, strict=True))
+            # Once there are rows of one adapter, PEFT looks for rows of every further one.
+            named.sort(key=lambda pair: _has_token_rows(pair[1]))
+            with quiet_transformers():
+                for name, folder in named:
+                    if isinstance(model, PeftModel):
+                        model.load_adapter(str(folder), adapter_name=name)
+                    else:
+                        model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+            lighten_token_rows(model)
+        transcriber = cls(model.to(device), processor, names, **options)
+        if any(config.trim_encoder for config in configs):
+            TrimmedEncoder(transcriber.host)
+        return transcriber
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, **options: Any) -> "WhisperTranscriber":
+        """Load every finished run that lies in a folder, by :meth:`from_pretrained`.
+
+        Raises:
+            RunError: there is none.
+            ConfigError: as :meth:`from_pretrained`.
+        """
+        runs = sorted(path.parent for path in Path(folder).glob(f"*/{METRICS_FILE}"))
+        if not runs:
+            raise RunError(
+                f"{folder}: holds no finished runs; expected a folder of those of `mambavox adapt --task asr`"
+            )
+        return cls.from_pretrained(*runs, **options)
+
+    def switch(self, language: str) -> float:
+        """Let the adapter of a language act.
+
+        Args:
+            language: its code.
+
+        Returns:
+            Seconds that it took.
+
+        Raises:
+            ConfigError: there is no adapter of that language.
+        """
+        name, start = self.adapter_of(language), time.perf_counter()
+        if isinstance(self.model, PeftModel):
+            self.model.set_adapter(name, inference_mode=True)
+        return time.perf_counter() - start
+
+    def adapter_of(self, language: str) -> str:
+        """Name of the adapter of a language.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        wanted = language_token(language)
+        for name, own in self.languages.items():
+            if own is not None and language_token(own) == wanted:
+                return name
+        known = ", ".join(sorted(own for own in self.languages.values() if own)) or "none"
+        raise ConfigError(f"language={language}; there are adapters of {known}")
+
+    @torch.inference_mode()
+    def transcribe(
+        self,
+        sources: Sequence[AudioSource],
+        language: str | Sequence[str] | None = None,
+        *,
+        timestamps: bool = False,
+        batch_size: int = 16,
+    ) -> list[Transcript]:
+        """Transcribe recordings of any length.
+
+        Recordings that fit into Whisper's window go through the model in batches, which may mix languages (greedy
+        search only); longer ones one by one, window after window, with timestamps.
+
+        Args:
+            sources: recordings in any form that ``mambavox.data.read_audio`` takes. An array without a rate counts as
+                at ``sampling_rate``.
+            language: code of the language, one for all recordings or one for each; ``"auto"``: that of the adapters
+                under which the transcript is the likeliest, each of which is tried; default that of the only adapter.
+            timestamps: divide the transcripts into segments by the timestamps that the model gives.
+            batch_size: recordings at a time.
+
+        Raises:
+            AudioError: a recording cannot be read.
+            ConfigError: there is no adapter of a language.
+        """
+        asked = self._languages(sources, language)
+        waveforms = [read_audio(source, self.sampling_rate) for source in sources]
+        if AUTO in asked:
+            self._decide(waveforms, asked, batch_size)
+        transcripts: dict[int, Transcript] = {}
+        short = [index for index, waveform in enumerate(waveforms) if len(waveform) <= self.window]
+        if self.num_beams > 1:
+            # Beam search repeats the rows of a batch, which has to be of one adapter.
+            short.sort(key=lambda index: str(asked[index]))
+        for start in range(0, len(short), batch_size):
+            rows = short[start : start + batch_size]
+            groups = [rows] if self.num_beams == 1 else _runs_of_equals(rows, asked)
+            for group in groups:
+                heard = self._short([waveforms[i] for i in group], [asked[i] for i in group], timestamps)
+                transcripts.update(zip(group, heard, strict=True))
+        for index, waveform in enumerate(waveforms):
+            if index not in transcripts:
+                transcripts[index] = self._long(waveform, asked[index])
+        return [transcripts[index] for index in range(len(waveforms))]
+
+    def _languages(self, sources: Sequence[Any], language: str | Sequence[str] | None) -> list[str | None]:
+        if language is None:
+            if len(self.languages) > 1:
+                raise ConfigError(
+                    f"there are {len(self.languages)} adapters and no language is given; expected one of "
+                    f"{', '.join(sorted(filter(None, self.languages.values())))}, or {AUTO}"
+                )
+            return [next(iter(self.languages.values()))] * len(sources)
+        asked = [language] * len(sources) if isinstance(language, str) else list(language)
+        if len(asked) != len(sources):
+            raise ConfigError(f"{len(asked)} languages are given for {len(sources)} recordings; expected one for each")
+        for code in asked:
+            if code != AUTO:
+                self.adapter_of(code)
+        return list(asked)
+
+    def _decide(self, waveforms: Sequence[Any], asked: list[str | None], batch_size: int) -> None:
+        """Replace ``AUTO`` by the language under which the beginning of a recording is the likeliest."""
+        open_rows = [index for index, code in enumerate(asked) if code == AUTO]
+        candidates = [code for code in self.languages.values() if code is not None]
+        for start in range(0, len(open_rows), batch_size):
+            rows = open_rows[start : start + batch_size]
+            likelihoods = torch.stack(
+                [self._likelihood([waveforms[i][: self.window] for i in rows], code) for code in candidates]
+            )
+            for row, best in zip(rows, likelihoods.argmax(0).tolist(), strict=True):
+                asked[row] = candidates[best]
+
+    def _likelihood(self, waveforms: Sequence[Any], language: str) -> torch.Tensor:
+        """Mean log probability of the tokens of greedy transcripts, ``(recordings,)``."""
+        self.switch(language)
+        output = self.model.generate(
+            input_features=self._features(waveforms),
+            **generation_options(self.host, language),
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        steps = torch.stack(output.logits, dim=1).float().log_softmax(-1)
+        tokens = output.sequences[:, -steps.shape[1] :]
+        chosen = steps.gather(-1, tokens[:, :, None])[:, :, 0]
+        end = self.host.generation_config.eos_token_id
+        # The end itself counts, what fills up behind it does not.
+        spoken = ((tokens == end).cumsum(1) - (tokens == end).long()) == 0
+        return (chosen * spoken).sum(1) / spoken.sum(1)
+
+    def _features(self, waveforms: Sequence[Any]) -> torch.Tensor:
+        extracted = self.processor.feature_extractor(
+            list(waveforms), sampling_rate=self.sampling_rate, return_tensors="pt"
+        )
+        like = next(self.host.parameters())
+        features: torch.Tensor = extracted.input_features.to(like.device, like.dtype)
+        return features
+
+    def _short(self, waveforms: Sequence[Any], asked: Sequence[str | None], timestamps: bool) -> list[Transcript]:
+        options: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "num_beams": self.num_beams,
+            "do_sample": False,
+        }
+        if len(set(asked)) > 1:
+            names = [self.adapter_of(str(code)) for code in asked]
+            tokens = {language_token(str(code)) for code in asked}
+            prompts = [generation_options(self.host, str(code)) for code in asked]
+            options["adapter_names"] = names
+            if len(tokens) > 1 and prompts[0]:
+                options.update(language=[prompt["language"] for prompt in prompts], task="transcribe")
+        else:
+            if asked[0] is not None:
+                self.switch(asked[0])
+            options.update(generation_options(self.host, asked[0]))
+        if timestamps:
+            options.update(return_timestamps=True, return_segments=True)
+        output = self.model.generate(input_features=self._features(waveforms), **options)
+        lengths = [len(waveform) / self.sampling_rate for waveform in waveforms]
+        if timestamps:
+            return [
+                self._transcript(segments, code, length)
+                for segments, code, length in zip(output["segments"], asked, lengths, strict=True)
+            ]
+        texts = [text.strip() for text in self.processor.batch_decode(output, skip_special_tokens=True)]
+        return [
+            Transcript(text, code, (Segment(0.0, length, text),))
+            for text, code, length in zip(texts, asked, lengths, strict=True)
+        ]
+
+    def _long(self, waveform: Any, language: str | None) -> Transcript:
+        if language is not None:
+            self.switch(language)
+        extracted = self.processor.feature_extractor(
+            waveform,
+            sampling_rate=self.sampling_rate,
+            truncation=False,
+            padding="longest",
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        like = next(self.host.parameters())
+        output = self.model.generate(
+            input_features=extracted.input_features.to(like.device, like.dtype),
+            attention_mask=extracted.attention_mask.to(like.device),
+            **generation_options(self.host, language),
+            max_new_tokens=self.max_new_tokens,
+            num_beams=self.num_beams,
+            return_timestamps=True,
+            return_segments=True,
+        )
+        return self._transcript(output["segments"][0], language, len(waveform) / self.sampling_rate)
+
+    def _transcript(self, segments: Sequence[Mapping[str, Any]], language: str | None, length: float) -> Transcript:
+        found = []
+        for segment in segments:
+            text = self.processor.tokenizer.decode(
+                _words(segment["tokens"], self.host), skip_special_tokens=True
+            ).strip()
+            start, end = (min(max(float(segment[key]), 0.0), length) for key in ("start", "end"))
+            if text:
+                found.append(Segment(start, max(start, end), text))
+        return Transcript(" ".join(segment.text for segment in found), language, tuple(found))
+
+
+def load_seq2seq_config(run: Path) -> Seq2SeqConfig:
+    """Configuration of a finished run of ``mambavox adapt --task asr``.
+
+    Raises:
+        RunError: the folder holds no such run.
+    """
+    if not (run / METRICS_FILE).is_file():
+        raise not_finished(run)
+    try:
+        return Seq2SeqConfig.load(run / RUN_FILE)
+    except ConfigError as error:
+        raise RunError(f"{run}: holds no run of `mambavox adapt --task asr` with a Whisper ({error})") from error
+
+
+def write_srt(transcript: Transcript) -> str:
+    """A transcript as SubRip subtitles."""
+    return "".join(
+        f"{number}\n{_clock(segment.start)} --> {_clock(segment.end)}\n{segment.text}\n\n"
+        for number, segment in enumerate(transcript.segments, start=1)
+    )
+
+
+def write_vtt(transcript: Transcript) -> str:
+    """A transcript as WebVTT subtitles."""
+    cues = (
+        f"{_clock(segment.start, '.')} --> {_clock(segment.end, '.')}\n{segment.text}\n\n"
+        for segment in transcript.segments
+    )
+    return "WEBVTT\n\n" + "".join(cues)
+
+
+def _clock(seconds: float, point: str = ",") -> str:
+    milliseconds = round(seconds * 1000)
+    hours, minutes, rest = milliseconds // 3_600_000, milliseconds // 60_000 % 60, milliseconds % 60_000
+    return f"{hours:02}:{minutes:02}:{rest // 1000:02}{point}{rest % 1000:03}"
+
+
+def _words(tokens: Any, host: Any) -> list[int]:
+    """Tokens without timestamps, and without the language tokens that lie behind these."""
+    special = set(known_languages(host).values())
+    first = getattr(host.generation_config, "no_timestamps_token_id", None)
+    ids = np.asarray(torch.as_tensor(tokens).cpu()).tolist()
+    return [i for i in ids if i not in special and (first is None or i < first)]
+
+
+def _has_token_rows(folder: Path) -> bool:
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return config.get("trainable_token_indices") is not None
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    names = [folder.resolve().name.replace(".", "-") for folder in folders]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"runs of one name: {', '.join(names)}; expected folders of different names")
+    return names
+
+
+def _check_together(folders: Sequence[Path], configs: Sequence[Seq2SeqConfig]) -> None:
+    if len(configs) < 2:
+        return
+    for name in ("backbone", "method", "trim_encoder"):
+        values = {str(getattr(config, name)) for config in configs}
+        if len(values) > 1 or "full" in values:
+            raise ConfigError(
+                f"runs in one Whisper need the same {name} and adapters, but {name} is {', '.join(sorted(values))}; "
+                "expected adapters of one method on one backbone: leave out the others"
+            )
+    languages = [config.language for config in configs]
+    if None in languages or len(set(languages)) != len(languages):
+        raise ConfigError(
+            f"the languages of {', '.join(folder.name for folder in folders)} are "
+            f"{', '.join(map(str, languages))}; expected a different one for each run"
+        )
+
+
+def _runs_of_equals(rows: Sequence[int], asked: Sequence[str | None]) -> list[list[int]]:
+    groups: list[list[int]] = []
+    for row in rows:
+        if groups and asked[groups[-1][0]] == asked[row]:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups

@@ -1,0 +1,1 @@
+"""Adaptation of Whisper to a language: one run, from transcribed recordings to a run folder."""

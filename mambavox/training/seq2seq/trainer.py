@@ -1,0 +1,231 @@
+"""transformers' ``Seq2SeqTrainer`` for Whisper with adapters."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from rich.console import Console
+from torch import Tensor, nn
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+    TrainerState,
+)
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback
+
+from mambavox.errors import ConfigError
+from mambavox.training.features import EpochSampler
+from mambavox.training.modes import set_training_mode
+from mambavox.training.parameter_groups import parameter_groups
+from mambavox.training.seq2seq.config import Seq2SeqConfig
+from mambavox.training.seq2seq.transcripts import TranscriptCollator, TranscriptDataset
+from mambavox.training.trainer import Divergence, TrainingClock
+
+# The MambAdapter paper's.
+_BETAS = (0.9, 0.98)
+_EPSILON = 1e-6
+
+
+class TranscriptTrainer(Seq2SeqTrainer):
+    """``Seq2SeqTrainer`` whose frozen Whisper stays in evaluation mode, whose order of data depends on seed and epoch.
+
+    It transcribes the valid part, logs and saves once an epoch, keeps the best and the last checkpoint, and saves only
+    what is trained.
+
+    Args:
+        model: what ``apply_method`` returned.
+        config: the run's configuration.
+        train: the training part.
+        valid: the part that chooses the best epoch; empty: the last epoch is kept.
+        generation: keywords of ``generate``.
+        error_rate: word error rate of the numbers of recordings of the valid part and their generated tokens.
+        checkpoints: folder of the checkpoints.
+        tensorboard: folder of TensorBoard logs, or ``None``.
+        console: where progress goes, or ``None``.
+
+    Raises:
+        ConfigError: the device that was asked for is not there, or early stopping has nothing to watch.
+    """
+
+    optimizer: torch.optim.Optimizer | None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Seq2SeqConfig,
+        *,
+        train: TranscriptDataset,
+        valid: TranscriptDataset,
+        generation: Mapping[str, Any],
+        error_rate: Callable[[list[list[int]]], float],
+        checkpoints: Path,
+        tensorboard: Path | None,
+        console: Console | None,
+    ) -> None:
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("device=cuda, but torch sees no GPU here; leave it at auto, or install a CUDA build")
+        if config.patience is not None and not len(valid):
+            raise ConfigError(f"patience={config.patience}, but there is no valid part to watch; set valid_fraction")
+        on_gpu = config.device != "cpu" and torch.cuda.is_available()
+        chooses = "epoch" if len(valid) else "no"
+        arguments = Seq2SeqTrainingArguments(
+            # Absolute, because the path of the best checkpoint is kept over a resumption from elsewhere.
+            output_dir=str(checkpoints.absolute()),
+            num_train_epochs=config.epochs,
+            per_device_train_batch_size=config.batch_size,
+            per_device_eval_batch_size=config.eval_batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation,
+            learning_rate=config.peak_learning_rate,
+            weight_decay=config.weight_decay,
+            warmup_steps=config.warmup_ratio,
+            # Of power 1: a line to lr_end.
+            lr_scheduler_type="polynomial",
+            lr_scheduler_kwargs={"power": 1.0, "lr_end": config.final_learning_rate},
+            max_grad_norm=config.max_grad_norm,
+            gradient_checkpointing=config.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+            eval_strategy=chooses,
+            save_strategy="epoch",
+            logging_strategy="epoch",
+            logging_nan_inf_filter=False,  # a diverging run must end, not look fine
+            save_total_limit=1,
+            load_best_model_at_end=bool(len(valid)),
+            metric_for_best_model="wer" if len(valid) else None,
+            greater_is_better=False if len(valid) else None,
+            predict_with_generate=True,
+            restore_callback_states_from_checkpoint=True,
+            use_cpu=config.device == "cpu",
+            bf16=(on_gpu and torch.cuda.is_bf16_supported()) if config.bf16 is None else config.bf16,
+            seed=config.seed,
+            dataloader_num_workers=config.num_workers,
+            dataloader_pin_memory=on_gpu,
+            remove_unused_columns=False,
+            label_names=["labels"],
+            disable_tqdm=True,
+            report_to="none",
+        )
+        super().__init__(
+            model=model,
+            args=arguments,
+            data_collator=TranscriptCollator(train.front_end),
+            train_dataset=train,
+            eval_dataset=valid if len(valid) else None,
+            compute_metrics=self._figures,
+        )
+        self.generation = dict(generation)
+        self.error_rate = error_rate
+        self.model_accepts_loss_kwargs = False
+        self.remove_callback(PrinterCallback)
+        self.add_callback(TrainingClock())
+        self.add_callback(Divergence())
+        if config.patience is not None:
+            self.add_callback(EarlyStoppingCallback(config.patience))
+        if tensorboard is not None:
+            from torch.utils.tensorboard import SummaryWriter  # a second of imports that a run without it saves
+
+            self.add_callback(TensorBoardCallback(SummaryWriter(str(tensorboard))))
+        if console is not None:
+            self.add_callback(_EpochLine(console, config.epochs))
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW on the trainable parameters, weight decay where it belongs."""
+        if self.optimizer is None:
+            groups = parameter_groups(self.model, self.args.weight_decay)
+            fused = self.args.device.type in ("cpu", "cuda")
+            rate = self.args.learning_rate
+            self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=_BETAS, eps=_EPSILON, fused=fused)
+        return self.optimizer
+
+    def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """The loss of one batch; puts the frozen parts back into evaluation mode, which ``Trainer`` undoes."""
+        if model.training:
+            whole = self.accelerator.unwrap_model(model)
+            set_training_mode(whole)
+            if self.args.gradient_checkpointing and isinstance(whole, PeftModel):
+                _train_checkpointed_layers(whole)
+        return super().compute_loss(model, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Transcribe a part and score it; as ``Seq2SeqTrainer``'s, with the run's generation."""
+        figures: dict[str, float] = super().evaluate(*args, **{**self.generation, **kwargs})
+        return figures
+
+    def transcribe(self, part: TranscriptDataset) -> list[list[int]]:
+        """Tokens generated for each recording of a part, filled up to one length."""
+        self.compute_metrics = None  # it knows the valid part's transcripts alone
+        try:
+            tokens: list[list[int]] = np.asarray(self.predict(part, **self.generation).predictions).tolist()
+        finally:
+            self.compute_metrics = self._figures
+        return tokens
+
+    def finish_stopped(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is one at which early stopping had already ended the run; then load its best epoch."""
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        stopping = state.stateful_callbacks.get("EarlyStoppingCallback")
+        patience = "early_stopping_patience"
+        if not stopping or stopping["attributes"][f"{patience}_counter"] < stopping["args"][patience]:
+            return False
+        self.state = state
+        self._load_callback_state()
+        self._load_best_model()
+        return True
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent in training so far, those before a resumption included."""
+        callbacks = self.callback_handler.callbacks
+        return next(item for item in callbacks if isinstance(item, TrainingClock)).seconds
+
+    def _figures(self, prediction: EvalPrediction) -> dict[str, float]:
+        return {"wer": self.error_rate(np.asarray(prediction.predictions).tolist())}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        return EpochSampler(train_dataset or self.train_dataset, self.args.seed)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        save_adapted(self.model, Path(output_dir or self.args.output_dir))
+
+
+def save_adapted(model: Any, folder: Path) -> None:
+    """Write what was trained: a PEFT adapter with its language's row, or the whole model after full fine-tuning."""
+    # "auto" would ask the Hub for the backbone's vocabulary, and save all of a larger one.
+    model.save_pretrained(folder, **({"save_embedding_layers": False} if isinstance(model, PeftModel) else {}))
+
+
+def _train_checkpointed_layers(model: Any) -> None:
+    """Put layers that are to be computed again into training mode, as transformers asks, but for their dropout."""
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False) and hasattr(module, "activation_dropout"):
+            module.training = True
+            module.dropout = module.activation_dropout = 0.0
+
+
+class _EpochLine(TrainerCallback):
+    """A line an epoch."""
+
+    def __init__(self, console: Console, epochs: int) -> None:
+        self.console = console
+        self.epochs = epochs
+        self.loss = float("nan")
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        logs = kwargs["logs"]
+        if "loss" in logs:
+            self.loss = logs["loss"]
+            if args.eval_strategy == "no":
+                self._tell(state, "")
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if "eval_wer" in kwargs["metrics"]:
+            self._tell(state, f"  valid WER {100 * kwargs['metrics']['eval_wer']:.1f} %")
+
+    def _tell(self, state: TrainerState, valid: str) -> None:
+        self.console.print(f"epoch {round(state.epoch or 0)}/{self.epochs}  loss {self.loss:.4f}{valid}")

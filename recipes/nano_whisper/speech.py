@@ -1,0 +1,170 @@
+"""What nano-whisper hears: synthesised phrases in a dozen languages, and real transcribed speech."""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, get_worker_info
+
+from mambavox.asr.text import normalize_text
+from mambavox.data import read_audio
+from mambavox.data.synth import colored_noise, mix_at_snr, synthesize, trim_silence, variants
+
+RATE = 16_000
+SEEN = {
+    "ar": "ar",
+    "de": "de",
+    "en": "en-us",
+    "es": "es",
+    "fr": "fr-fr",
+    "it": "it",
+    "nl": "nl",
+    "pl": "pl",
+    "pt": "pt",
+    "ru": "ru",
+    "sv": "sv",
+    "zh": None,
+}
+"""Languages that it learns, and espeak-ng's voice; Chinese characters are read badly, so zh is real speech alone."""
+UNSEEN = {"ca": "ca", "cs": "cs", "hi": "hi", "sw": "sw", "tr": "tr"}
+"""Languages that are kept for adaptation."""
+REAL = ("multilingual_asr", "librispeech_subset")
+"""Folders of real transcribed speech."""
+_MOST_WORDS = 9
+
+
+@dataclass
+class Texts:
+    """Phrases of some languages: pieces of sentences, and words drawn at random, so that no text is learned by heart.
+
+    Attributes:
+        sentences: normalised sentences by language.
+        words: all words of each language.
+    """
+
+    sentences: dict[str, list[str]]
+    words: dict[str, list[str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.words = {
+            language: sorted({word for sentence in sentences for word in sentence.split()})
+            for language, sentences in self.sentences.items()
+        }
+
+    @classmethod
+    def read(cls, folder: Path, languages: tuple[str, ...], *, held_out: bool = False) -> "Texts":
+        """Sentences of ``<language>.tsv`` files; every fifth is held out."""
+        found = {}
+        for language in languages:
+            with (folder / f"{language}.tsv").open(encoding="utf-8", newline="") as file:
+                rows = [row[-1] for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
+            kept = [text for index, text in enumerate(rows) if (index % 5 == 4) == held_out]
+            found[language] = [text for text in (normalize_text(row, language) for row in kept) if text]
+        return cls(found)
+
+    def phrase(self, language: str, generator: np.random.Generator) -> str:
+        """A piece of a sentence or, half of the time, words in any order."""
+        count = int(generator.integers(1, _MOST_WORDS + 1))
+        if generator.random() < 0.5:
+            words = self.words[language]
+            return " ".join(words[i] for i in generator.integers(0, len(words), count))
+        words = self.sentences[language][int(generator.integers(len(self.sentences[language])))].split()
+        start = int(generator.integers(0, max(len(words) - count, 0) + 1))
+        return " ".join(words[start : start + count])
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """One recording with its transcript.
+
+    Attributes:
+        waveform: ``(samples,)`` at 16 kHz.
+        text: normalised transcript.
+        language: its code.
+    """
+
+    waveform: NDArray[np.float32]
+    text: str
+    language: str
+
+
+def real_speech(data: Path, split: str, seconds: float) -> list[tuple[Path, str, str]]:
+    """Path, transcript and language of the real recordings of a part that are no longer than some seconds."""
+    found = []
+    for corpus in REAL:
+        lines = (data / corpus / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+        for index, row in enumerate(json.loads(line) for line in lines):
+            # A corpus without parts is divided by number.
+            part = row.get("split", "test" if index % 10 == 9 else "train")
+            if part == split and row["duration"] <= seconds and row["language"] in SEEN:
+                text = normalize_text(row["text"], row["language"])
+                found.append((data / corpus / row["path"], text, row["language"]))
+    return found
+
+
+class Speech(IterableDataset[Spoken]):
+    """Endless speech: a synthesised phrase, or with some probability a real recording, with noise and at any level.
+
+    Args:
+        texts: what is said in synthesised speech.
+        voices: espeak-ng's voice by language.
+        real: path, transcript and language of real recordings.
+        real_share: how often a real one comes.
+        seconds: longer ones are drawn anew.
+        seed: each worker draws from its own stream of it.
+    """
+
+    def __init__(
+        self,
+        texts: Texts,
+        voices: dict[str, str | None],
+        real: list[tuple[Path, str, str]],
+        *,
+        real_share: float = 0.3,
+        seconds: float = 12.0,
+        seed: int = 0,
+    ) -> None:
+        self.texts = texts
+        self.voices = {language: voice for language, voice in voices.items() if voice is not None}
+        self.real = real
+        self.real_share = real_share if real else 0.0
+        self.seconds = seconds
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[Spoken]:
+        worker = get_worker_info()
+        generator = np.random.default_rng((self.seed, 0 if worker is None else worker.id))
+        while True:
+            spoken = self.draw(generator)
+            if spoken is not None:
+                yield spoken
+
+    def draw(self, generator: np.random.Generator) -> Spoken | None:
+        """One recording; ``None`` where nothing is heard or it is too long."""
+        if generator.random() < self.real_share:
+            path, text, language = self.real[int(generator.integers(len(self.real)))]
+            waveform = read_audio(path, RATE)
+        else:
+            language = sorted(self.voices)[int(generator.integers(len(self.voices)))]
+            text = self.texts.phrase(language, generator)
+            names = variants()
+            waveform = trim_silence(
+                synthesize(
+                    text,
+                    self.voices[language],
+                    names[int(generator.integers(len(names)))],
+                    int(generator.integers(120, 230)),
+                    int(generator.integers(20, 80)),
+                )
+            )
+        if not 0.1 * RATE < len(waveform) <= self.seconds * RATE or not text:
+            return None
+        if generator.random() < 0.5:
+            noise = colored_noise(len(waveform), float(generator.uniform(-0.5, 2.0)), generator)
+            waveform = mix_at_snr(waveform, noise, float(generator.uniform(5.0, 35.0)))
+        level = 10 ** generator.uniform(-1.5, 0.0) / max(float(np.abs(waveform).max()), 1e-6)
+        return Spoken((level * waveform).astype(np.float32), text, language)

@@ -1,0 +1,153 @@
+"""The commands of recognition, as a user types them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from tiny_hubert import tiny_config
+from transformers import Wav2Vec2FeatureExtractor
+from typer.testing import CliRunner
+
+from mambavox.cli import app
+from mambavox.hubert import MambaHubertForCTC
+
+
+def _run(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result.stdout, result.stderr
+
+
+def spell(text):
+    """A tone of 80 ms for each letter."""
+    time = np.arange(1280) / 16_000
+    tones = [0.5 * (letter != " ") * np.sin(2 * np.pi * (200 + 150 * (ord(letter) - 97)) * time) for letter in text]
+    return np.concatenate(tones) + 0.01 * np.random.default_rng(0).standard_normal(1280 * len(text))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folder of clips and the run of a recogniser that has learned two words of tones by heart."""
+    folder = tmp_path_factory.mktemp("tones")
+    rows = []
+    for part in ("train", "valid", "test"):
+        for text in ("Low one.", "High"):
+            path = f"{part}_{text.split()[0].lower()}.wav"
+            soundfile.write(folder / path, spell(text.lower().strip(".")), 16_000)
+            rows.append({"path": path, "text": text, "split": part})
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = folder / "model"
+    torch.manual_seed(0)
+    MambaHubertForCTC(
+        tiny_config(
+            hidden_size=64, conv_dim=(32,) * 3, conv_kernel=(10, 8, 8), conv_stride=(5, 8, 8), feature_grad_mult=1
+        )
+    ).save_pretrained(model)
+    Wav2Vec2FeatureExtractor(return_attention_mask=True, do_normalize=True).save_pretrained(model)
+    flags = ("--epochs", 80, "--learning-rate", "1e-2", "--train-front", "--mask-prob", 0, "--mask-channel-prob", 0)
+    out, _ = _run(
+        "finetune", "--model", model, "--data", folder, "--output", folder / "run", "--device", "cpu",
+        "--no-tensorboard", "--language", "en", "--batch-size", 2, *flags,
+    )  # fmt: skip
+    assert "epoch 80/80" in out
+    assert "test: WER 0.00 % [0.00, 0.00]  CER 0.00 %" in out
+    assert f"mambavox transcribe FILE --model {folder / 'run'}" in out
+    return folder
+
+
+def test_transcribe_prints_and_writes_every_format(trained, tmp_path):
+    files = (trained / "test_low.wav", trained / "test_high.wav")
+    out, _ = _run(
+        "transcribe", *files, "--model", trained / "run", "--output", "txt,json,srt,vtt", "--output-dir", tmp_path
+    )
+    assert out == f"{files[0]}:\nlow one\n{files[1]}:\nhigh\n"
+    assert (tmp_path / "test_low.txt").read_text() == "low one\n"
+    written = json.loads((tmp_path / "test_low.json").read_text())
+    assert [word["text"] for word in written["words"]] == ["low", "one"]
+    assert written["seconds"] == 0.56
+    assert all(0 < word["confidence"] <= 1 and word["start"] < word["end"] <= 0.56 for word in written["words"])
+    subtitles = (tmp_path / "test_low.srt").read_text()
+    assert subtitles.startswith("1\n00:00:00,") and subtitles.endswith("\nlow one\n")
+    assert (tmp_path / "test_low.vtt").read_text().startswith("WEBVTT\n\n00:00:00.")
+    out, _ = _run("transcribe", files[0], "--model", trained / "run", "--timestamps", "--beam-size", 4)
+    assert out.startswith("[00:00:00.") and out.endswith("] low one\n")
+    out, _ = _run("transcribe", files[1], "--model", trained / "run", "--json", "--hot-words", "low")
+    assert json.loads(out)[0]["text"] == "high"
+
+
+@pytest.mark.parametrize("suffix", ["flac", "ogg", "mp3"])
+def test_transcribe_reads_other_formats_and_rates(trained, tmp_path, suffix):
+    waveform, rate = soundfile.read(trained / "test_high.wav")
+    file = tmp_path / f"clip.{suffix}"
+    soundfile.write(file, np.repeat(np.repeat(waveform, 2)[:, None], 2, axis=1), 2 * rate)
+    out, _ = _run("transcribe", file, "--model", trained / "run", "--json")
+    assert json.loads(out)[0]["seconds"] == pytest.approx(0.32, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "waveform"),
+    [
+        ("short", 0.1 * np.ones(800)),
+        ("shorter than a frame", 0.1 * np.ones(3)),
+        ("long", 0.1 * np.random.default_rng(0).standard_normal(40 * 16_000)),
+        ("silent", np.zeros(16_000)),
+        ("clipped", np.sign(np.sin(np.arange(16_000) / 5))),
+    ],
+)
+def test_odd_recordings_are_transcribed(trained, tmp_path, name, waveform):
+    soundfile.write(tmp_path / "clip.wav", waveform, 16_000)
+    out, _ = _run("transcribe", tmp_path / "clip.wav", "--model", trained / "run", "--json")
+    assert isinstance(json.loads(out)[0]["text"], str), name
+
+
+def test_what_cannot_be_transcribed_is_named_and_the_rest_is_done(trained, tmp_path):
+    soundfile.write(tmp_path / "nan.wav", np.full(1600, np.nan, dtype=np.float32), 16_000, subtype="FLOAT")
+    good = trained / "test_high.wav"
+    out, err = _run("transcribe", tmp_path / "nan.wav", tmp_path / "none.wav", good, "--model", trained / "run", code=1)
+    assert out == f"{good}:\nhigh\n"
+    assert "nan.wav: 1600 of 1600 samples are NaN" in err
+    assert "none.wav: no such file" in err
+    _, err = _run("transcribe", good, "--model", trained / "run", "--max-seconds", 0.2, code=1)
+    assert "is 0.3 s long and would be heard as a whole; expected at most 0.2 s" in err
+    _, err = _run("transcribe", good, "--model", trained / "model", code=1)
+    assert "holds no tokenizer" in err
+    _run("transcribe", good, "--model", trained / "run", "--output", "doc", code=2)
+
+
+def test_evaluate_tells_error_rates(trained, tmp_path):
+    out, _ = _run("evaluate", trained / "run", "--device", "cpu")
+    assert "test: 2 recordings" in out
+    assert "WER 0.00 % [0.00, 0.00], CER 0.00 %" in out
+    rows = [
+        {"path": str(trained / "test_low.wav"), "said": "slow one"},
+        {"path": str(trained / "test_high.wav"), "said": ""},
+    ]
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out, _ = _run("evaluate", trained / "run", "--data", other, "--text-column", "said")
+    assert "WER 100.00 %" in out
+    assert "1 substitutions, 0 deletions, 1 insertions in 2 words" in out
+    assert "most often substituted: slow -> low (1)" in out
+    assert "said:  slow one" in out and "heard: low one" in out
+    out, _ = _run("evaluate", trained / "run", "--part", "all", "--json")
+    parts = json.loads(out)["parts"]
+    assert parts.keys() == {"train", "valid", "test"}
+    assert len(parts["train"]["rows"]) == 2
+    _, err = _run("evaluate", trained / "run", "--part", "nothing", code=1)
+    assert "has no nothing part; it has train, valid, test" in err
+    _, err = _run("evaluate", trained / "run", "--data", other, code=1)
+    assert "no column of transcripts" in err and "--text-column" in err
+
+
+def test_resume_takes_the_configuration_from_the_run(trained):
+    out, _ = _run("finetune", "--output", trained / "run", "--resume")
+    assert "test: WER 0.00 %" in out
+    _, err = _run("finetune", "--output", trained / "run", "--model", "x", "--data", "y", code=1)
+    assert "--overwrite" in err
+    _, err = _run("finetune", "--data", "y", "--model", "x", "--mask-probb", "0.1", code=1)
+    assert "did you mean mask_prob" in err
+    _, err = _run("finetune", "--data", Path("y"), code=1)
+    assert "--model" in err

@@ -1,0 +1,176 @@
+"""Transcription with one Whisper and many adapters."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from tiny import save_whisper
+from typer.testing import CliRunner
+
+from mambavox.cli.application import app
+from mambavox.errors import AudioError, ConfigError, RunError
+from mambavox.evaluation.transcriber import BASE, Segment, Transcript, WhisperTranscriber, write_srt
+from mambavox.training.seq2seq.adapt import adapt_whisper
+from mambavox.training.seq2seq.config import Seq2SeqConfig
+
+RATE = 16_000
+OPTIONS: dict[str, Any] = {"bottleneck_dim": 4, "d_state": 3, "d_conv": 4, "where": "both"}
+
+
+def tone(seconds: float, frequency: float = 440.0) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * frequency * np.arange(round(RATE * seconds)) / RATE)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Adapters of two new languages and one known one, on one Whisper; and one that was trained whole."""
+    root = tmp_path_factory.mktemp("whisper")
+    backbone, data = save_whisper(root / "backbone"), root / "data"
+    data.mkdir()
+    for number in range(4):
+        soundfile.write(data / f"{number}.wav", tone(0.4 + 0.1 * number, 300.0 * (number + 1)), RATE)
+    for language, words in {"ckb": "bad", "kab": "dab", "de": "ab"}.items():
+        rows = [{"path": f"{n}.wav", "text": words[: n + 1], "split": "train"} for n in range(4)]
+        (data / f"{language}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        adapt(root / "runs" / language, data / f"{language}.jsonl", backbone, language, 6)
+    adapt(root / "whole" / "full", data / "de.jsonl", backbone, "de", 1, method="full", method_options={})
+    return root
+
+
+def adapt(output: Path, data: Path, backbone: Path, language: str, epochs: int, **changes: Any) -> None:
+    values: dict[str, Any] = {"method_options": OPTIONS, "learning_rate": 3e-2, "batch_size": 2, **changes}
+    adapt_whisper(
+        Seq2SeqConfig(
+            data=str(data),
+            output=str(output),
+            backbone=str(backbone),
+            language=language,
+            epochs=epochs,
+            valid_fraction=0.0,
+            max_new_tokens=8,
+            tensorboard=False,
+            device="cpu",
+            **values,
+        )
+    )
+
+
+def test_one_of_many_gives_what_it_gives_alone(runs: Path) -> None:
+    sounds = [tone(0.5), tone(0.9, 900.0), tone(0.05)]
+    together = WhisperTranscriber.from_folder(runs / "runs", device="cpu")
+    assert together.languages == {"ckb": "ckb", "de": "de", "kab": "kab"}
+    texts = {}
+    for language in ("ckb", "kab", "de"):
+        alone = WhisperTranscriber.from_pretrained(runs / "runs" / language, device="cpu").transcribe(sounds)
+        assert together.transcribe(sounds, language) == alone
+        assert {transcript.language for transcript in alone} == {language}
+        texts[language] = [transcript.text for transcript in alone]
+    assert len({tuple(text) for text in texts.values()}) > 1, "the adapters differ"
+    mixed = together.transcribe(sounds, ["kab", "de", "ckb"])
+    assert [item.text for item in mixed] == [texts["kab"][0], texts["de"][1], texts["ckb"][2]]
+
+
+def test_a_switch_takes_no_loading(runs: Path) -> None:
+    transcriber = WhisperTranscriber.from_folder(runs / "runs", device="cpu")
+    before = {name: p.data_ptr() for name, p in transcriber.model.named_parameters()}
+    assert min(transcriber.switch(code) for code in ("kab", "de") * 5) < 0.1
+    assert {name: p.data_ptr() for name, p in transcriber.model.named_parameters()} == before
+
+
+def test_the_likeliest_language(runs: Path) -> None:
+    """What an adapter was trained on is likeliest under that adapter; the three were trained on the same sounds."""
+    transcriber = WhisperTranscriber.from_folder(runs / "runs", device="cpu")
+    sound = tone(0.5)
+    auto = transcriber.transcribe([sound, tone(0.6, 600.0)], "auto")
+    for transcript, own in zip(auto, (sound, tone(0.6, 600.0)), strict=True):
+        likelihood = {code: float(transcriber._likelihood([own], code)) for code in ("ckb", "kab", "de")}
+        assert transcript.language == max(likelihood, key=lambda code: likelihood[code])
+        assert transcript == transcriber.transcribe([own], transcript.language)[0]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_recordings_of_every_length(runs: Path, beams: int) -> None:
+    transcriber = WhisperTranscriber.from_folder(runs / "runs", device="cpu")
+    transcriber.num_beams = beams
+    sounds = [tone(2.7), np.zeros(RATE // 2, np.float32), np.clip(100 * tone(1.0), -1, 1), tone(0.002)]
+    for timestamps in (False, True):
+        heard = transcriber.transcribe(sounds, ["de", "ckb", "kab", "de"], timestamps=timestamps)
+        assert len(heard) == 4
+        for transcript, sound in zip(heard, sounds, strict=True):
+            assert isinstance(transcript.text, str)
+            for segment in transcript.segments:
+                assert 0 <= segment.start <= segment.end <= len(sound) / RATE + 1e-6
+    assert heard[0] == transcriber.transcribe([sounds[0]], "de", timestamps=True)[0]
+    with pytest.raises(AudioError):
+        transcriber.transcribe([np.zeros(0, np.float32)], "de")
+
+
+def test_a_model_that_was_trained_whole(runs: Path) -> None:
+    transcriber = WhisperTranscriber.from_pretrained(runs / "whole" / "full", device="cpu")
+    assert transcriber.languages == {BASE: "de"}
+    assert isinstance(transcriber.transcribe([tone(0.4)])[0].text, str)
+
+
+def test_mistakes(runs: Path, tmp_path: Path) -> None:
+    transcriber = WhisperTranscriber.from_folder(runs / "runs", device="cpu")
+    with pytest.raises(ConfigError, match="3 adapters and no language is given"):
+        transcriber.transcribe([tone(0.4)])
+    with pytest.raises(ConfigError, match="language=nl; there are adapters of ckb, de, kab"):
+        transcriber.transcribe([tone(0.4)], "nl")
+    with pytest.raises(ConfigError, match="2 languages are given for 1 recordings"):
+        transcriber.transcribe([tone(0.4)], ["de", "de"])
+    with pytest.raises(RunError, match="holds no finished runs"):
+        WhisperTranscriber.from_folder(tmp_path)
+    with pytest.raises(ConfigError, match="need the same method and adapters"):
+        WhisperTranscriber.from_pretrained(runs / "runs" / "ckb", runs / "whole" / "full")
+    with pytest.raises(RunError, match="holds no run"):
+        WhisperTranscriber.from_pretrained(tmp_path)
+
+
+def test_subtitles() -> None:
+    segments = (Segment(0.0, 1.5, "one"), Segment(3661.25, 3662.0, "two"))
+    assert write_srt(Transcript("one two", "de", segments)) == (
+        "1\n00:00:00,000 --> 00:00:01,500\none\n\n2\n01:01:01,250 --> 01:01:02,000\ntwo\n\n"
+    )
+
+
+def test_commands(runs: Path, tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    flags = ["--data", str(runs / "data" / "ckb.jsonl"), "--backbone", str(runs / "backbone"), "--device", "cpu"]
+    options = [
+        "--where",
+        "decoder",
+        "--bottleneck-dim",
+        "3",
+        "--epochs",
+        "1",
+        "--no-tensorboard",
+        "--valid-fraction",
+        "0.3",
+    ]
+    output = str(tmp_path / "run")
+    done = run(app, ["adapt", "--task", "asr", "--language", "ckb", *flags, *options, "--output", output])
+    assert done.exit_code == 0, done.output
+    assert "valid: WER" in done.output and "<|ckb|> is a new token" in done.output
+    again = run(app, ["adapt", "--output", output, "--resume"])
+    assert again.exit_code == 0 and "valid: WER" in again.output
+    wrong = run(app, ["adapt", "--task=asr", "--bottleneck-dmi", "3"])
+    assert wrong.exit_code == 1
+    assert run(app, ["adapt", "--task", "asr", "--help"]).output.count("--language-like") == 1
+    assert "--label-column" in run(app, ["adapt", "--help"]).output
+
+    soundfile.write(tmp_path / "a.wav", tone(0.5), RATE)
+    soundfile.write(tmp_path / "b.wav", tone(1.6), RATE)
+    (tmp_path / "c.wav").write_bytes(b"no sound")
+    files = [str(tmp_path / f"{name}.wav") for name in "abc"]
+    heard = run(app, ["transcribe", *files, "--model", output, "--output", "srt,json,txt,vtt", "--device", "cpu"])
+    assert heard.exit_code == 1 and "c.wav" in heard.output
+    assert json.loads((tmp_path / "b.json").read_text())["language"] == "ckb"
+    assert (tmp_path / "a.srt").exists() and (tmp_path / "a.txt").exists() and not (tmp_path / "c.txt").exists()
+    many = run(app, ["transcribe", files[0], "--model-dir", str(runs / "runs"), "--language", "auto", "--json"])
+    assert many.exit_code == 0 and json.loads(many.output)[0]["language"] in ("ckb", "kab", "de")
+    assert run(app, ["transcribe", files[0]]).exit_code == 2
+    assert run(app, ["evaluate", output]).exit_code == 2

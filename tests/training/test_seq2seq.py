@@ -1,0 +1,161 @@
+"""Adaptation of Whisper to transcribed recordings."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from tiny import save_whisper
+
+from mambavox.errors import ConfigError, DataError, HostError, RunError
+from mambavox.training.seq2seq.adapt import adapt_whisper, load_whisper
+from mambavox.training.seq2seq.config import Seq2SeqConfig
+from mambavox.training.seq2seq.result import Seq2SeqResult
+
+WORDS = {"low": 300.0, "high": 2500.0}
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_whisper(tmp_path_factory.mktemp("whisper")))
+
+
+@pytest.fixture(scope="module")
+def sayings(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Twelve tones of two kinds, whose names are what is said in them."""
+    folder, generator = tmp_path_factory.mktemp("sayings"), np.random.default_rng(0)
+    rows = []
+    for word, frequency in WORDS.items():
+        for number in range(6):
+            samples = round(16_000 * (0.4 + 0.05 * number))
+            tone = np.sin(2 * np.pi * frequency * np.arange(samples) / 16_000)
+            path = f"{word}_{number}.wav"
+            soundfile.write(folder / path, 0.3 * tone + 0.01 * generator.standard_normal(samples), 16_000)
+            split = ("train", "train", "train", "valid", "test", "train")[number]
+            rows.append({"path": path, "sentence": f"{word.title()}.", "lang": "ckb", "split": split})
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)
+
+
+def config(whisper: str, sayings: str, output: Path, **changes: Any) -> Seq2SeqConfig:
+    options = {"bottleneck_dim": 4, "d_state": 3, "d_conv": 4, "where": "both"}
+    values: dict[str, Any] = {
+        "data": sayings,
+        "output": str(output),
+        "backbone": whisper,
+        "language": "ckb",
+        "epochs": 2,
+        "batch_size": 4,
+        "max_new_tokens": 6,
+        "tensorboard": False,
+        "device": "cpu",
+        "method_options": options,
+    }
+    return Seq2SeqConfig(**{**values, **changes})
+
+
+def test_a_run_and_what_its_folder_holds(whisper: str, sayings: str, tmp_path: Path) -> None:
+    run = config(whisper, sayings, tmp_path / "run", language_column="lang")
+    result = adapt_whisper(run)
+    assert result.new_token == "<|ckb|>" and result.clips == {"train": 8, "valid": 2, "test": 2}
+    assert set(result.scores) == {"valid", "test"} and result.scores["test"]["wer"]["low"] <= 1
+    assert [row["epoch"] for row in result.learning_curve] == [1, 2]
+    assert {"train_loss", "valid_loss", "valid_wer"} <= set(result.learning_curve[-1])
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"adapter_model.safetensors", "tokenizer.json", "run.yaml", "metrics.json", "predictions.csv"} <= files
+    assert "checkpoints" not in files and ".partial" not in files
+    assert Seq2SeqResult.load(tmp_path / "run") == result
+    assert adapt_whisper(run, resume=True) == result, "finished"
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "language: ckb" in card and "word error rate" in card
+    with pytest.raises(RunError, match="holds a finished run"):
+        adapt_whisper(run)
+    assert Seq2SeqConfig.load(tmp_path / "run" / "run.yaml") == run
+
+
+def test_it_learns(whisper: str, sayings: str, tmp_path: Path) -> None:
+    run = config(whisper, sayings, tmp_path / "run", method="full", method_options={}, epochs=50, learning_rate=1e-2)
+    result = adapt_whisper(run)
+    curve = result.learning_curve
+    assert curve[-1]["train_loss"] < 0.3 * curve[0]["train_loss"]
+    best = min(row["valid_wer"] for row in curve)
+    assert result.scores["valid"]["wer"]["rate"] == pytest.approx(best) and best < 1.0
+    assert result.best_epoch == min(range(50), key=lambda index: curve[index]["valid_wer"]) + 1
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_an_interrupted_run_goes_on_to_the_same_end(
+    whisper: str, sayings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"epochs": 3, "learning_rate": 5e-3}
+    whole = adapt_whisper(config(whisper, sayings, tmp_path / "whole", **options))
+    from mambavox.training.seq2seq import trainer
+
+    def interrupt(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.epoch and state.epoch >= 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer.TrainingClock, "on_epoch_begin", interrupt, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            adapt_whisper(config(whisper, sayings, tmp_path / "cut", **options))
+    assert (tmp_path / "cut" / "checkpoints").is_dir()
+    resumed = adapt_whisper(config(whisper, sayings, tmp_path / "cut", **options), resume=True)
+    assert resumed.learning_curve == whole.learning_curve and resumed.scores == whole.scores
+
+
+@pytest.mark.parametrize("options", [{"gradient_checkpointing": True}, {"bf16": True}, {"trim_encoder": True}])
+def test_other_ways_of_computing(whisper: str, sayings: str, tmp_path: Path, options: dict[str, Any]) -> None:
+    plain = adapt_whisper(config(whisper, sayings, tmp_path / "plain", epochs=1))
+    other = adapt_whisper(config(whisper, sayings, tmp_path / "other", epochs=1, **options))
+    assert other.learning_curve[0]["train_loss"] == pytest.approx(plain.learning_curve[0]["train_loss"], rel=0.02)
+    if "gradient_checkpointing" in options:
+        assert other.learning_curve == plain.learning_curve
+
+
+def test_checkpointing_really_computes_layers_again(
+    whisper: str, sayings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bool] = []
+
+    def counting(name: str) -> Any:
+        model, processor = load_whisper(name)
+        model.model.encoder.layers[0].fc1.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+        return model, processor
+
+    monkeypatch.setattr("mambavox.training.seq2seq.adapt.load_whisper", counting)
+    counts = []
+    for checkpointing in (False, True):
+        calls.clear()
+        adapt_whisper(
+            config(whisper, sayings, tmp_path / str(checkpointing), epochs=1, gradient_checkpointing=checkpointing)
+        )
+        counts.append(sum(calls))
+    check, steps = 1, 2
+    assert counts == [check + steps, check + 2 * steps]
+
+
+def test_mistakes(whisper: str, sayings: str, tmp_path: Path, backbone: Any) -> None:
+    for changes, error, message in (
+        ({"text_column": "words"}, DataError, "no column 'words' of transcripts.*--text-column"),
+        ({"max_seconds": 2.0}, ConfigError, "expected at most 1: Whisper hears no more"),
+        ({"max_seconds": 0.1}, DataError, "every recording is longer than 0.1 s"),
+        ({"language_column": "nope"}, DataError, "no recording has ckb in column 'nope'"),
+        ({"method": "ia3", "method_options": {}}, ConfigError, "ia3 cannot train rows"),
+        ({"backbone": backbone("hubert")}, HostError, "of type 'hubert'; expected a Whisper"),
+        ({"data": None}, ConfigError, "no data given"),
+    ):
+        with pytest.raises(error, match=message):
+            adapt_whisper(config(whisper, sayings, tmp_path / "run", **changes))
+    for changes, message in (
+        ({"learning_rate": 1e-3, "final_learning_rate": 1e-3}, "is not below learning_rate"),
+        ({"language": None, "language_like": "en"}, "give --language, too"),
+        ({"epochs": 0}, "epochs=0; expected at least 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            config(whisper, sayings, tmp_path / "run", **changes)
+    with pytest.raises(ConfigError, match=r"did you mean bottleneck_dim"):
+        Seq2SeqConfig.from_mapping({"bottlneck_dim": 3})
