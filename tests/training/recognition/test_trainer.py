@@ -105,3 +105,16 @@ def test_transformers_and_peft_load_a_run(method, spoken, tiny_mamba, backbone, 
     logits = model(torch.randn(1, 8000)).logits
     assert logits.shape[-1] == size
     assert tokenizer.decode(logits[0].argmax(-1)) is not None
+
+
+def test_the_best_epoch_has_the_fewest_word_errors_then_characters(spoken, tiny_mamba, tmp_path):
+    config = RecognitionConfig(
+        data=spoken, model=tiny_mamba, output=str(tmp_path), epochs=12, learning_rate=3e-2, train_front=True,
+        tensorboard=False, device="cpu", mask_prob=0.0,
+    )  # fmt: skip
+    curve = finetune(config)
+    rows = curve.figures["learning_curve"]
+    best = min(rows, key=lambda row: (round(row["valid_wer"], 9), round(row["valid_cer"], 9)))
+    chosen = rows[curve.figures["best_epoch"] - 1]
+    assert (chosen["valid_wer"], chosen["valid_cer"]) == (best["valid_wer"], best["valid_cer"])
+    assert curve.figures["scores"]["valid"]["wer"]["rate"] == pytest.approx(chosen["valid_wer"])
