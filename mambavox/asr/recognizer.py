@@ -87,8 +87,9 @@ class SpeechRecognizer:
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(run))
         except (OSError, ValueError, KeyError) as error:
+            reason = "no tokenizer_config.json" if Path(run).is_dir() else str(error).strip().split("\n")[0]
             raise ConfigError(
-                f"{run}: holds no tokenizer ({str(error).splitlines()[0]}); expected what `mambavox finetune` wrote, "
+                f"{run}: holds no tokenizer ({reason}); expected what `mambavox finetune` wrote, "
                 "or a CTC model with its tokenizer"
             ) from error
         vocabulary = Vocabulary.of(tokenizer)
