@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from mambavox.asr.decoding import HotWords, Word, greedy_search, prefix_beam_search, words_in
+from mambavox.asr.language_model import LanguageModelSearch
 from mambavox.asr.model import ctc_log_probs, load_ctc_model, load_extractor
 from mambavox.asr.tokenizer import Vocabulary
 from mambavox.data import AudioSource, Waveform, read_audio
@@ -62,6 +63,7 @@ class SpeechRecognizer:
     def __init__(self, model: Any, extractor: Any, tokenizer: Any) -> None:
         self.model = model.eval()
         self.extractor = extractor
+        self.tokenizer = tokenizer
         self.vocabulary = Vocabulary.of(tokenizer)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.sampling_rate = int(extractor.sampling_rate)
@@ -85,8 +87,9 @@ class SpeechRecognizer:
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(run))
         except (OSError, ValueError, KeyError) as error:
+            reason = "no tokenizer_config.json" if Path(run).is_dir() else str(error).strip().split("\n")[0]
             raise ConfigError(
-                f"{run}: holds no tokenizer ({str(error).splitlines()[0]}); expected what `mambavox finetune` wrote, "
+                f"{run}: holds no tokenizer ({reason}); expected what `mambavox finetune` wrote, "
                 "or a CTC model with its tokenizer"
             ) from error
         vocabulary = Vocabulary.of(tokenizer)
@@ -145,14 +148,20 @@ class SpeechRecognizer:
         beam_size: int = 1,
         hot_words: Sequence[str] = (),
         hot_word_weight: float = 5.0,
+        search: LanguageModelSearch | None = None,
     ) -> list[Transcript]:
-        """Transcribe waveforms ``(samples,)`` at the model's rate; see :meth:`__call__`."""
+        """Transcribe waveforms ``(samples,)`` at the model's rate; see :meth:`__call__`.
+
+        ``search`` takes the place of the beam search; with it there are no hot words.
+        """
+        if search is not None and hot_words:
+            raise ConfigError("hot words and a language model are both given; expected one of them")
         bonus = HotWords(hot_words, self.vocabulary, hot_word_weight) if hot_words else None
         transcripts = []
         for waveform, log_probs in zip(
             waveforms, ctc_log_probs(self.model, self.extractor, waveforms, batch_size), strict=True
         ):
-            ids = self._decode(log_probs, beam_size, bonus)
+            ids = self._decode(log_probs, beam_size, bonus) if search is None else search(log_probs)
             transcripts.append(
                 Transcript(
                     text=self.vocabulary.text(ids),

@@ -29,6 +29,10 @@ def transcribe_command(
     beam_size: Annotated[int, typer.Option(min=1, help="texts that the beam search keeps; 1: greedy")] = 1,
     hot_words: Annotated[str, typer.Option(help="expected words, separated by commas")] = "",
     hot_word_weight: Annotated[float, typer.Option(help="bonus of an expected word, in nats")] = 5.0,
+    lm: Annotated[Path | None, typer.Option(help="n-gram model of words: .arpa or kenlm's binary (extra lm)")] = None,
+    lm_words: Annotated[Path | None, typer.Option(help="its words, one a line (default: those of the .arpa)")] = None,
+    lm_weight: Annotated[float, typer.Option(help="weight of the language model")] = 2.0,
+    word_score: Annotated[float, typer.Option(help="added for each word, with a language model")] = 0.0,
     max_seconds: Annotated[float, typer.Option(min=0.1, help="longest recording that is heard as a whole")] = 600.0,
     base_model: Annotated[str | None, typer.Option(help="where the model under an adapter lies now")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: a GPU if there is one)")] = None,
@@ -40,6 +44,7 @@ def transcribe_command(
     from mambavox.asr.recognizer import SpeechRecognizer
     from mambavox.asr.subtitles import FORMATS, render
     from mambavox.errors import AudioError
+    from mambavox.training.backbone import quiet_transformers
     from mambavox.training.run_folder import write_atomically
 
     forms = [form.strip() for form in output.split(",") if form.strip()]
@@ -49,6 +54,8 @@ def transcribe_command(
     if (model is None) == (model_dir is None):
         raise typer.BadParameter("expected either --model or --model-dir")
     if model is None or is_whisper_run(model):
+        if beam_size != 1 or hot_words or lm is not None:
+            raise typer.BadParameter("--beam-size, --hot-words and --lm are for CTC models; Whisper writes text itself")
         transcribe_with_whisper(
             files,
             model=model,
@@ -63,8 +70,17 @@ def transcribe_command(
             device=device,
         )
         return
-    recognizer = SpeechRecognizer.from_pretrained(model, base_model=base_model, device=device)
+    if language is not None:
+        raise typer.BadParameter(f"--language {language}: {model} is a CTC model, which knows its own language only")
+    with quiet_transformers():
+        recognizer = SpeechRecognizer.from_pretrained(model, base_model=base_model, device=device)
     expected = [word.strip() for word in hot_words.split(",") if word.strip()]
+    search = None
+    if lm is not None:
+        from mambavox.asr.language_model import LanguageModelSearch
+
+        words = None if lm_words is None else lm_words.read_text(encoding="utf-8").split()
+        search = LanguageModelSearch(lm, recognizer.tokenizer, words=words, weight=lm_weight, word_score=word_score)
     rows: list[dict[str, Any]] = []
     failed = False
     for file in files:
@@ -76,7 +92,7 @@ def transcribe_command(
             rows.append({"file": str(file), "error": str(error)})
             continue
         transcript = recognizer.transcribe(
-            [waveform], beam_size=beam_size, hot_words=expected, hot_word_weight=hot_word_weight
+            [waveform], beam_size=beam_size, hot_words=expected, hot_word_weight=hot_word_weight, search=search
         )[0]
         rows.append({"file": str(file), **transcript.to_mapping()})
         folder = output_dir or file.parent

@@ -11,6 +11,7 @@ from mambavox.asr.metrics import TranscriptScores, score_transcripts
 from mambavox.asr.recognizer import SpeechRecognizer
 from mambavox.asr.text import normalize_text
 from mambavox.errors import DataError, RunError
+from mambavox.training.backbone import quiet_transformers
 from mambavox.training.recognition.config import RecognitionConfig
 from mambavox.training.recognition.finetune import RecognitionResult
 from mambavox.training.recognition.parts import SpeechPart, load_all, load_parts
@@ -110,7 +111,8 @@ def evaluate_recognition(
             raise DataError(
                 f"{data or config.data}: has no {name} part; it has {there}: choose one of them with --part"
             )
-    recognizer = SpeechRecognizer.from_pretrained(run, device=device)
+    with quiet_transformers():
+        recognizer = SpeechRecognizer.from_pretrained(run, device=device)
     scores = {
         name: _score(members, recognizer, config, batch_size or config.batch_size, beam_size)
         for name, members in chosen.items()

@@ -151,3 +151,18 @@ def test_resume_takes_the_configuration_from_the_run(trained):
     assert "did you mean mask_prob" in err
     _, err = _run("finetune", "--data", Path("y"), code=1)
     assert "--model" in err
+
+
+def test_transcribe_with_a_language_model(trained, tmp_path):
+    pytest.importorskip("flashlight.lib.text.decoder.kenlm", reason="the extra lm is not installed")
+    arpa = tmp_path / "tiny.arpa"
+    unigrams = "-1\t<unk>\n0\t<s>\t-0.3\n-1\t</s>\n-1\tlow\t-0.3\n-1\tone\t-0.3\n"
+    arpa.write_text(f"\\data\\\nngram 1=5\nngram 2=1\n\n\\1-grams:\n{unigrams}\n\\2-grams:\n-0.1\tlow one\n\n\\end\\\n")
+    out, _ = _run("transcribe", trained / "test_low.wav", "--model", trained / "run", "--lm", arpa)
+    assert out == "low one\n"
+    (tmp_path / "words.txt").write_text("low\n")
+    flags = ("--lm", arpa, "--lm-words", tmp_path / "words.txt", "--lm-weight", 0.5)
+    out, _ = _run("transcribe", trained / "test_low.wav", "--model", trained / "run", *flags)
+    assert set(out.split()) == {"low"}
+    _, err = _run("transcribe", trained / "test_low.wav", "--model", trained / "run", "--lm", tmp_path / "no", code=1)
+    assert "no such file" in err

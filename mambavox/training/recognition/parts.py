@@ -142,20 +142,37 @@ def _divide(examples: list[Example], config: RecognitionConfig) -> tuple[dict[st
         )
         parts = {"train": splits.train, "valid": splits.valid}
         return {**parts, **({"test": splits.test} if splits.test else {})}, list(splits.notes)
-    column = config.split_column or next(
-        (name for name in ("subset", "split") if any(example.fields.get(name) for example in examples)), "split"
-    )
-    there = list(dict.fromkeys(str(example.fields.get(column)) for example in examples))
+    # A corpus's official names, and the parts that they belong to.
+    columns = [config.split_column] if config.split_column else ["subset", "split"]
     chosen: dict[str, list[Example]] = {"train": [], "valid": []}
     for part, names in (("train", config.train_split), ("valid", config.valid_split), ("test", config.test_split)):
         for name in (word.strip() for word in (names or "").split(",") if word.strip()):
-            found = [example for example in examples if str(example.fields.get(column)) == name]
-            if not found:
+            if part == "test" and name in ("train", "valid"):
                 raise DataError(
-                    f"{config.data}: no recording has {column} {name!r}; it has {listed(there)}: --{part}-split"
+                    f"test_split names {name!r}, which is a part of its own; name other values: --test-split"
                 )
-            chosen.setdefault(part if part != "test" else name, []).extend(found)
-    return chosen, [f"parts as named, by column {column!r}"]
+            chosen.setdefault(part if part != "test" else name, []).extend(
+                _named(examples, columns, name, part, config)
+            )
+    both = {id(example) for example in chosen["train"]}
+    for part, members in chosen.items():
+        if part != "train" and any(id(example) in both for example in members):
+            raise DataError(f"{config.data}: {part} shares recordings with train; name other values: --train-split")
+    return chosen, [f"parts as named, by {' or '.join(columns)}"]
+
+
+def _named(
+    examples: list[Example], columns: Sequence[str], name: str, part: str, config: RecognitionConfig
+) -> list[Example]:
+    """Recordings whose first of some columns that has a name, has it."""
+    for column in columns:
+        found = [example for example in examples if str(example.fields.get(column)) == name]
+        if found:
+            return found
+    there = dict.fromkeys(str(item.fields[column]) for column in columns for item in examples if column in item.fields)
+    raise DataError(
+        f"{config.data}: no recording has {' or '.join(columns)} {name!r}; it has {listed(list(there))}: --{part}-split"
+    )
 
 
 def _usable(

@@ -177,7 +177,8 @@ class RecognitionTrainer(AdaptTrainer):
         """Error rates, and the rank by which the best epoch is chosen: word errors, then characters."""
         texts = [self.vocabulary.text(collapse(row, self.vocabulary.blank)) for row in prediction.predictions]
         scores = score_transcripts(self.references, texts, language=self.recognition.language)
-        rank = -scores.wer.counts.errors - 0.999 * min(scores.cer.rate, 1.0)
+        # The second term is below 1, whatever the rate: less than a word.
+        rank = -scores.wer.counts.errors - scores.cer.rate / (1 + scores.cer.rate)
         return {"wer": scores.wer.rate, "cer": scores.cer.rate, "rank": rank}
 
 
