@@ -9,13 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils.constants import DUMMY_TARGET_MODULES
+from peft import PeftModel
 from rich.console import Console
 from torch import nn
 from transformers import set_seed
 
-from mambavox.adapters import METHODS, apply_method, check_reaches_output, trainable_parameters
+from mambavox.adapters import METHODS, apply_method, trainable_parameters
 from mambavox.asr.decoding import greedy_search
 from mambavox.asr.metrics import TranscriptScores, score_transcripts
 from mambavox.asr.model import ctc_log_probs, load_ctc_model, load_extractor, num_frames
@@ -35,11 +34,6 @@ TRANSCRIPTS_FILE = "transcripts.csv"
 TASK = "ctc"
 _LIBRARIES = ("mambavox", "torch", "transformers", "peft", "numpy", "tokenizers")
 _FULL_RATE = 5e-5
-_OWN_METHODS = ("full", "linear", "lora", "dora")
-# What LoRA changes in a Mamba-HuBERT: linear layers that are called, not read by a fused kernel.
-_MAMBA_HUBERT_TARGETS = (
-    r".*encoder\.layers\.\d+\.(attention\.(q_proj|v_proj)|feed_forward\.\w+_dense|mamba\.(.*\.)?in_proj)"
-)
 
 
 @dataclass(frozen=True)
@@ -192,21 +186,7 @@ def _prepare(host: Any, config: RecognitionConfig) -> nn.Module:
         if not config.train_front:
             host.freeze_feature_encoder()
         return host
-    if host.config.model_type != "mamba-hubert":
-        return apply_method(host, config.method, config.method_options)
-    if config.method not in _OWN_METHODS:
-        raise ConfigError(
-            f"method={config.method}, but a Mamba-HuBERT takes {', '.join(_OWN_METHODS)} here: the others know the "
-            "layers of wav2vec2, HuBERT and WavLM only"
-        )
-    options: dict[str, Any] = {"target_modules": DUMMY_TARGET_MODULES}
-    if config.method != "linear":
-        options = {"r": 8, "lora_alpha": 16, "target_modules": _MAMBA_HUBERT_TARGETS, **config.method_options}
-        options["use_dora"] = config.method == "dora"
-    host.get_input_embeddings = host.get_output_embeddings = lambda: None  # PEFT asks when it saves
-    adapted: nn.Module = get_peft_model(host, LoraConfig(**options, modules_to_save=["lm_head"]))
-    check_reaches_output(adapted)
-    return adapted
+    return apply_method(host, config.method, config.method_options)
 
 
 def _feasible(part: SpeechPart, tokenizer: Any, host: Any, rate: int) -> tuple[SpeechPart, list[dict[str, str]]]:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from mambavox.asr.recognizer import SpeechRecognizer
-from mambavox.errors import ConfigError, DataError, RunError
+from mambavox.errors import ConfigError, DataError, HostError, RunError
 from mambavox.training.recognition.config import RecognitionConfig
 from mambavox.training.recognition.finetune import RecognitionResult, finetune
 from mambavox.training.recognition.trainer import RecognitionTrainer, tri_stage
@@ -64,6 +64,7 @@ METHODS = [
     ("hubert", "full", {}),
     ("mamba", "linear", {}),
     ("mamba", "lora", {"r": 2}),
+    ("mamba", "mambadapter", {"bottleneck_dim": 4, "placement": "attention"}),
 ]
 
 
@@ -167,7 +168,7 @@ def test_limits_of_seconds(spoken, tiny_mamba, tmp_path):
         ({"text_column": "words"}, DataError, "has no column 'words'.*--text-column"),
         ({"model": "/nowhere/at/all"}, ConfigError, "cannot be loaded"),
         ({"method": "nothing"}, ConfigError, "method=nothing; expected"),
-        ({"method": "mambadapter"}, ConfigError, "a Mamba-HuBERT takes full, linear, lora, dora"),
+        ({"method": "mambadapter"}, HostError, "no sublayer fits where='encoder', placement='ffn'; the host has"),
         (
             {"train_split": "train-clean-100"},
             DataError,
