@@ -278,12 +278,21 @@ class Noise(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 @torch.no_grad()
+@torch.no_grad()
 def logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """The model's output in evaluation mode; the mode is put back."""
-    training = model.training
-    output = model.eval()(**inputs).logits
-    model.train(training)
-    return output
+    """The model's output in evaluation mode; the mode is put back.
+
+    Nothing wants a gradient meanwhile: torch multiplies in another order, and rounds otherwise, where a weight does.
+    """
+    training, wanted = model.training, [p for p in model.parameters() if p.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        return model.eval()(**inputs).logits
+    finally:
+        model.train(training)
+        for parameter in wanted:
+            parameter.requires_grad_(True)
 
 
 def train_step(model: nn.Module, inputs: dict[str, Tensor], steps: int = 1) -> None:
