@@ -1,12 +1,15 @@
 """``mambavox evaluate``: figures of a finished run on data."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mambavox.cli.console import ERR, OUT, print_json
 from mambavox.cli.transcribe_whisper import is_whisper_run
+
+if TYPE_CHECKING:
+    from mambavox.evaluation.recognition import RecognitionEvaluation
 
 
 def evaluate_command(
@@ -36,17 +39,18 @@ def evaluate_command(
     parts, ways = ("train", "valid", "test", "all"), ("raise", "skip")
     if on_error not in ways:
         raise typer.BadParameter(f"--on-error {on_error}; expected {' or '.join(ways)}")
-    if is_whisper_run(str(run)):
-        raise typer.BadParameter(
-            f"{run} holds an adapted Whisper, whose error rates are in metrics.json and transcripts in "
-            "predictions.csv; it cannot be scored on other data yet: transcribe them"
-        )
-    from mambavox.evaluation.recognition import is_recognition_run
+    from mambavox.evaluation.recognition import evaluate_recognition, evaluate_whisper, is_recognition_run
 
-    if is_recognition_run(run):
-        given: Any = {"part": part, "on_error": on_error, "batch_size": batch_size, "device": device}
-        columns = {"data": data, "text_column": text_column, "audio_column": audio_column}
-        _evaluate_recogniser(run, worst, as_json, beam_size=beam_size, **given, **columns)
+    whisper = is_whisper_run(str(run))
+    if whisper or is_recognition_run(run):
+        given: Any = {"part": part, "on_error": on_error, "batch_size": batch_size, "device": device, "console": ERR}
+        columns: Any = {"data": data, "text_column": text_column, "audio_column": audio_column}
+        if not whisper:
+            _print_error_rates(evaluate_recognition(run, beam_size=beam_size, **given, **columns), worst, as_json)
+        elif beam_size != 1:
+            raise typer.BadParameter("--beam-size is for CTC models; a Whisper searches as its run was configured")
+        else:
+            _print_error_rates(evaluate_whisper(run, **given, **columns), worst, as_json)
         return
     if part is not None and part not in parts:
         raise typer.BadParameter(f"--part {part}; expected {', '.join(parts)}")
@@ -81,10 +85,7 @@ def evaluate_command(
         OUT.print(f"  {row.label}: {row.correct} of {row.clips} ({row.recall:.1%}){mistaken}", markup=False)
 
 
-def _evaluate_recogniser(run: Path, worst: int, as_json: bool, **choices: Any) -> None:
-    from mambavox.evaluation.recognition import evaluate_recognition
-
-    evaluation = evaluate_recognition(run, console=ERR, **choices)
+def _print_error_rates(evaluation: "RecognitionEvaluation", worst: int, as_json: bool) -> None:
     if as_json:
         print_json(evaluation.to_mapping())
         return

@@ -10,12 +10,15 @@ from rich.console import Console
 from mambavox.asr.metrics import TranscriptScores, score_transcripts
 from mambavox.asr.recognizer import SpeechRecognizer
 from mambavox.asr.text import normalize_text
+from mambavox.data import Example
 from mambavox.errors import DataError, RunError
+from mambavox.evaluation.transcriber import WhisperTranscriber, load_seq2seq_config
 from mambavox.training.backbone import quiet_transformers
 from mambavox.training.recognition.config import RecognitionConfig
 from mambavox.training.recognition.finetune import RecognitionResult
 from mambavox.training.recognition.parts import SpeechPart, load_all, load_parts
 from mambavox.training.run_config import RUN_FILE, read_yaml
+from mambavox.training.seq2seq import transcripts
 
 _AT_ONCE = 64
 
@@ -121,6 +124,73 @@ def evaluate_recognition(
     if not scores:
         raise RunError(f"{run}: no recording to score")
     return RecognitionEvaluation(data or config.data or "", scores, left_out)
+
+
+def evaluate_whisper(
+    run: str | Path,
+    *,
+    data: str | None = None,
+    part: str | None = None,
+    text_column: str | None = None,
+    audio_column: str | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
+    batch_size: int | None = None,
+    device: str | None = None,
+    console: Console | None = None,
+) -> RecognitionEvaluation:
+    """Score a finished run's Whisper, with the search that the run was configured with.
+
+    Args:
+        run: folder that ``mambavox adapt --task asr`` wrote.
+        data: recordings with transcripts; default the run's own, divided as there.
+        part: name of a part, or ``all``; default the run's test part (valid where there is none), all of other data.
+        text_column: column of the transcript; default as in the run.
+        audio_column: column of the recordings; default as in the run.
+        on_error: what to do about recordings that cannot be used.
+        batch_size: recordings at a time; default as in the run.
+        device: where to run; default a GPU if there is one.
+        console: where progress goes.
+
+    Raises:
+        RunError: the folder holds no finished run.
+        DataError: the data have no such part or no transcripts.
+    """
+    config = load_seq2seq_config(Path(run))
+    transcriber = WhisperTranscriber.from_pretrained(run, device=device)
+    changes: dict[str, Any] = {
+        "data": data or config.data,
+        "text_column": text_column or config.text_column,
+        "audio_column": audio_column or config.audio_column,
+        "on_error": on_error,
+    }
+    chosen: dict[str, tuple[list[Example], list[str]]]
+    if data is not None and data != config.data and part in (None, "all"):
+        everything, left_out = load_all(RecognitionConfig(**changes, language=config.language), console)
+        chosen = {"all": (everything.examples, everything.texts)}
+    else:
+        changed = config.replace(**changes)
+        splits, problems, _ = transcripts.load_transcripts(changed, transcriber.window / transcriber.sampling_rate)
+        left_out = [{"name": problem.name, "reason": problem.reason} for problem in problems]
+        named = {name: getattr(splits, name) for name in ("train", "valid", "test") if getattr(splits, name)}
+        if part not in (None, "all", *named):
+            raise DataError(f"{changed.data}: has no {part} part; it has {', '.join(named)}: choose one with --part")
+        names = list(named) if part == "all" else [part or ("test" if "test" in named else "valid")]
+        if names[0] not in named:
+            raise DataError(f"{changed.data}: the run held nothing back; choose --part train, or other --data")
+        chosen = {}
+        for name in names:
+            column = transcripts.text_column(named[name], changed.text_column, str(changed.data))
+            chosen[name] = (named[name], transcripts.texts_of(named[name], column, config.language, normalize=True))
+    scores = {}
+    for name, (examples, said) in chosen.items():
+        heard: list[str] = []
+        for start in range(0, len(examples), _AT_ONCE):
+            waveforms = [example.read(transcriber.sampling_rate) for example in examples[start : start + _AT_ONCE]]
+            found = transcriber.transcribe(waveforms, batch_size=batch_size or config.batch_size)
+            heard += [normalize_text(item.text, config.language) for item in found]
+        names = [example.name for example in examples]
+        scores[name] = score_transcripts(said, heard, names=names, language=config.language)
+    return RecognitionEvaluation(str(changes["data"]), scores, left_out)
 
 
 def _score(

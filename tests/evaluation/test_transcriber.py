@@ -10,8 +10,10 @@ import soundfile
 from tiny import save_whisper
 from typer.testing import CliRunner
 
+from mambavox.asr.text import normalize_text
 from mambavox.cli.application import app
-from mambavox.errors import AudioError, ConfigError, RunError
+from mambavox.errors import AudioError, ConfigError, DataError, RunError
+from mambavox.evaluation.recognition import evaluate_whisper
 from mambavox.evaluation.transcriber import BASE, Segment, Transcript, WhisperTranscriber, write_srt
 from mambavox.training.seq2seq.adapt import adapt_whisper
 from mambavox.training.seq2seq.config import Seq2SeqConfig
@@ -173,4 +175,24 @@ def test_commands(runs: Path, tmp_path: Path) -> None:
     many = run(app, ["transcribe", files[0], "--model-dir", str(runs / "runs"), "--language", "auto", "--json"])
     assert many.exit_code == 0 and json.loads(many.output)[0]["language"] in ("ckb", "kab", "de")
     assert run(app, ["transcribe", files[0]]).exit_code == 2
-    assert run(app, ["evaluate", output]).exit_code == 2
+    scored = run(app, ["evaluate", output, "--device", "cpu"])
+    assert scored.exit_code == 0 and "WER" in scored.output
+    assert run(app, ["evaluate", output, "--beam-size", "4"]).exit_code == 2
+
+
+def test_a_run_is_scored_on_its_own_data_and_on_others(runs: Path) -> None:
+    run_folder = runs / "runs" / "ckb"
+    flags = ["--part", "train", "--json", "--device", "cpu"]
+    result = CliRunner().invoke(app, ["evaluate", str(run_folder), *flags])
+    assert result.exit_code == 0, result.output
+    (own,) = json.loads(result.stdout)["parts"].values()
+    transcriber = WhisperTranscriber.from_pretrained(run_folder, device="cpu")
+    transcripts = transcriber.transcribe([row["name"] for row in own["rows"]])
+    heard = [normalize_text(item.text, "ckb") for item in transcripts]
+    assert any(heard) and [row["hypothesis"] for row in own["rows"]] == heard
+    assert {row["reference"] for row in own["rows"]} <= {"b", "ba", "bad"}
+    other = evaluate_whisper(run_folder, data=str(runs / "data" / "kab.jsonl"), device="cpu")
+    assert list(other.scores) == ["all"]
+    assert [item.reference for item in other.scores["all"].utterances] == ["d", "da", "dab", "dab"]
+    with pytest.raises(DataError, match="has no valid part; it has train, test"):
+        evaluate_whisper(run_folder, part="valid", device="cpu")
