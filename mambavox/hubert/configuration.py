@@ -49,6 +49,12 @@ _NANO = {
     "num_attention_heads": 4,
     "intermediate_size": 592,
     "mamba_intermediate_size": 320,
+    # Hours of speech and thousands of updates do not teach the front end what hundreds of hours do: it is spared what
+    # slows it down, and hears what the units are of.
+    "feature_grad_mult": 1.0,
+    "feature_penalty": 0.0,
+    "mask_prob": 0.5,
+    "unmasked_weight": 1.0,
 }
 _SMALL = {"hidden_size": 384, "intermediate_size": 1024, "mamba_intermediate_size": 1024}
 _SIZES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
@@ -130,6 +136,8 @@ class MambaHubertConfig(PreTrainedConfig):
         logit_temp: temperature by which cosines are divided.
         mask_prob: expected share of frames that masked spans would cover without overlaps.
         mask_length: frames of a span.
+        unmasked_weight: weight in the pre-training loss of frames that are not hidden; 0 as published. With some, a
+            short training on little speech learns at all: the front end hears what the units are of.
         feature_penalty: weight of the mean squared feature in the pre-training loss.
         vocab_size: tokens of the CTC head.
         pad_token_id: the CTC blank.
@@ -183,6 +191,7 @@ class MambaHubertConfig(PreTrainedConfig):
     logit_temp: float = 0.1
     mask_prob: float = 0.8
     mask_length: int = 10
+    unmasked_weight: float = 0.0
     feature_penalty: float = 10.0
     vocab_size: int = 32
     pad_token_id: int = 0
@@ -309,5 +318,7 @@ class MambaHubertConfig(PreTrainedConfig):
         for name in ("mask_prob", "layerdrop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected a probability, 0 to 1")
+        if self.unmasked_weight < 0:
+            raise ConfigError(f"unmasked_weight is {self.unmasked_weight}; expected 0 or more")
         if self.logit_temp <= 0:
             raise ConfigError(f"logit_temp is {self.logit_temp}; expected above 0")

@@ -35,6 +35,9 @@ from mambavox.hubert.streaming import (
 from mambavox.lengths import length_mask
 from mambavox.nn.streaming import StreamStep, check_parts
 
+_SPEECH_LEVEL = 0.02
+"""Of samples. A bias of the first convolution that is larger than what it adds to is all that the norm lets through."""
+
 
 class Encoder(nn.Module):
     """Positions and layers.
@@ -139,6 +142,8 @@ class MambaHubertPreTrainedModel(PreTrainedModel):
             if module.conv.bias is not None:
                 # torch's own: transformers' zeros would leave silence where it is without a bias.
                 bound = (module.conv.in_channels * module.conv.kernel_size[0]) ** -0.5
+                if module.conv.in_channels == 1:
+                    bound *= _SPEECH_LEVEL
                 init.uniform_(module.conv.bias, -bound, bound)
         elif isinstance(module, ConvolutionalPositions):
             weight = module.initial_weight()
@@ -360,7 +365,7 @@ class MambaHubertForPreTrainingOutput(ModelOutput):
     """Output of :class:`MambaHubertForPreTraining`.
 
     Attributes:
-        loss: ``prediction_loss`` plus the weighted feature penalty.
+        loss: cross-entropy of the frames that have a label, weighted, plus the weighted feature penalty.
         logits: ``(batch, time, num_clusters)`` cosines to the codebook divided by the temperature.
         prediction_loss: mean cross-entropy of the masked frames that have a label.
         feature_penalty: mean squared convolutional feature of valid frames, unweighted.
@@ -383,8 +388,8 @@ class MambaHubertForPreTraining(MambaHubertPreTrainedModel):
         config: sizes and options.
 
     Source:
-        HuBERT (arXiv 2106.07447), equations 1 to 3 with the loss on masked frames only (alpha = 1); the feature penalty
-        is that of wav2vec 2.0's code.
+        HuBERT (arXiv 2106.07447), equations 1 to 3, as published with the loss on masked frames only (alpha = 1;
+        ``unmasked_weight`` is (1 - alpha) / alpha); the feature penalty is that of wav2vec 2.0's code.
     """
 
     # Tells transformers' Trainer to pass num_items_in_batch.
@@ -415,10 +420,10 @@ class MambaHubertForPreTraining(MambaHubertPreTrainedModel):
             labels: ``(batch, time)`` unit of each frame; -100 where there is none.
             mask_time_indices: ``(batch, time)`` boolean, frames to hide. Where not given, frames are hidden only if
                 there are labels: a new random mask, from torch's default generator.
-            num_items_in_batch: labelled masked frames of the whole step, over all its batches and processes, by which
-                the loss is divided; those of this batch where not given. The losses of a step's batches then add up:
-                to the prediction loss of their union, and to the mean of their feature penalties, weighted by the
-                number of such frames.
+            num_items_in_batch: labelled frames of the whole step, over all its batches and processes, by which the
+                loss is divided; those of this batch where not given. The losses of a step's batches then add up: to
+                the cross-entropy of their union, and to the mean of their feature penalties, weighted by the number
+                of such frames. Without ``unmasked_weight`` hidden frames alone count as labelled.
             output_hidden_states: also return the hidden states of all layers.
 
         Returns:
@@ -450,11 +455,15 @@ class MambaHubertForPreTraining(MambaHubertPreTrainedModel):
                     f"labels has shape {tuple(labels.shape)}; expected (batch, time) = {tuple(logits.shape[:2])}, one "
                     "unit a frame"
                 )
-            targets = labels.masked_fill(~mask_time_indices.bool(), -100)
+            hidden, weight = mask_time_indices.bool(), self.config.unmasked_weight
+            targets = labels if weight else labels.masked_fill(~hidden, -100)
             items = (targets != -100).sum().clamp(min=1)
-            prediction_loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / items
+            errors = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+            of_hidden = errors.masked_fill(~hidden, 0.0).sum()
+            prediction_loss = of_hidden / ((targets != -100) & hidden).sum().clamp(min=1)
             penalty = self._feature_penalty(outputs.extract_features, attention_mask)
-            loss = prediction_loss + self.config.feature_penalty * penalty
+            of_others = errors.masked_fill(hidden, 0.0).sum()
+            loss = (of_hidden + weight * of_others) / items + self.config.feature_penalty * penalty
             if num_items_in_batch is not None:
                 loss = loss * items / num_items_in_batch
         return MambaHubertForPreTrainingOutput(

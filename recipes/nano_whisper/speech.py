@@ -39,21 +39,31 @@ _MOST_WORDS = 9
 
 @dataclass
 class Texts:
-    """Phrases of some languages: pieces of sentences, and words drawn at random, so that no text is learned by heart.
+    """Phrases of some languages: pieces of sentences, words in any order and invented words, so that the spelling of
+    sounds is learned and no text by heart.
 
     Attributes:
         sentences: normalised sentences by language.
         words: all words of each language.
+        letters: what follows two letters in the words of each language, as often as it does; a space ends a word.
     """
 
     sentences: dict[str, list[str]]
     words: dict[str, list[str]] = field(init=False)
+    letters: dict[str, dict[str, list[str]]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.words = {
             language: sorted({word for sentence in sentences for word in sentence.split()})
             for language, sentences in self.sentences.items()
         }
+        self.letters = {}
+        for language, words in self.words.items():
+            following = self.letters.setdefault(language, {})
+            for word in words:
+                padded = f"  {word} "
+                for place in range(len(word) + 1):
+                    following.setdefault(padded[place : place + 2], []).append(padded[place + 2])
 
     @classmethod
     def read(cls, folder: Path, languages: tuple[str, ...], *, held_out: bool = False) -> "Texts":
@@ -67,14 +77,28 @@ class Texts:
         return cls(found)
 
     def phrase(self, language: str, generator: np.random.Generator) -> str:
-        """A piece of a sentence or, half of the time, words in any order."""
+        """A piece of a sentence (four times in ten), words in any order (three), or invented words (three)."""
         count = int(generator.integers(1, _MOST_WORDS + 1))
-        if generator.random() < 0.5:
+        kind = generator.random()
+        if kind < 0.3:
+            return " ".join(self.invent(language, generator) for _ in range(count))
+        if kind < 0.6:
             words = self.words[language]
             return " ".join(words[i] for i in generator.integers(0, len(words), count))
         words = self.sentences[language][int(generator.integers(len(self.sentences[language])))].split()
         start = int(generator.integers(0, max(len(words) - count, 0) + 1))
         return " ".join(words[start : start + count])
+
+    def invent(self, language: str, generator: np.random.Generator) -> str:
+        """A word that is spelled like those of the language, of at most 14 letters."""
+        following, word = self.letters[language], "  "
+        while len(word) < 16:
+            letters = following[word[-2:]]
+            letter = letters[int(generator.integers(len(letters)))]
+            if letter == " ":
+                break
+            word += letter
+        return word[2:]
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,9 @@ class CropDataset(Dataset[dict[str, Any]]):
         return len(self.recordings.keys)
 
     def __getitem__(self, crop: Crop) -> dict[str, Any]:
-        """``waveform`` ``(samples,)``, ``mask`` ``(time,)`` and ``labels`` ``(time,)``, -100 where nothing is hidden.
+        """``waveform`` ``(samples,)``, ``mask`` ``(time,)`` and ``labels`` ``(time,)``.
+
+        Labels are -100 where nothing is hidden, but for a model with ``unmasked_weight``.
 
         Raises:
             AudioError: the recording cannot be read.
@@ -72,7 +74,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         return {
             "waveform": self.recordings.read(crop.index, first * self.hop, crop.samples),
             "mask": mask,
-            "labels": labels.masked_fill(~mask, -100),
+            "labels": labels if self.config.unmasked_weight else labels.masked_fill(~mask, -100),
         }
 
 

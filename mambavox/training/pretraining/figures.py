@@ -33,11 +33,12 @@ class Figures:
 
         Args:
             output: of the model.
-            labels: ``(batch, time)`` units of hidden frames, -100 elsewhere.
+            labels: ``(batch, time)`` units of frames, -100 where there is none.
             samples: of the batch.
         """
         assert output.logits is not None and output.prediction_loss is not None and output.feature_penalty is not None
-        hidden = labels != -100
+        assert output.mask_time_indices is not None
+        hidden = (labels != -100) & output.mask_time_indices
         weight = hidden.double().flatten()
         predicted = output.logits.argmax(dim=-1)
         items = weight.sum()
