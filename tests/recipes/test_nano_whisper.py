@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "nano_whisper"
@@ -31,9 +32,21 @@ def test_speech_is_drawn_as_the_seed_says():
     for first, second in zip(drawn[0], drawn[1], strict=True):
         assert first.text == second.text and np.array_equal(first.waveform, second.waveform)
     assert [item.text for item in drawn[0]] != [item.text for item in drawn[2]]
-    assert {word for item in drawn[0] for word in item.text.split()} <= {
-        *("eins", "zwei", "drei", "vier", "fünf", "one", "two")
-    }
+    letters = {"de": set("eins zwei drei vier fünf"), "en": set("one two")}
+    assert all(set(item.text) <= letters[item.language] for item in drawn[0])
+
+
+def test_words_are_invented_from_the_spelling_of_a_language():
+    import speech
+
+    texts = speech.Texts({"de": ["banana bandana"], "en": ["abab"]})
+    generator = np.random.default_rng(0)
+    words = {texts.invent("de", generator) for _ in range(200)}
+    assert {"banana", "bandana"} < words and set("".join(words)) == set("band")
+    assert max(len(texts.invent("en", generator)) for _ in range(200)) <= 14
+    phrases = [texts.phrase("de", generator).split() for _ in range(200)]
+    assert {len(phrase) for phrase in phrases} == set(range(1, 10))
+    assert any(word not in ("banana", "bandana") for phrase in phrases for word in phrase)
 
 
 def test_tokens_are_whispers():
@@ -48,15 +61,36 @@ def test_tokens_are_whispers():
     assert stamp == model.generation_config.no_timestamps_token_id + 1 and len(tokenizer) == stamp + 601
     processor = WhisperProcessor(train.WhisperFeatureExtractor(feature_size=80, chunk_length=12), tokenizer)
     spoken = train.Spoken(np.zeros(16_000, np.float32), "два", "ru")
-    with_stamps = train.Collator(processor, timestamps=1.0)([spoken])["labels"][0].tolist()
+    batch = train.Batches([], processor, batch_size=1, whole=0.0, timestamps=1.0).batch([spoken])
+    with_stamps = batch["labels"][0].tolist()
     assert tokenizer.convert_ids_to_tokens(with_stamps[:3]) == ["<|ru|>", "<|transcribe|>", "<|0.00|>"]
     assert tokenizer.convert_ids_to_tokens(with_stamps[-2:]) == ["<|1.00|>", "<|endoftext|>"]
+    assert batch["input_features"].shape == (1, 80, 100)
+    assert train.Batches([], processor, batch_size=1, whole=1.0).batch([spoken])["input_features"].shape[-1] == 1200
+
+
+def test_a_short_window_is_the_beginning_of_a_whole_one():
+    """The encoder of a short window has the positions of its frames; the whole one is there again afterwards."""
+    import train
+
+    tokenizer = train.make_tokenizer(["eins zwei drei vier"] * 3, ("de",), size=300)
+    model = train.make_model(tokenizer, ("de",)).eval()
+    head = torch.nn.Linear(model.config.d_model, train.VOCABULARY + 1)
+    labels = torch.tensor([[*tokenizer(" eins", add_special_tokens=False).input_ids, tokenizer.eos_token_id]])
+    features = torch.randn(1, 80, 200)
+    loss, ctc = train.losses(model, head, {"input_features": features, "labels": labels})
+    assert loss.isfinite() and ctc.isfinite() and ctc > 0
+    train.window(model, 200)
+    short = model.model.encoder(features).last_hidden_state
+    train.window(model, 100 * train.SECONDS)
+    assert short.shape[1] == 100
+    assert model.model.encoder(torch.randn(1, 80, 1200)).last_hidden_state.shape[1] == 600
 
 
 def test_a_few_steps_an_interruption_and_what_is_written(recordings, tmp_path, monkeypatch):
     import train
 
-    monkeypatch.setattr(train, "CHECKPOINT_STEPS", 1)
+    monkeypatch.setattr(train, "LOG_STEPS", 1)
     monkeypatch.setattr(train, "real_speech", lambda *args: train_real(args))
 
     def train_real(args):
