@@ -39,8 +39,10 @@ _MOST_WORDS = 9
 
 @dataclass
 class Texts:
-    """Phrases of some languages: pieces of sentences, words in any order and invented words, so that the spelling of
-    sounds is learned and no text by heart.
+    """Phrases of some languages.
+
+    They are pieces of sentences, words in any order and invented words, so that the spelling of sounds is learned and
+    no text by heart.
 
     Attributes:
         sentences: normalised sentences by language.

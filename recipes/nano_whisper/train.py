@@ -285,7 +285,7 @@ def train(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def held_out(data: Path, phrases: int, seed: int) -> list[Spoken]:
-    """Synthesised phrases of held-out sentences, a number of each language, and the real test recordings."""
+    """Synthesised phrases of held-out sentences, a number of each language, and the real valid recordings."""
     texts = Texts.read(data / "texts", tuple(SEEN), held_out=True)
     found = []
     for language, voice in SEEN.items():
@@ -294,7 +294,7 @@ def held_out(data: Path, phrases: int, seed: int) -> list[Spoken]:
             found += [next(stream) for _ in range(phrases)]
     from mambavox.data import read_audio
 
-    return found + [Spoken(read_audio(path, RATE), *rest) for path, *rest in real_speech(data, "test", SECONDS)]
+    return found + [Spoken(read_audio(path, RATE), *rest) for path, *rest in real_speech(data, "valid", SECONDS)]
 
 
 def main() -> None:

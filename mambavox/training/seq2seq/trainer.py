@@ -89,8 +89,8 @@ class TranscriptTrainer(Seq2SeqTrainer):
             lr_scheduler_type="polynomial",
             lr_scheduler_kwargs={"power": 1.0, "lr_end": config.final_learning_rate},
             max_grad_norm=config.max_grad_norm,
-            gradient_checkpointing=config.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+            activation_checkpointing=config.gradient_checkpointing,
+            activation_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
             eval_strategy=chooses,
             save_strategy="epoch",
             logging_strategy="epoch",
@@ -148,7 +148,7 @@ class TranscriptTrainer(Seq2SeqTrainer):
         if model.training:
             whole = self.accelerator.unwrap_model(model)
             set_training_mode(whole)
-            if self.args.gradient_checkpointing and isinstance(whole, PeftModel):
+            if self.args.activation_checkpointing and isinstance(whole, PeftModel):
                 _train_checkpointed_layers(whole)
         return super().compute_loss(model, *args, **kwargs)
 
