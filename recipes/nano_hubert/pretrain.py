@@ -53,16 +53,21 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the packs")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=list(ENCODERS))
-    parser.add_argument("--steps", nargs=2, type=int, default=(2000, 4000), help="updates of both iterations")
-    parser.add_argument("--batch-seconds", type=float, default=16.0, help="speech an update")
+    parser.add_argument("--steps", nargs=2, type=int, default=(5000, 5000), help="updates of both iterations")
+    parser.add_argument("--batch-seconds", nargs=2, type=float, default=(4.0, 8.0), help="speech an update of both")
+    parser.add_argument("--learning-rate", type=float, default=5e-4, help="peak")
     arguments = parser.parse_args()
     manifest = arguments.output / "manifest.jsonl"
     write_manifest(arguments.data, manifest)
     console = Console()
     for encoder in arguments.encoders:
         first, second = (arguments.output / encoder / name for name in ("it1", "it2"))
-        for output, targets, steps in zip(
-            (first, second), ("mfcc", f"{first}:{ENCODERS[encoder]}"), arguments.steps, strict=True
+        for output, targets, steps, seconds in zip(
+            (first, second),
+            ("mfcc", f"{first}:{ENCODERS[encoder]}"),
+            arguments.steps,
+            arguments.batch_seconds,
+            strict=True,
         ):
             config = PretrainConfig(
                 data=str(manifest),
@@ -70,9 +75,14 @@ def main() -> None:
                 preset=f"{encoder}-nano",
                 targets=targets,
                 steps=steps,
-                batch_seconds=arguments.batch_seconds,
-                device_batch_seconds=arguments.batch_seconds,
+                # Little speech at a time: of the same hours, small updates learn more than few large ones.
+                batch_seconds=seconds,
+                device_batch_seconds=seconds,
+                max_seconds=seconds,
                 min_seconds=0.5,
+                learning_rate=arguments.learning_rate,
+                save_every=500,
+                log_every=100,
             )
             result = pretrain(config, resume=output.exists(), console=console)
             console.print(f"{encoder}, {output.name}: {result.valid}, {result.seconds / 60:.0f} min")

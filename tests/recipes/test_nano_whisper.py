@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "nano_whisper"
+RECIPE = Path(__file__).parents[2] / "recipes" / "recognition"
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +17,7 @@ def recipe_path(monkeypatch):
     pytest.importorskip("espeakng_loader", reason="the extra synth is not installed")
     monkeypatch.syspath_prepend(str(RECIPE))
     yield
-    for name in ("train", "speech"):
+    for name in ("nano_whisper", "speech"):
         sys.modules.pop(name, None)
 
 
@@ -50,7 +50,7 @@ def test_words_are_invented_from_the_spelling_of_a_language():
 
 
 def test_tokens_are_whispers():
-    import train
+    import nano_whisper as train
 
     tokenizer = train.make_tokenizer(["eins zwei drei vier", "один два три"] * 3, ("de", "ru"), size=300)
     text = " eins два ქართული"
@@ -71,7 +71,7 @@ def test_tokens_are_whispers():
 
 def test_a_short_window_is_the_beginning_of_a_whole_one():
     """The encoder of a short window has the positions of its frames; the whole one is there again afterwards."""
-    import train
+    import nano_whisper as train
 
     tokenizer = train.make_tokenizer(["eins zwei drei vier"] * 3, ("de",), size=300)
     model = train.make_model(tokenizer, ("de",)).eval()
@@ -88,7 +88,7 @@ def test_a_short_window_is_the_beginning_of_a_whole_one():
 
 
 def test_a_few_steps_an_interruption_and_what_is_written(recordings, tmp_path, monkeypatch):
-    import train
+    import nano_whisper as train
 
     monkeypatch.setattr(train, "LOG_STEPS", 1)
     monkeypatch.setattr(train, "real_speech", lambda *args: train_real(args))

@@ -1,6 +1,6 @@
 """Train nano-whisper, a multilingual Whisper of under 12 MB in float16, from scratch.
 
-    python recipes/nano_whisper/train.py --data ../shared/data --output runs/nano-whisper --steps 8000
+    python recipes/recognition/nano_whisper.py --data ../shared/data --output runs/nano-whisper --steps 8000
 
 It hears synthesised phrases in eleven languages (espeak-ng: voices, variants, rates, pitches, noise) and real speech,
 and learns the format of Whisper: language, task and, half of the time, timestamps of beginning and end. Five further

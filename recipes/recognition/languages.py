@@ -1,6 +1,6 @@
 """Adapt nano-whisper to languages that it has not heard, and to real speech, with five methods.
 
-    python recipes/nano_whisper/adapt.py --data ../shared/data --output runs/languages --workers 2
+    python recipes/recognition/languages.py --data ../shared/data --output runs/languages --workers 2
 
 ``ca``, ``cs``, ``hi``, ``sw`` and ``tr`` are synthesised (``speech.UNSEEN``; the test part from held-out sentences) and
 get a new language token; ``real-de``, ``real-nl`` and ``real-en`` are recordings, whose training part the backbone
@@ -19,8 +19,8 @@ from typing import Any
 
 import soundfile
 import torch
+from nano_whisper import SECONDS
 from speech import RATE, UNSEEN, Speech, Texts
-from train import SECONDS
 
 from mambavox.training.seq2seq.adapt import adapt_whisper
 from mambavox.training.seq2seq.config import Seq2SeqConfig
