@@ -9,10 +9,12 @@ from mambavox.cli.console import ERR, OUT
 
 
 def bench_command(
-    operation: Annotated[str, typer.Argument(help="scan, conv, ssd, speed_up or streaming")],
+    operation: Annotated[str, typer.Argument(help="scan, conv, ssd, speed_up, streaming or training")],
     shapes: Annotated[
         str | None,
-        typer.Option(help="such as S1-500,S2-500 (default: all of the operation); streaming: nano, small, base"),
+        typer.Option(
+            help="such as S1-500,S2-500 (default: all of the operation); streaming, training: nano, small, base"
+        ),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="that work (default: as many as torch takes)")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="repetitions, each through all candidates")] = 7,
@@ -23,15 +25,23 @@ def bench_command(
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     memory: Annotated[bool, typer.Option(help="also measure peak memory, each time in a new process")] = True,
-    encoders: Annotated[str | None, typer.Option(help="streaming: such as mamba,causal-transformer")] = None,
+    encoders: Annotated[str | None, typer.Option(help="streaming, training: such as mamba,causal-transformer")] = None,
     histories: Annotated[str | None, typer.Option(help="streaming: seconds of the past, such as 10,60")] = None,
+    lengths: Annotated[str | None, typer.Option(help="training: seconds of the recording, such as 10,60")] = None,
 ) -> None:
-    """Time an operation beside other libraries, or steps of streams by the length of their past.
+    """Time an operation beside other libraries, steps of streams by the length of their past, or passes of training.
 
     Outputs (of operations gradients too) are compared with the definition first; on a mismatch no figure is printed.
     speed_up is a language model of transformers as it is and after mambavox.speed_up: float32 on the CPU; of options
     it takes --threads, --repeats and --output.
     """
+    if lengths is not None and operation != "training":
+        raise typer.BadParameter(f"--lengths is for bench training, not for {operation}")
+    if operation == "training":
+        if passes is not None or histories is not None:
+            raise typer.BadParameter("--passes and --histories are not for bench training")
+        _bench_training(shapes, encoders, lengths, threads, repeats, dtype, device, output)
+        return
     if operation == "streaming":
         if passes is not None:
             raise typer.BadParameter("--passes is for operations; a stream has a forward pass only")
@@ -87,14 +97,43 @@ def _bench_streaming(
     if encoders is not None:
         given["encoders"] = _words(encoders)
     if histories is not None:
-        try:
-            given["histories"] = [float(word) for word in _words(histories)]
-        except ValueError:
-            raise typer.BadParameter(f"--histories is {histories!r}; expected seconds, such as 10,60,300") from None
+        given["histories"] = _seconds("--histories", histories)
     report = measure_streaming(threads=threads, repeats=repeats, dtype=dtype, device=device, console=ERR, **given)
     report.write(output)
     OUT.print(report.markdown(), markup=False)
     OUT.print(f"streaming.md, streaming.json and streaming.png are in {output}", markup=False)
+
+
+def _bench_training(
+    size: str | None,
+    encoders: str | None,
+    lengths: str | None,
+    threads: int | None,
+    repeats: int,
+    dtype: str,
+    device: str,
+    output: Path,
+) -> None:
+    from mambavox.benchmarks.training import measure_training
+
+    given: dict[str, Any] = {}
+    if size is not None:
+        given["size"] = size
+    if encoders is not None:
+        given["encoders"] = _words(encoders)
+    if lengths is not None:
+        given["lengths"] = _seconds("--lengths", lengths)
+    report = measure_training(threads=threads, repeats=repeats, dtype=dtype, device=device, console=ERR, **given)
+    report.write(output)
+    OUT.print(report.markdown(), markup=False)
+    OUT.print(f"training.md, training.json and training.png are in {output}", markup=False)
+
+
+def _seconds(option: str, text: str) -> list[float]:
+    try:
+        return [float(word) for word in _words(text)]
+    except ValueError:
+        raise typer.BadParameter(f"{option} is {text!r}; expected seconds, such as 10,60,300") from None
 
 
 def _words(text: str) -> list[str]:
