@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModelForCTC
 
 import mambavox.hubert  # noqa: F401  the import is what makes transformers know Mamba-HuBERT
+from mambavox import assets
 from mambavox.data import Waveform
 from mambavox.errors import ConfigError, HostError
 
@@ -22,7 +23,7 @@ def load_ctc_model(name: str | Path, vocab_size: int | None = None, blank: int |
     """Load a model with a CTC head in float32; a head of another size is made anew.
 
     Args:
-        name: folder, or Hugging Face name.
+        name: embedded name, folder, or Hugging Face name.
         vocab_size: tokens of the head; default the checkpoint's own.
         blank: number of the blank; default the checkpoint's own.
 
@@ -33,7 +34,7 @@ def load_ctc_model(name: str | Path, vocab_size: int | None = None, blank: int |
     changes: dict[str, Any] = {} if vocab_size is None else {"vocab_size": vocab_size, "pad_token_id": blank}
     try:
         model, report = AutoModelForCTC.from_pretrained(
-            str(name),
+            assets.locate(str(name)),
             ignore_mismatched_sizes=vocab_size is not None,
             dtype=torch.float32,
             output_loading_info=True,
@@ -65,7 +66,7 @@ def load_extractor(name: str | Path) -> Any:
         ConfigError: there is none.
     """
     try:
-        return AutoFeatureExtractor.from_pretrained(str(name))
+        return AutoFeatureExtractor.from_pretrained(assets.locate(str(name)))
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"model {str(name)!r}: {_reason(error)}") from error
 

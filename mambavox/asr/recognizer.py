@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
+from mambavox import assets
 from mambavox.asr.decoding import HotWords, Word, greedy_search, prefix_beam_search, words_in
 from mambavox.asr.language_model import LanguageModelSearch
 from mambavox.asr.model import ctc_log_probs, load_ctc_model, load_extractor
@@ -76,16 +77,18 @@ class SpeechRecognizer:
         """Load a model.
 
         Args:
-            run: folder that ``mambavox finetune`` wrote, or any CTC model with a tokenizer: folder or Hub name.
+            run: folder that ``mambavox finetune`` wrote, or any CTC model with a tokenizer: embedded name, folder or
+                Hub name.
             base_model: where the model under a run's adapter lies now, if no longer where it was.
             device: where to run; default a GPU if there is one.
 
         Raises:
             ConfigError: there is no such model.
         """
+        run = assets.locate(str(run))
         adapter = Path(run) / "adapter_config.json"
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(run))
+            tokenizer = AutoTokenizer.from_pretrained(run)
         except (OSError, ValueError, KeyError) as error:
             reason = "no tokenizer_config.json" if Path(run).is_dir() else str(error).strip().split("\n")[0]
             raise ConfigError(

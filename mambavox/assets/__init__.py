@@ -24,3 +24,8 @@ def path(name: str) -> str:
     if name not in names():
         raise ConfigError(f"no embedded model is called {name!r}; there are: {', '.join(names()) or 'none'}")
     return str(_FOLDER / name)
+
+
+def locate(name: str) -> str:
+    """Where transformers finds a model: an embedded one's folder, a folder, or the name on the Hub as it is."""
+    return path(name) if name in names() else str(Path(name).expanduser()) if name[:1] == "~" else name

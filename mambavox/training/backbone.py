@@ -88,7 +88,7 @@ def load_backbone(
     extractor, longest = _front(name)
     with fetching(name), quiet_transformers():
         model, report = AutoModelForAudioClassification.from_pretrained(
-            model_path(name),
+            assets.locate(name),
             num_labels=len(labels),
             id2label=dict(enumerate(labels)),
             label2id={label: index for index, label in enumerate(labels)},
@@ -157,18 +157,13 @@ def load_config(name: str) -> PretrainedConfig:
         ConfigError: there is no such model, or it cannot be fetched.
     """
     with fetching(name), quiet_transformers():
-        return AutoConfig.from_pretrained(model_path(name))
-
-
-def model_path(name: str) -> str:
-    """Where transformers finds a model: an embedded one's folder, a folder, or the name on the Hub as it is."""
-    return assets.path(name) if name in assets.names() else str(Path(name).expanduser()) if name[:1] == "~" else name
+        return AutoConfig.from_pretrained(assets.locate(name))
 
 
 def _front(name: str) -> tuple[Any, float]:
     with fetching(name), quiet_transformers():
-        extractor = AutoFeatureExtractor.from_pretrained(model_path(name))
-        return extractor, longest_seconds(extractor, AutoConfig.from_pretrained(model_path(name)))
+        extractor = AutoFeatureExtractor.from_pretrained(assets.locate(name))
+        return extractor, longest_seconds(extractor, AutoConfig.from_pretrained(assets.locate(name)))
 
 
 def set_max_length(model: PreTrainedModel, max_length: int) -> None:

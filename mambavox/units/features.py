@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from math import prod
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -348,7 +347,9 @@ def _checked(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
 def _load(name: str) -> PreTrainedModel:
     try:
         with _quiet():
-            model, report = AutoModel.from_pretrained(_path(name), dtype=torch.float32, output_loading_info=True)
+            model, report = AutoModel.from_pretrained(
+                assets.locate(name), dtype=torch.float32, output_loading_info=True
+            )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(
@@ -372,7 +373,7 @@ def _extractor(name: str, model_type: str, from_files: bool) -> Any:
         return None
     try:
         with _quiet():
-            return AutoFeatureExtractor.from_pretrained(_path(name))
+            return AutoFeatureExtractor.from_pretrained(assets.locate(name))
     except (OSError, ValueError, KeyError) as error:
         if model_type == MambaHubertConfig.model_type:
             return None
@@ -380,10 +381,6 @@ def _extractor(name: str, model_type: str, from_files: bool) -> Any:
             f"model {name!r} has no preprocessor_config.json, which says whether its waveforms are normalised; "
             "expected one beside config.json"
         ) from error
-
-
-def _path(name: str) -> str:
-    return assets.path(name) if name in assets.names() else str(Path(name).expanduser()) if name[:1] == "~" else name
 
 
 def _fingerprint(model: torch.nn.Module) -> str:

@@ -11,6 +11,7 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperProcessor, set_seed
 
+from mambavox import assets
 from mambavox.adapters import apply_method, trainable_parameters
 from mambavox.asr.metrics import TranscriptScores, Utterance, score_transcripts
 from mambavox.asr.text import normalize_text
@@ -19,7 +20,7 @@ from mambavox.asr.whisper_window import TrimmedEncoder
 from mambavox.data import duration
 from mambavox.errors import HostError
 from mambavox.training.adapt import LIBRARIES, device_name, learning_curve
-from mambavox.training.backbone import fetching, model_path, quiet_transformers
+from mambavox.training.backbone import fetching, quiet_transformers
 from mambavox.training.front_end import FrontEnd, longest_seconds
 from mambavox.training.run_folder import METRICS_FILE, PREDICTIONS_FILE, RunFolder, to_json
 from mambavox.training.seq2seq.config import Seq2SeqConfig
@@ -166,11 +167,11 @@ def load_whisper(name: str) -> tuple[Any, Any]:
         HostError: it is no Whisper.
     """
     with fetching(name), quiet_transformers():
-        kind = AutoConfig.from_pretrained(model_path(name)).model_type
+        kind = AutoConfig.from_pretrained(assets.locate(name)).model_type
         if kind != "whisper":
             raise HostError(f"backbone {name!r} is of type {kind!r}; expected a Whisper, such as openai/whisper-small")
-        processor = WhisperProcessor.from_pretrained(model_path(name))
-        model = WhisperForConditionalGeneration.from_pretrained(model_path(name), dtype=torch.float32)
+        processor = WhisperProcessor.from_pretrained(assets.locate(name))
+        model = WhisperForConditionalGeneration.from_pretrained(assets.locate(name), dtype=torch.float32)
     # Masking of the host's own would act in full fine-tuning only.
     model.config.apply_spec_augment = False
     return model, processor
