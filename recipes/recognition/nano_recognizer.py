@@ -2,9 +2,9 @@
 
     python recipes/recognition/nano_recognizer.py --data ../shared/data --pretrained runs/nano-hubert --output runs/ctc
 
-They hear LibriSpeech recordings (three times an epoch), spoken digits and synthesised phrases. Tested are LibriSpeech
-(``valid`` chooses the epoch, ``test_other``), synthesised phrases of held-out sentences, and a reading of minutes, in
-pieces and as a whole. The same command continues where it was interrupted.
+They hear LibriSpeech recordings, spoken digits and synthesised phrases. Tested are LibriSpeech (``valid`` chooses the
+epoch, ``test_other``), synthesised phrases of held-out sentences, and a reading of minutes, in pieces and as a whole.
+The same command continues where it was interrupted.
 """
 
 import argparse
@@ -26,10 +26,8 @@ from mambavox.training.recognition.finetune import finetune
 
 ENCODERS = ("mamba", "causal-transformer")
 SEEDS = (0, 1, 2)
-PHRASES = {"train": 3000, "test_synth": 300}
+PHRASES = {"train": 1500, "test_synth": 300}
 """Synthesised ones of a part."""
-REAL_TIMES = 3
-"""How often an epoch hears a real recording."""
 
 
 def synthesise(data: Path, folder: Path) -> list[dict[str, str]]:
@@ -58,7 +56,7 @@ def write_manifest(data: Path, output: Path) -> Path:
             row: dict[str, Any] = json.loads(line)
             taken = {"path": str((data / corpus / row["path"]).resolve()), "text": row["text"], "source": corpus}
             if row["split"] == "train":
-                rows += [{**taken, "split": "train"}] * (REAL_TIMES if corpus == "librispeech_subset" else 1)
+                rows.append({**taken, "split": "train"})
             elif corpus == "librispeech_subset":
                 rows.append({**taken, "split": row["split"]})
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -101,7 +101,7 @@ class RecognitionTrainer(AdaptTrainer):
             metric_for_best_model="rank" if len(valid) else None,
             greater_is_better=True if len(valid) else None,
             restore_callback_states_from_checkpoint=True,
-            use_cpu=config.device == "cpu",
+            use_cpu=not on_gpu,
             bf16=(on_gpu and torch.cuda.is_bf16_supported()) if config.bf16 is None else config.bf16,
             seed=config.seed,
             dataloader_num_workers=config.num_workers,

@@ -101,7 +101,7 @@ class TranscriptTrainer(Seq2SeqTrainer):
             greater_is_better=False if len(valid) else None,
             predict_with_generate=True,
             restore_callback_states_from_checkpoint=True,
-            use_cpu=config.device == "cpu",
+            use_cpu=not on_gpu,
             bf16=(on_gpu and torch.cuda.is_bf16_supported()) if config.bf16 is None else config.bf16,
             seed=config.seed,
             dataloader_num_workers=config.num_workers,
