@@ -1,5 +1,6 @@
 """What a pre-training step hears: crops, their units and the frames to hide."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,10 +19,46 @@ from mambavox.units.labels import UnitLabels
 _MISSING_SECONDS = 0.1  # that targets may be shorter or longer than their recording: other models pad and cut
 
 
-class CropDataset(Dataset[dict[str, Any]]):
-    """Crops of recordings with units and masks.
+class Crops(Dataset[dict[str, Any]], ABC):
+    """Crops of recordings.
 
-    Where a crop begins and which frames are hidden depends on the seed, the epoch and the recording alone.
+    What is heard of a recording depends on the seed, the epoch and the recording alone.
+
+    Args:
+        recordings: what to crop.
+        config: of the model.
+        seed: numbers.
+    """
+
+    def __init__(self, recordings: Recordings, config: MambaHubertConfig, seed: Sequence[int]) -> None:
+        self.recordings, self.config, self.seed = recordings, config, tuple(seed)
+        self.hop = config.inputs_to_logits_ratio
+
+    def __len__(self) -> int:
+        return len(self.recordings.keys)
+
+    @abstractmethod
+    def __getitem__(self, crop: Crop) -> dict[str, Any]:
+        """What is heard of a crop.
+
+        Raises:
+            AudioError: the recording cannot be read.
+        """
+
+    def _generator(self, crop: Crop) -> np.random.Generator:
+        return np.random.default_rng((*self.seed, crop.epoch, crop.index))
+
+    def _first_frame(self, crop: Crop, generator: np.random.Generator) -> int:
+        """Crops begin where a frame of the whole recording does, so that units need no rounding."""
+        return int(generator.integers(0, (self.recordings.lengths[crop.index] - crop.samples) // self.hop + 1))
+
+    def _time(self, crop: Crop) -> int:
+        """Frames of a crop."""
+        return (crop.samples - self.config.receptive_field) // self.hop + 1
+
+
+class CropDataset(Crops):
+    """Crops of recordings with units and masks.
 
     Args:
         recordings: what to crop.
@@ -36,8 +73,8 @@ class CropDataset(Dataset[dict[str, Any]]):
     def __init__(
         self, recordings: Recordings, labels: UnitLabels, config: MambaHubertConfig, seed: Sequence[int]
     ) -> None:
-        self.recordings, self.labels, self.config, self.seed = recordings, labels, config, tuple(seed)
-        self.hop = config.inputs_to_logits_ratio
+        super().__init__(recordings, config, seed)
+        self.labels = labels
         for key, length in zip(recordings.keys, recordings.lengths, strict=True):
             units = len(labels[key])
             seconds, expected = units / labels.frame_rate, length / config.sampling_rate
@@ -47,9 +84,6 @@ class CropDataset(Dataset[dict[str, Any]]):
                     f"{labels.frame_rate:g} Hz) and so of another recording; begin anew with --overwrite"
                 )
 
-    def __len__(self) -> int:
-        return len(self.recordings.keys)
-
     def __getitem__(self, crop: Crop) -> dict[str, Any]:
         """``waveform`` ``(samples,)``, ``mask`` ``(time,)`` and ``labels`` ``(time,)``.
 
@@ -58,11 +92,8 @@ class CropDataset(Dataset[dict[str, Any]]):
         Raises:
             AudioError: the recording cannot be read.
         """
-        key, length = self.recordings.keys[crop.index], self.recordings.lengths[crop.index]
-        generator = np.random.default_rng((*self.seed, crop.epoch, crop.index))
-        # Crops begin where a frame of the whole recording does, so that units need no rounding.
-        first = int(generator.integers(0, (length - crop.samples) // self.hop + 1))
-        time = (crop.samples - self.config.receptive_field) // self.hop + 1
+        generator = self._generator(crop)
+        first, time = self._first_frame(crop, generator), self._time(crop)
         mask = sample_span_mask(
             torch.tensor([time]),
             time,
@@ -70,7 +101,9 @@ class CropDataset(Dataset[dict[str, Any]]):
             self.config.mask_length,
             generator=torch.Generator().manual_seed(int(generator.integers(1 << 62))),
         )[0]
-        labels = torch.from_numpy(frame_units(self.labels, key, first, time, self.config.frame_rate))
+        labels = torch.from_numpy(
+            frame_units(self.labels, self.recordings.keys[crop.index], first, time, self.config.frame_rate)
+        )
         return {
             "waveform": self.recordings.read(crop.index, first * self.hop, crop.samples),
             "mask": mask,

@@ -2,15 +2,17 @@
 
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import rich.progress
 import torch
 import torch.distributed as dist
 from rich.console import Console
-from transformers import Wav2Vec2FeatureExtractor, set_seed
+from transformers import TrainingArguments, Wav2Vec2FeatureExtractor, set_seed
 
 from mambavox.data import Example, duration, read_examples
 from mambavox.data.batching import BatchesBySeconds
@@ -20,10 +22,12 @@ from mambavox.training.backbone import quiet_transformers
 from mambavox.training.pretraining.config import PretrainConfig
 from mambavox.training.pretraining.curve import plot_curve
 from mambavox.training.pretraining.dataset import CropDataset
+from mambavox.training.pretraining.distillation import DistillationModel, DistillationTrainer, WaveformCrops
 from mambavox.training.pretraining.model_card import model_card
 from mambavox.training.pretraining.progress import read_history
 from mambavox.training.pretraining.recordings import Recordings, hold_back, load_recordings
 from mambavox.training.pretraining.result import PretrainResult
+from mambavox.training.pretraining.teacher import Teacher
 from mambavox.training.pretraining.trainer import PretrainTrainer, training_arguments
 from mambavox.training.run_folder import (
     CURVE_FILE,
@@ -39,6 +43,7 @@ from mambavox.units.targets import make_targets
 
 _LIBRARIES = ("mambavox", "torch", "transformers", "accelerate", "numpy")
 _GIGABYTE = 1e9
+_PARTS = ("train", "valid")
 
 
 def pretrain(
@@ -56,6 +61,8 @@ def pretrain(
     model card, and ``targets/``: the units and what made them. Whatever is final is written at once, ``metrics.json``
     last. Checkpoints lie in ``checkpoints/`` until the run has ended well. Under torchrun all processes call this.
 
+    With a teacher the model predicts its layers in place of units, and is kept without the heads that do so.
+
     Args:
         config: what to do.
         resume: continue the folder's unfinished run, on a CPU to exactly the weights of an unbroken one; a finished
@@ -68,7 +75,8 @@ def pretrain(
         ConfigError: a value does not fit the model or this machine.
         DataError: there are no usable recordings, or targets do not fit them.
         AudioError: recordings cannot be used and ``on_error`` is ``"raise"``.
-        RunError: the folder holds something else, or the disk is full.
+        HostError: the teacher is no speech model of a known kind, or its checkpoint lacks weights.
+        RunError: the folder holds something else, or the disk is full; the teacher is another than before.
         DivergedError: the run diverged.
     """
     folder = RunFolder(config.output_path)
@@ -82,6 +90,7 @@ def pretrain(
     if resume and folder.is_finished:
         return PretrainResult.load(folder.path)
 
+    teacher = _teacher(config, model_config, arguments.device)
     examples = _examples(config)
     recordings = None
     if first:
@@ -93,37 +102,75 @@ def pretrain(
     if recordings is None:
         recordings = _recordings(config, model_config, examples, _ledger(folder), None)
     with folder.watching_the_disk(), quiet_transformers():
-        if first:
+        if first and teacher is not None:
+            teacher.remember(folder.targets)
+        elif first:
             _make_targets(config, recordings, folder, arguments.device, console)
         _wait()
-        labels = _make_targets(config, recordings, folder, arguments.device, None)
         for_training, held_back = hold_back(recordings.examples, config.valid_fraction, config.split_seed)
-        train = CropDataset(recordings.select(for_training), labels, model_config, (config.seed, 0))
-        # Masked the same way in every run, so that runs can be compared.
-        valid = CropDataset(recordings.select(held_back), labels, model_config, (config.split_seed, 1))
-        set_seed(config.seed)
-        model = MambaHubertForPreTraining(model_config)
-        trainer = PretrainTrainer(
-            model,
-            config,
-            arguments,
-            train=train,
-            valid=valid if len(valid) else None,
-            history=folder.path / HISTORY_FILE,
-            tensorboard=folder.tensorboard if config.tensorboard else None,
-            console=console,
-        )
+        parts = recordings.select(for_training), recordings.select(held_back)
+        options = {
+            "history": folder.path / HISTORY_FILE,
+            "tensorboard": folder.tensorboard if config.tensorboard else None,
+            "console": console,
+        }
+        trainer: PretrainTrainer
+        from_teacher: list[str] = []
+        if teacher is None:
+            labels = _make_targets(config, recordings, folder, arguments.device, None)
+            trainer = _unit_trainer(config, arguments, parts, labels, options)
+        else:
+            trainer, from_teacher = _distillation_trainer(config, arguments, parts, teacher, options)
         if arguments.world_size > 1:
             torch.manual_seed(config.seed + arguments.process_index)  # each process its own dropout
         checkpoint = folder.last_checkpoint() if resume else None
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        result = _result(config, trainer, recordings, train, valid)
+        result = _result(config, trainer, recordings, parts, from_teacher)
         if first:
             folder.publish(lambda path: _write_run(path, folder, config, trainer, result))
     _wait()
     if first and not keep_checkpoints:
         folder.remove_checkpoints()
     return result
+
+
+def _unit_trainer(
+    config: PretrainConfig,
+    arguments: TrainingArguments,
+    parts: tuple[Recordings, Recordings],
+    labels: UnitLabels,
+    options: Mapping[str, Any],
+) -> PretrainTrainer:
+    """What predicts units behind masks."""
+    model_config = config.model_config()
+    train = CropDataset(parts[0], labels, model_config, (config.seed, 0))
+    # Masked the same way in every run, so that runs can be compared.
+    valid = CropDataset(parts[1], labels, model_config, (config.split_seed, 1))
+    set_seed(config.seed)
+    model = MambaHubertForPreTraining(model_config)
+    return PretrainTrainer(model, config, arguments, train=train, valid=valid if len(valid) else None, **options)
+
+
+def _distillation_trainer(
+    config: PretrainConfig,
+    arguments: TrainingArguments,
+    parts: tuple[Recordings, Recordings],
+    teacher: Teacher,
+    options: Mapping[str, Any],
+) -> tuple[DistillationTrainer, list[str]]:
+    """What predicts a teacher's layers, and the tensors that are the teacher's to begin with."""
+    model_config = config.model_config()
+    train = WaveformCrops(parts[0], model_config, (config.seed, 0))
+    valid = WaveformCrops(parts[1], model_config, (config.split_seed, 1))
+    set_seed(config.seed)
+    model = DistillationModel(model_config, list(teacher.layers.values()), teacher.dim)
+    taken = teacher.begin(model.mamba_hubert) if config.teacher_front_end else []
+    held_back = valid if len(valid) else None
+    return DistillationTrainer(model, teacher, config, arguments, train=train, valid=held_back, **options), taken
+
+
+def _teacher(config: PretrainConfig, model_config: MambaHubertConfig, device: torch.device) -> Teacher | None:
+    return None if config.teacher is None else Teacher(config, model_config, device)
 
 
 @dataclass(frozen=True)
@@ -163,8 +210,13 @@ def plan(config: PretrainConfig) -> Plan:
         ConfigError, DataError, AudioError: as :func:`pretrain`.
     """
     model_config = config.model_config()
+    teacher = _teacher(config, model_config, torch.device("cpu"))
     with torch.device("meta"):
-        parameters = _parameters(MambaHubertForPreTraining(model_config))
+        parameters = _parameters(
+            MambaHubertForPreTraining(model_config)
+            if teacher is None
+            else DistillationModel(model_config, list(teacher.layers.values()), teacher.dim)
+        )
     rate = model_config.sampling_rate
     lengths = [round(duration(example.source) * rate) for example in _examples(config)]
     usable = [length for length in lengths if length >= _min_samples(config, model_config)]
@@ -252,7 +304,7 @@ def _wait() -> None:
         dist.barrier()
 
 
-def _parameters(model: MambaHubertForPreTraining) -> dict[str, int]:
+def _parameters(model: Any) -> dict[str, int]:
     return {
         "encoder": sum(parameter.numel() for parameter in model.mamba_hubert.parameters()),
         "whole": sum(parameter.numel() for parameter in model.parameters()),
@@ -260,42 +312,50 @@ def _parameters(model: MambaHubertForPreTraining) -> dict[str, int]:
 
 
 def _result(
-    config: PretrainConfig, trainer: PretrainTrainer, recordings: Recordings, train: CropDataset, valid: CropDataset
+    config: PretrainConfig,
+    trainer: PretrainTrainer,
+    recordings: Recordings,
+    parts: tuple[Recordings, Recordings],
+    from_teacher: list[str],
 ) -> PretrainResult:
     history = trainer.state.log_history
     last = next(line for line in reversed(history) if "loss" in line)
-    scores: dict[str, float] = next((line for line in reversed(history) if "eval_masked_accuracy" in line), {})
+    scores: dict[str, float] = next((line for line in reversed(history) if "eval_seconds" in line), {})
     device = trainer.args.device
+    layers = trainer.teacher.layers if isinstance(trainer, DistillationTrainer) else {}
     return PretrainResult(
         preset=config.preset,
-        targets=config.targets,
-        num_clusters=config.units,
+        targets=f"{config.teacher}:{','.join(map(str, layers))}" if layers else config.targets,
+        num_clusters=None if layers else config.units,
         parameters=_parameters(trainer.model),
         train={key: value for key, value in last.items() if key not in ("epoch", "step")},
         valid={key.removeprefix("eval_"): value for key, value in scores.items() if key.startswith("eval_")},
         steps=trainer.state.global_step,
         epochs=config.num_steps * config.batches_a_step / len(trainer.batches.epoch(0)),
-        hours={"train": train.recordings.hours, "valid": valid.recordings.hours},
-        clips={"train": len(train), "valid": len(valid)},
+        hours={name: part.hours for name, part in zip(_PARTS, parts, strict=True)},
+        clips={name: len(part.examples) for name, part in zip(_PARTS, parts, strict=True)},
         seconds=trainer.clock.seconds,
         short=recordings.short,
         skipped=[{"name": problem.name, "reason": problem.reason} for problem in recordings.problems],
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         processes=trainer.args.world_size,
         versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        student_layers=list(layers.values()),
+        from_teacher=from_teacher,
     )
 
 
 def _write_run(
     path: Path, folder: RunFolder, config: PretrainConfig, trainer: PretrainTrainer, result: PretrainResult
 ) -> None:
-    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(path)
+    trainer.trained.save_pretrained(path)
     Wav2Vec2FeatureExtractor(
         sampling_rate=trainer.model_config.sampling_rate, do_normalize=False, return_attention_mask=True
     ).save_pretrained(path)
     name = Path(config.data or "").name
-    plot_curve(
-        read_history(folder.path / HISTORY_FILE), path / CURVE_FILE, f"{config.preset} on {name}, {config.targets}"
-    )
-    (path / "README.md").write_text(model_card(result, folder.path.as_posix(), name, CURVE_FILE), encoding="utf-8")
+    figures = trainer.figures
+    title = f"{config.preset} on {name}, {result.targets}"
+    plot_curve(read_history(folder.path / HISTORY_FILE), path / CURVE_FILE, title, figures.panels)
+    card = model_card(result, type(figures), folder.path.as_posix(), name, CURVE_FILE)
+    (path / "README.md").write_text(card, encoding="utf-8")
     (path / METRICS_FILE).write_text(to_json(result.to_mapping()), encoding="utf-8")

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from mambavox.cli import app
 from mambavox.errors import AudioError, ConfigError, DataError
 from mambavox.hubert import MambaHubertForPreTraining
-from mambavox.training.pretraining.figures import Figures
+from mambavox.training.pretraining.figures import UnitFigures
 from mambavox.training.pretraining.pretrain import plan, pretrain
 from mambavox.training.pretraining.progress import read_history
 
@@ -42,7 +42,7 @@ def test_two_iterations(speech: str, tmp_path: Path) -> None:
         assert (tmp_path / "it1" / name).exists(), name
     card = (tmp_path / "it2" / "README.md").read_text()
     assert f"8 units of layer 1 of {tmp_path / 'it1'}" in card
-    assert f"{second.valid['masked_accuracy']:.1%} of hidden frames right" in card
+    assert f"{second.valid['masked_accuracy']:.2%} of hidden frames right" in card
     assert not (tmp_path / "it1" / "checkpoints").exists()
 
 
@@ -108,7 +108,7 @@ def test_figures_are_those_of_the_union() -> None:
     labels = torch.randint(0, 6, (3, 24))
     mask = torch.rand(3, 24) < 0.5
     labels = labels.masked_fill(~mask, -100)
-    figures = Figures(TINY["num_clusters"], torch.device("cpu"), 16_000)
+    figures = UnitFigures(TINY["num_clusters"], torch.device("cpu"), 16_000)
     correct = total = 0
     losses = []
     for row in range(3):
