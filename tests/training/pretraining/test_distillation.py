@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from tiny import save_whisper
 from training.pretraining.conftest import TINY, tiny_run
+from training.pretraining.test_processes import run_together
 from training.pretraining.test_resume import assert_same, kill_after
 from transformers import (
     AutoFeatureExtractor,
@@ -425,3 +426,17 @@ def test_precisions(speech: str, teacher: str, tmp_path: Path, precision: str) -
     result = pretrain(config.replace(device="auto"))
     assert math.isfinite(result.valid["distillation_loss"])
     assert AutoModel.from_pretrained(tmp_path / "run").dtype == torch.float32
+
+
+def test_two_processes_distil_what_one_does(speech: str, teacher: str, tmp_path: Path) -> None:
+    alone = run(speech, tmp_path / "alone", teacher, steps=4, log_every=1, **NO_DROPOUT)
+    pretrain(alone)
+    for process in run_together(alone.replace(output=str(tmp_path / "together")), tmp_path):
+        assert process.returncode == 0, process.stdout
+    assert PretrainResult.load(tmp_path / "together").processes == 2
+    weights, others = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "together"))
+    for name, expected in weights.items():
+        torch.testing.assert_close(others[name], expected, rtol=1e-5, atol=1e-5, msg=name)
+    first, second = (PretrainResult.load(tmp_path / name).valid for name in ("alone", "together"))
+    for layer in (1, 2, 3):
+        assert first[f"explained_{layer}"] == pytest.approx(second[f"explained_{layer}"], rel=1e-4)
