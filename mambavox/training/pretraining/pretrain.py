@@ -164,7 +164,7 @@ def _distillation_trainer(
     valid = WaveformCrops(parts[1], model_config, (config.split_seed, 1))
     set_seed(config.seed)
     model = DistillationModel(model_config, list(teacher.layers.values()), teacher.dim)
-    taken = teacher.begin(model.mamba_hubert) if config.teacher_front_end else []
+    taken = teacher.give_front_end(model.mamba_hubert) if config.teacher_front_end else []
     held_back = valid if len(valid) else None
     return DistillationTrainer(model, teacher, config, arguments, train=train, valid=held_back, **options), taken
 

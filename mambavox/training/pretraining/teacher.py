@@ -138,7 +138,7 @@ class Teacher:
             )
 
     @torch.no_grad()
-    def begin(self, student: MambaHubertModel) -> list[str]:
+    def give_front_end(self, student: MambaHubertModel) -> list[str]:
         """Give a student the convolutions, and what goes with them where it is of the same kind.
 
         Weights of the convolutions are taken in any case. Their biases are where both have them, but for the first
