@@ -1,6 +1,5 @@
 """What a pre-training step hears: crops, their units and the frames to hide."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,46 +18,10 @@ from mambavox.units.labels import UnitLabels
 _MISSING_SECONDS = 0.1  # that targets may be shorter or longer than their recording: other models pad and cut
 
 
-class Crops(Dataset[dict[str, Any]], ABC):
-    """Crops of recordings.
-
-    What is heard of a recording depends on the seed, the epoch and the recording alone.
-
-    Args:
-        recordings: what to crop.
-        config: of the model.
-        seed: numbers.
-    """
-
-    def __init__(self, recordings: Recordings, config: MambaHubertConfig, seed: Sequence[int]) -> None:
-        self.recordings, self.config, self.seed = recordings, config, tuple(seed)
-        self.hop = config.inputs_to_logits_ratio
-
-    def __len__(self) -> int:
-        return len(self.recordings.keys)
-
-    @abstractmethod
-    def __getitem__(self, crop: Crop) -> dict[str, Any]:
-        """What is heard of a crop.
-
-        Raises:
-            AudioError: the recording cannot be read.
-        """
-
-    def _generator(self, crop: Crop) -> np.random.Generator:
-        return np.random.default_rng((*self.seed, crop.epoch, crop.index))
-
-    def _first_frame(self, crop: Crop, generator: np.random.Generator) -> int:
-        """Crops begin where a frame of the whole recording does, so that units need no rounding."""
-        return int(generator.integers(0, (self.recordings.lengths[crop.index] - crop.samples) // self.hop + 1))
-
-    def _time(self, crop: Crop) -> int:
-        """Frames of a crop."""
-        return (crop.samples - self.config.receptive_field) // self.hop + 1
-
-
-class CropDataset(Crops):
+class CropDataset(Dataset[dict[str, Any]]):
     """Crops of recordings with units and masks.
+
+    Where a crop begins and which frames are hidden depends on the seed, the epoch and the recording alone.
 
     Args:
         recordings: what to crop.
@@ -73,8 +36,8 @@ class CropDataset(Crops):
     def __init__(
         self, recordings: Recordings, labels: UnitLabels, config: MambaHubertConfig, seed: Sequence[int]
     ) -> None:
-        super().__init__(recordings, config, seed)
-        self.labels = labels
+        self.recordings, self.labels, self.config, self.seed = recordings, labels, config, tuple(seed)
+        self.hop = config.inputs_to_logits_ratio
         for key, length in zip(recordings.keys, recordings.lengths, strict=True):
             units = len(labels[key])
             seconds, expected = units / labels.frame_rate, length / config.sampling_rate
@@ -84,6 +47,9 @@ class CropDataset(Crops):
                     f"{labels.frame_rate:g} Hz) and so of another recording; begin anew with --overwrite"
                 )
 
+    def __len__(self) -> int:
+        return len(self.recordings.keys)
+
     def __getitem__(self, crop: Crop) -> dict[str, Any]:
         """``waveform`` ``(samples,)``, ``mask`` ``(time,)`` and ``labels`` ``(time,)``.
 
@@ -92,8 +58,11 @@ class CropDataset(Crops):
         Raises:
             AudioError: the recording cannot be read.
         """
-        generator = self._generator(crop)
-        first, time = self._first_frame(crop, generator), self._time(crop)
+        key, length = self.recordings.keys[crop.index], self.recordings.lengths[crop.index]
+        generator = np.random.default_rng((*self.seed, crop.epoch, crop.index))
+        # Crops begin where a frame of the whole recording does, so that units need no rounding.
+        first = int(generator.integers(0, (length - crop.samples) // self.hop + 1))
+        time = (crop.samples - self.config.receptive_field) // self.hop + 1
         mask = sample_span_mask(
             torch.tensor([time]),
             time,
@@ -101,9 +70,7 @@ class CropDataset(Crops):
             self.config.mask_length,
             generator=torch.Generator().manual_seed(int(generator.integers(1 << 62))),
         )[0]
-        labels = torch.from_numpy(
-            frame_units(self.labels, self.recordings.keys[crop.index], first, time, self.config.frame_rate)
-        )
+        labels = torch.from_numpy(frame_units(self.labels, key, first, time, self.config.frame_rate))
         return {
             "waveform": self.recordings.read(crop.index, first * self.hop, crop.samples),
             "mask": mask,
@@ -156,3 +123,33 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     if min(lengths) < max(lengths):
         batch["attention_mask"] = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     return batch
+
+
+class WaveformCrops(Dataset[dict[str, Any]]):
+    """Crops of recordings, nothing else; where a crop begins is as in :class:`CropDataset`.
+
+    Args:
+        recordings: what to crop.
+        config: of the model.
+        seed: numbers.
+    """
+
+    def __init__(self, recordings: Recordings, config: MambaHubertConfig, seed: Sequence[int]) -> None:
+        self.recordings, self.config, self.seed = recordings, config, tuple(seed)
+
+    def __len__(self) -> int:
+        return len(self.recordings.keys)
+
+    def __getitem__(self, crop: Crop) -> dict[str, Any]:
+        """``waveform`` ``(samples,)`` and its number of frames, ``time``.
+
+        Raises:
+            AudioError: the recording cannot be read.
+        """
+        hop, length = self.config.inputs_to_logits_ratio, int(self.recordings.lengths[crop.index])
+        generator = np.random.default_rng((*self.seed, crop.epoch, crop.index))
+        first = int(generator.integers(0, (length - crop.samples) // hop + 1))
+        return {
+            "waveform": self.recordings.read(crop.index, first * hop, crop.samples),
+            "time": (crop.samples - self.config.receptive_field) // hop + 1,
+        }

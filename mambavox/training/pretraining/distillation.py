@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from mambavox.data.batching import Crop
 from mambavox.hubert import MambaHubertConfig, MambaHubertModel, MambaHubertPreTrainedModel
-from mambavox.training.pretraining.dataset import Crops
 from mambavox.training.pretraining.figures import Figures, Panel
 from mambavox.training.pretraining.teacher import Teacher
 from mambavox.training.pretraining.trainer import PretrainTrainer
@@ -125,27 +123,13 @@ def _mean(values: Tensor, counted: Tensor) -> Tensor:
     return values.masked_fill(~counted, 0.0).sum(dim=(-2, -1)) / counted.sum().clamp(min=1)
 
 
-class WaveformCrops(Crops):
-    """Crops of recordings, nothing else."""
-
-    def __getitem__(self, crop: Crop) -> dict[str, Any]:
-        """``waveform`` ``(samples,)`` and its number of frames, ``time``.
-
-        Raises:
-            AudioError: the recording cannot be read.
-        """
-        first = self._first_frame(crop, self._generator(crop))
-        waveform = self.recordings.read(crop.index, first * self.hop, crop.samples)
-        return {"waveform": waveform, "time": self._time(crop)}
-
-
 def collate_waveforms(items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Waveforms of some crops; with ``attention_mask`` only where there is padding.
 
     ``labels`` ``(batch, time)`` are 0 at frames and -100 at padding: ``Trainer`` counts them.
 
     Args:
-        items: of :class:`WaveformCrops`.
+        items: of :class:`~mambavox.training.pretraining.dataset.WaveformCrops`.
     """
     lengths = torch.tensor([len(item["waveform"]) for item in items])
     times = torch.tensor([item["time"] for item in items])

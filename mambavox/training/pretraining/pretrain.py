@@ -2,7 +2,6 @@
 
 import json
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +11,7 @@ import rich.progress
 import torch
 import torch.distributed as dist
 from rich.console import Console
-from transformers import TrainingArguments, Wav2Vec2FeatureExtractor, set_seed
+from transformers import Wav2Vec2FeatureExtractor, set_seed
 
 from mambavox.data import Example, duration, read_examples
 from mambavox.data.batching import BatchesBySeconds
@@ -21,8 +20,8 @@ from mambavox.hubert import MambaHubertConfig, MambaHubertForPreTraining
 from mambavox.training.backbone import quiet_transformers
 from mambavox.training.pretraining.config import PretrainConfig
 from mambavox.training.pretraining.curve import plot_curve
-from mambavox.training.pretraining.dataset import CropDataset
-from mambavox.training.pretraining.distillation import DistillationModel, DistillationTrainer, WaveformCrops
+from mambavox.training.pretraining.dataset import CropDataset, WaveformCrops
+from mambavox.training.pretraining.distillation import DistillationModel, DistillationTrainer
 from mambavox.training.pretraining.model_card import model_card
 from mambavox.training.pretraining.progress import read_history
 from mambavox.training.pretraining.recordings import Recordings, hold_back, load_recordings
@@ -43,7 +42,6 @@ from mambavox.units.targets import make_targets
 
 _LIBRARIES = ("mambavox", "torch", "transformers", "accelerate", "numpy")
 _GIGABYTE = 1e9
-_PARTS = ("train", "valid")
 
 
 def pretrain(
@@ -109,64 +107,44 @@ def pretrain(
         _wait()
         for_training, held_back = hold_back(recordings.examples, config.valid_fraction, config.split_seed)
         parts = recordings.select(for_training), recordings.select(held_back)
-        options = {
+        # Held-back recordings are heard and masked the same way in every run, so that runs can be compared.
+        seeds = (config.seed, 0), (config.split_seed, 1)
+        train: CropDataset | WaveformCrops
+        valid: CropDataset | WaveformCrops
+        if teacher is None:
+            labels = _make_targets(config, recordings, folder, arguments.device, None)
+            train, valid = (
+                CropDataset(part, labels, model_config, seed) for part, seed in zip(parts, seeds, strict=True)
+            )
+        else:
+            train, valid = (WaveformCrops(part, model_config, seed) for part, seed in zip(parts, seeds, strict=True))
+        set_seed(config.seed)
+        options: dict[str, Any] = {
+            "train": train,
+            "valid": valid if len(valid) else None,
             "history": folder.path / HISTORY_FILE,
             "tensorboard": folder.tensorboard if config.tensorboard else None,
             "console": console,
         }
         trainer: PretrainTrainer
-        from_teacher: list[str] = []
         if teacher is None:
-            labels = _make_targets(config, recordings, folder, arguments.device, None)
-            trainer = _unit_trainer(config, arguments, parts, labels, options)
+            trainer = PretrainTrainer(MambaHubertForPreTraining(model_config), config, arguments, **options)
         else:
-            trainer, from_teacher = _distillation_trainer(config, arguments, parts, teacher, options)
+            student = DistillationModel(model_config, list(teacher.layers.values()), teacher.dim)
+            if config.teacher_front_end:
+                teacher.give_front_end(student.mamba_hubert)
+            trainer = DistillationTrainer(student, teacher, config, arguments, **options)
         if arguments.world_size > 1:
             torch.manual_seed(config.seed + arguments.process_index)  # each process its own dropout
         checkpoint = folder.last_checkpoint() if resume else None
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        result = _result(config, trainer, recordings, parts, from_teacher)
+        result = _result(config, trainer, recordings, train, valid)
         if first:
             folder.publish(lambda path: _write_run(path, folder, config, trainer, result))
     _wait()
     if first and not keep_checkpoints:
         folder.remove_checkpoints()
     return result
-
-
-def _unit_trainer(
-    config: PretrainConfig,
-    arguments: TrainingArguments,
-    parts: tuple[Recordings, Recordings],
-    labels: UnitLabels,
-    options: Mapping[str, Any],
-) -> PretrainTrainer:
-    """What predicts units behind masks."""
-    model_config = config.model_config()
-    train = CropDataset(parts[0], labels, model_config, (config.seed, 0))
-    # Masked the same way in every run, so that runs can be compared.
-    valid = CropDataset(parts[1], labels, model_config, (config.split_seed, 1))
-    set_seed(config.seed)
-    model = MambaHubertForPreTraining(model_config)
-    return PretrainTrainer(model, config, arguments, train=train, valid=valid if len(valid) else None, **options)
-
-
-def _distillation_trainer(
-    config: PretrainConfig,
-    arguments: TrainingArguments,
-    parts: tuple[Recordings, Recordings],
-    teacher: Teacher,
-    options: Mapping[str, Any],
-) -> tuple[DistillationTrainer, list[str]]:
-    """What predicts a teacher's layers, and the tensors that are the teacher's to begin with."""
-    model_config = config.model_config()
-    train = WaveformCrops(parts[0], model_config, (config.seed, 0))
-    valid = WaveformCrops(parts[1], model_config, (config.split_seed, 1))
-    set_seed(config.seed)
-    model = DistillationModel(model_config, list(teacher.layers.values()), teacher.dim)
-    taken = teacher.give_front_end(model.mamba_hubert) if config.teacher_front_end else []
-    held_back = valid if len(valid) else None
-    return DistillationTrainer(model, teacher, config, arguments, train=train, valid=held_back, **options), taken
 
 
 def _teacher(config: PretrainConfig, model_config: MambaHubertConfig, device: torch.device) -> Teacher | None:
@@ -315,14 +293,15 @@ def _result(
     config: PretrainConfig,
     trainer: PretrainTrainer,
     recordings: Recordings,
-    parts: tuple[Recordings, Recordings],
-    from_teacher: list[str],
+    train: CropDataset | WaveformCrops,
+    valid: CropDataset | WaveformCrops,
 ) -> PretrainResult:
     history = trainer.state.log_history
     last = next(line for line in reversed(history) if "loss" in line)
     scores: dict[str, float] = next((line for line in reversed(history) if "eval_seconds" in line), {})
     device = trainer.args.device
-    layers = trainer.teacher.layers if isinstance(trainer, DistillationTrainer) else {}
+    teacher = trainer.teacher if isinstance(trainer, DistillationTrainer) else None
+    layers = teacher.layers if teacher else {}
     return PretrainResult(
         preset=config.preset,
         targets=f"{config.teacher}:{','.join(map(str, layers))}" if layers else config.targets,
@@ -332,8 +311,8 @@ def _result(
         valid={key.removeprefix("eval_"): value for key, value in scores.items() if key.startswith("eval_")},
         steps=trainer.state.global_step,
         epochs=config.num_steps * config.batches_a_step / len(trainer.batches.epoch(0)),
-        hours={name: part.hours for name, part in zip(_PARTS, parts, strict=True)},
-        clips={name: len(part.examples) for name, part in zip(_PARTS, parts, strict=True)},
+        hours={"train": train.recordings.hours, "valid": valid.recordings.hours},
+        clips={"train": len(train), "valid": len(valid)},
         seconds=trainer.clock.seconds,
         short=recordings.short,
         skipped=[{"name": problem.name, "reason": problem.reason} for problem in recordings.problems],
@@ -341,7 +320,7 @@ def _result(
         processes=trainer.args.world_size,
         versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         student_layers=list(layers.values()),
-        from_teacher=from_teacher,
+        from_teacher=teacher.given if teacher else [],
     )
 
 

@@ -36,6 +36,7 @@ class Teacher:
         layers: layer of the teacher -> layer of the student that predicts it.
         dim: width of its layers.
         features: what runs it.
+        given: names of the tensors with which a student began.
 
     Raises:
         ConfigError: there is no such model or layer, or its frames or, where they are to be taken, its
@@ -53,6 +54,7 @@ class Teacher:
         self.features.model.requires_grad_(False)
         self.layers = distilled_layers(config, self.features.num_layers, student.num_hidden_layers)
         self.dim = self.features.dim
+        self.given: list[str] = []
         self._student = student
         self._shift = self._check_frames()
         if config.teacher_front_end:
@@ -138,7 +140,7 @@ class Teacher:
             )
 
     @torch.no_grad()
-    def give_front_end(self, student: MambaHubertModel) -> list[str]:
+    def give_front_end(self, student: MambaHubertModel) -> None:
         """Give a student the convolutions, and what goes with them where it is of the same kind.
 
         Weights of the convolutions are taken in any case. Their biases are where both have them, but for the first
@@ -147,14 +149,11 @@ class Teacher:
 
         Args:
             student: to be trained.
-
-        Returns:
-            Names of the tensors that were taken.
         """
         other_norm = self.features.model.config.feat_extract_norm != student.config.feat_extract_norm
-        given, taken = self.features.model.state_dict(), []
+        tensors = self.features.model.state_dict()
         for name, tensor in student.state_dict().items():
-            source = given.get(name)
+            source = tensors.get(name)
             if not name.startswith(_FRONT_END) or source is None or source.shape != tensor.shape:
                 continue
             if name.startswith(_FRONT_END[0]) and ".layer_norm." in name and other_norm:
@@ -162,8 +161,7 @@ class Teacher:
             if name == _FIRST_BIAS and self.features.normalizes:
                 continue
             tensor.copy_(source)
-            taken.append(name)
-        return taken
+            self.given.append(name)
 
 
 def distilled_layers(config: PretrainConfig, teacher_layers: int, student_layers: int) -> dict[int, int]:

@@ -16,7 +16,7 @@ from mambavox.errors import ConfigError
 from mambavox.hubert import MambaHubertPreTrainedModel
 from mambavox.training.parameter_groups import parameter_groups
 from mambavox.training.pretraining.config import PretrainConfig
-from mambavox.training.pretraining.dataset import Crops, collate
+from mambavox.training.pretraining.dataset import CropDataset, WaveformCrops, collate
 from mambavox.training.pretraining.divergence import DivergenceGuard
 from mambavox.training.pretraining.figures import Figures, UnitFigures
 from mambavox.training.pretraining.progress import History, Progress
@@ -115,14 +115,14 @@ class PretrainTrainer(Trainer):
         config: PretrainConfig,
         arguments: TrainingArguments,
         *,
-        train: Crops,
-        valid: Crops | None,
+        train: CropDataset | WaveformCrops,
+        valid: CropDataset | WaveformCrops | None,
         history: Path,
         tensorboard: Path | None,
         console: Console | None,
     ) -> None:
         super().__init__(model=model, args=arguments, data_collator=self.collate, train_dataset=train)
-        self.config, self.train_crops, self.valid = config, train, valid
+        self.config, self.valid = config, valid
         self.model_config = model.config
         self.batches = BatchesBySeconds(
             train.recordings.lengths,
@@ -167,7 +167,7 @@ class PretrainTrainer(Trainer):
             self.args.world_size,
         )
         return DataLoader(
-            self.train_crops,
+            self.train_dataset,
             batch_sampler=sampler,
             collate_fn=self.collate,
             num_workers=self.config.num_workers,
