@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from tiny import save_whisper
 from training.pretraining.conftest import TINY, tiny_run
-from training.pretraining.test_processes import run_together
-from training.pretraining.test_resume import assert_same, kill_after
+from training.pretraining.test_processes import _together
+from training.pretraining.test_resume import _kill_after, assert_same
 from transformers import (
     AutoFeatureExtractor,
     AutoModel,
@@ -131,7 +131,7 @@ def test_a_student_comes_near_its_teacher(speech: str, teacher: str, tmp_path: P
 
 def test_killed_and_continued(speech: str, teacher: str, tmp_path: Path) -> None:
     config = run(speech, tmp_path / "broken", teacher, steps=60, save_every=10, log_every=10, layerdrop=0.3)
-    kill_after(config, "checkpoint-20", tmp_path / "log")
+    _kill_after(config, "checkpoint-20", tmp_path / "log")
     assert not (tmp_path / "broken" / "metrics.json").exists()
     checkpoint = load_file(next((tmp_path / "broken" / "checkpoints").glob("*/model.safetensors")))
     assert {name.partition(".")[0] for name in checkpoint} == {"mamba_hubert", "heads"}  # and no teacher
@@ -432,7 +432,7 @@ def test_precisions(speech: str, teacher: str, tmp_path: Path, precision: str) -
 def test_two_processes_distil_what_one_does(speech: str, teacher: str, tmp_path: Path) -> None:
     alone = run(speech, tmp_path / "alone", teacher, steps=4, log_every=1, **NO_DROPOUT)
     pretrain(alone)
-    for process in run_together(alone.replace(output=str(tmp_path / "together")), tmp_path):
+    for process in _together(alone.replace(output=str(tmp_path / "together")), tmp_path):
         assert process.returncode == 0, process.stdout
     assert PretrainResult.load(tmp_path / "together").processes == 2
     weights, others = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "together"))

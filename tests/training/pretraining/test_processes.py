@@ -23,7 +23,7 @@ from mambavox.training.pretraining.trainer import training_arguments
 _NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "feat_proj_dropout", "layerdrop"), 0.0)
 
 
-def run_together(config: PretrainConfig, folder: Path) -> list[subprocess.CompletedProcess[str]]:
+def _together(config: PretrainConfig, folder: Path) -> list[subprocess.CompletedProcess[str]]:
     """Run in two processes with the environment that torchrun gives them."""
     file = folder / "together.yaml"
     file.write_text(config.to_yaml())
@@ -56,7 +56,7 @@ def test_two_processes_learn_what_one_does(speech: str, tmp_path: Path) -> None:
     assert alone.batches_a_step == 2
     pretrain(alone)
     together = alone.replace(output=str(tmp_path / "together"))
-    for process in run_together(together, tmp_path):
+    for process in _together(together, tmp_path):
         assert process.returncode == 0, process.stdout
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("alone", "together")]
     for key, expected in weights[0].items():
@@ -76,7 +76,7 @@ def test_two_processes_learn_what_one_does(speech: str, tmp_path: Path) -> None:
 
 def test_each_process_leaves_out_other_layers(speech: str, tmp_path: Path) -> None:
     config = tiny_run(speech, tmp_path / "together", steps=4, layerdrop=0.5)
-    for process in run_together(config, tmp_path):
+    for process in _together(config, tmp_path):
         assert process.returncode == 0, process.stdout
     assert PretrainResult.load(tmp_path / "together").processes == 2
 

@@ -43,7 +43,7 @@ def assert_same(broken: Path, whole: Path) -> None:
     assert all(torch.equal(weights[key], others[key]) for key in weights)
 
 
-def kill_after(config: PretrainConfig, checkpoint: str, log: Path, *flags: str) -> None:
+def _kill_after(config: PretrainConfig, checkpoint: str, log: Path, *flags: str) -> None:
     """Start a run in another process, and kill it once a checkpoint is there."""
     file = log.with_suffix(".yaml")
     file.write_text(config.to_yaml())
@@ -61,8 +61,8 @@ def kill_after(config: PretrainConfig, checkpoint: str, log: Path, *flags: str) 
 
 def test_killed_twice(speech: str, tmp_path: Path) -> None:
     config = tiny_run(speech, tmp_path / "broken", steps=160, save_every=20, log_every=10, num_workers=1)
-    kill_after(config, "checkpoint-40", tmp_path / "first")
-    kill_after(config, "checkpoint-80", tmp_path / "second", "--resume")
+    _kill_after(config, "checkpoint-40", tmp_path / "first")
+    _kill_after(config, "checkpoint-80", tmp_path / "second", "--resume")
     assert not RunFolder(config.output_path).is_finished
     pretrain(config, resume=True)
     # Loading in this process, and another cache, change nothing.
