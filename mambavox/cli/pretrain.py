@@ -55,7 +55,7 @@ def _configuration(file: Path | None, given: Mapping[str, Any], *, resume: bool)
 
 
 def _print_plan(plan: "Plan") -> None:
-    OUT.print(f"{plan.parameters['encoder']:,} parameters, {plan.parameters['whole']:,} with the heads of the training")
+    OUT.print(f"{plan.parameters['encoder']:,} parameters, {plan.parameters['whole']:,} with the pre-training head")
     OUT.print(f"{plan.hours:.2f} h of speech in {plan.clips:,} recordings; an epoch hears {plan.heard:.1%} of it")
     OUT.print(
         f"{plan.steps:,} updates of at most {plan.seconds_a_step:g} s ({plan.batches_a_step} batches of a device), "
