@@ -25,7 +25,7 @@ def pretrain_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and do nothing")] = False,
     **flags: Any,
 ) -> None:
-    """Pre-train a Mamba-HuBERT on recordings without labels.
+    """Pre-train a Mamba-HuBERT on recordings without labels, or distil one from another speech model (--teacher).
 
     Any other flag is a field of the model's configuration and overrides the preset's, such as --hidden-size 256 or
     --layerdrop 0. Flags override what --config says. On 8 GPUs: torchrun --nproc-per-node 8 -m mambavox pretrain ...
@@ -64,11 +64,12 @@ def _print_plan(plan: "Plan") -> None:
 
 
 def _print_result(result: "PretrainResult", output: Path) -> None:
+    from mambavox.training.pretraining.distillation import DistillationFigures
+    from mambavox.training.pretraining.figures import UnitFigures
+
     if result.valid:
-        OUT.print(
-            f"valid: {result.valid['masked_accuracy']:.2%} of hidden frames right, loss "
-            f"{result.valid['prediction_loss']:.3f}, {result.clips['valid']} recordings"
-        )
+        figures = DistillationFigures if result.num_clusters is None else UnitFigures
+        OUT.print(f"valid: {figures.valid_line(result.valid)}, {result.clips['valid']} recordings", markup=False)
     OUT.print(
         f"{result.parameters['encoder']:,} parameters, {result.steps:,} updates, {result.epochs:.1f} epochs of "
         f"{result.hours['train']:.2f} h, {result.seconds / 3600:.2f} h on {result.device}"

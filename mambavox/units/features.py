@@ -119,8 +119,8 @@ class LayerFeatures:
     """Hidden states of one layer of a speech model: HuBERT, wav2vec2, WavLM, Whisper's encoder, Mamba-HuBERT.
 
     A recording gives the same features alone and in a batch. Models whose front end normalises over time
-    (``feat_extract_norm="group"``) would see the padding, so their recordings are run one by one. Whisper hears 30 s;
-    longer recordings are cut into stretches of that.
+    (``feat_extract_norm="group"``) would see the padding, so that only recordings of one length are run together.
+    Whisper hears 30 s, one recording at a time; longer ones are cut into stretches of that.
 
     Args:
         model: an embedded model, a folder, a Hugging Face name, or a model.
@@ -173,7 +173,7 @@ class LayerFeatures:
         self._model: Any = base.eval().to(self._device)
         self._extractor = feature_extractor
         self._normalizes = bool(getattr(feature_extractor, "do_normalize", False))
-        self._alone = getattr(config, "feat_extract_norm", "layer") == "group"
+        self._sees_padding = getattr(config, "feat_extract_norm", "layer") == "group"
         self.layer = layer
         self.name = f"{name}:{layer}"
         # transformers' HubertConfig and its like state no rate: all of them are 16 kHz models.
@@ -183,6 +183,17 @@ class LayerFeatures:
         self.first_center = 0.0 if self._is_whisper else _receptive_field(config) / 2 / self.sampling_rate
         self.dim = int(config.hidden_size)
         self.fingerprint = _fingerprint(self._model)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The encoder, which is not trained."""
+        encoder: PreTrainedModel = self._model
+        return encoder
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether the model hears waveforms of zero mean and unit variance."""
+        return self._normalizes and not self._is_whisper
 
     def num_frames(self, samples: int) -> int:
         """Frames of a recording of so many samples; none where it is shorter than what one frame sees."""
@@ -233,15 +244,51 @@ class LayerFeatures:
         checked = [_checked(waveform) for waveform in waveforms]
         empty = np.zeros((0, self.dim), np.float32)
         found = [dict.fromkeys(wanted, empty) for _ in checked]
-        heard = [index for index, waveform in enumerate(checked) if self.num_frames(len(waveform))]
-        for batch in ([index] for index in heard) if self._alone or self._is_whisper else [heard] if heard else []:
-            inputs = [checked[index] for index in batch]
-            states = self._run_whisper(inputs[0], wanted) if self._is_whisper else self._run(inputs, wanted)
+        for batch, states in self._batches(checked, wanted):
             for layer in wanted:
                 stacked = states[layer].float().cpu().numpy()
                 for row, index in enumerate(batch):
                     found[index][layer] = stacked[row, : self.num_frames(len(checked[index]))].copy()
         return found
+
+    def padded_layers(
+        self, waveforms: Sequence[NDArray[np.float32]], layers: Sequence[int]
+    ) -> Mapping[int, torch.Tensor]:
+        """Features of several layers as tensors that stay on the device.
+
+        Args:
+            waveforms: each ``(samples,)`` at ``sampling_rate``.
+            layers: those wanted.
+
+        Returns:
+            Layer -> ``(batch, time, dim)`` float32, zero beyond a recording's frames.
+
+        Raises:
+            AudioError: see :meth:`__call__`.
+        """
+        checked = [_checked(waveform) for waveform in waveforms]
+        frames = [self.num_frames(len(waveform)) for waveform in checked]
+        found = {
+            layer: torch.zeros(len(frames), max(frames, default=0), self.dim, device=self._device) for layer in layers
+        }
+        for batch, states in self._batches(checked, layers):
+            for layer in layers:
+                for row, index in enumerate(batch):
+                    found[layer][index, : frames[index]] = states[layer][row, : frames[index]]
+        return found
+
+    def _batches(
+        self, waveforms: Sequence[NDArray[np.float32]], wanted: Sequence[int]
+    ) -> Iterator[tuple[Sequence[int], Mapping[int, torch.Tensor]]]:
+        """Recordings that are run together, and their layers: all, those of one length, or each alone."""
+        together: dict[int, list[int]] = {}
+        for index, waveform in enumerate(waveforms):
+            group = index if self._is_whisper else len(waveform) if self._sees_padding else 0
+            if self.num_frames(len(waveform)):
+                together.setdefault(group, []).append(index)
+        for batch in together.values():
+            inputs = [waveforms[index] for index in batch]
+            yield batch, self._run_whisper(inputs[0], wanted) if self._is_whisper else self._run(inputs, wanted)
 
     @torch.no_grad()
     @_quiet()

@@ -115,6 +115,7 @@ def test_survives_json(tmp_path):
         ({"hidden_act": "gleu"}, "hidden_act is 'gleu'; expected one of .*gelu"),
         ({"num_clusters": 0}, "num_clusters is 0"),
         ({"mask_prob": 1.5}, "mask_prob is 1.5"),
+        ({"unmasked_weight": -0.5}, "unmasked_weight is -0.5; expected 0 or more"),
         ({"logit_temp": 0.0}, "logit_temp is 0.0"),
     ],
 )

@@ -28,6 +28,28 @@ def test_silence_has_a_gradient_like_that_of_sound(silent: float) -> None:
     assert norms[1] < 20 * norms[0]
 
 
+def test_biases_begin_at_the_level_of_what_they_are_added_to() -> None:
+    # Speech has samples of about 0.02 to 0.1, and layers after the first are normalised.
+    model = MambaHubertForPreTraining(MambaHubertConfig.nano(num_hidden_layers=1))
+    layers = [layer.conv for layer in model.mamba_hubert.feature_extractor.conv_layers]
+    for index, conv in enumerate(layers):
+        bound = (conv.in_channels * conv.kernel_size[0]) ** -0.5 * (1.0 if index else 0.02)
+        largest = float(conv.bias.detach().abs().max())
+        assert 0.9 * bound < largest <= bound
+    speech = 0.05 * torch.randn(1, 1, 8000)
+    heard = (layers[0](speech) - layers[0].bias[:, None]).std()
+    assert layers[0].bias.std() < 0.1 * heard
+
+
+def test_digital_silence_has_a_finite_gradient() -> None:
+    model = MambaHubertForPreTraining(MambaHubertConfig.nano(num_clusters=4, num_hidden_layers=1)).train()
+    for silence in (torch.zeros(2, 8000), torch.cat([torch.zeros(2, 4000), 0.05 * torch.randn(2, 4000)], dim=1)):
+        model.zero_grad()
+        model(silence, labels=torch.randint(0, 4, (2, 24))).loss.backward()
+        assert all(tensor.grad.isfinite().all() for tensor in model.parameters())
+        assert all(layer.conv.weight.grad.any() for layer in model.mamba_hubert.feature_extractor.conv_layers[1:])
+
+
 def test_training_computes_what_evaluation_does() -> None:
     model = FeatureExtractor(tiny_config(feat_extract_norm="layer")).double()
     waveforms = torch.randn(2, 600, dtype=torch.float64)

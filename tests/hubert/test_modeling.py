@@ -209,24 +209,70 @@ class TestPreTraining:
         torch.testing.assert_close(output.feature_penalty, penalty)
         torch.testing.assert_close(output.loss, prediction + 3 * penalty)
 
-    def test_batches_of_a_step_add_up_to_the_loss_of_their_union(self):
-        model = MambaHubertForPreTraining(tiny_config("transformer", feature_penalty=0.0)).eval()
+    @pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
+    def test_visible_frames_count_with_their_weight(self, weight):
+        config = tiny_config("mamba", feature_penalty=3.0, unmasked_weight=weight)
+        model = MambaHubertForPreTraining(config).eval()
+        waveforms, mask = padded_batch([600, 400], 600)
+        labels = torch.randint(12, (2, FRAMES))
+        hidden = torch.rand(2, FRAMES) < 0.5
+        hidden[1, 19:] = False
+        labels[0, :5] = labels[1, 19:] = -100
+        given = {"attention_mask": mask, "labels": labels, "mask_time_indices": hidden}
+        output = model(waveforms, **given)
+        total = items = 0.0
+        of_hidden = []
+        for row in range(2):
+            for frame in range(FRAMES):
+                if labels[row, frame] == -100 or not (hidden[row, frame] or weight):
+                    continue
+                error = -output.logits[row, frame].log_softmax(-1)[labels[row, frame]]
+                total += error * (1.0 if hidden[row, frame] else weight)
+                items += 1
+                if hidden[row, frame]:
+                    of_hidden.append(error)
+        penalty = 3 * output.feature_penalty
+        torch.testing.assert_close(output.loss, total / items + penalty)
+        torch.testing.assert_close(output.prediction_loss, torch.stack(of_hidden).mean())
+        # Of a step with more frames than this batch's.
+        part = model(waveforms, **given, num_items_in_batch=torch.tensor(100.0))
+        torch.testing.assert_close(part.loss, (total + items * penalty) / 100)
+        torch.testing.assert_close(part.prediction_loss, output.prediction_loss)
+
+    @pytest.mark.parametrize("weight", [0.0, 0.5])
+    def test_visible_frames_have_a_gradient_where_they_count(self, weight):
+        model = MambaHubertForPreTraining(tiny_config("transformer", unmasked_weight=weight)).eval()
+        hidden = torch.zeros(1, FRAMES, dtype=torch.bool)
+        hidden[0, 10:15] = True
+        output = model(torch.randn(1, 600), labels=torch.randint(12, (1, FRAMES)), mask_time_indices=hidden)
+        reached = torch.autograd.grad(output.loss, output.logits)[0].abs().sum(dim=-1)[0] > 0
+        assert reached[10:15].all()
+        assert reached[~hidden[0]].all() == (weight > 0) == reached[~hidden[0]].any()
+
+    @pytest.mark.parametrize("weight", [0.0, 0.5])
+    def test_batches_of_a_step_add_up_to_the_loss_of_their_union(self, weight):
+        config = tiny_config("transformer", feature_penalty=0.0, unmasked_weight=weight)
+        model = MambaHubertForPreTraining(config).eval()
         waveforms, hidden = torch.randn(3, 600), torch.rand(3, FRAMES) < torch.tensor([[0.2], [0.5], [0.9]])
-        labels = torch.randint(12, (3, FRAMES)).masked_fill(~hidden, -100)
+        labels = torch.randint(12, (3, FRAMES))
+        labels[0, :9] = -100
+        labels = labels if weight else labels.masked_fill(~hidden, -100)
+        items = (labels != -100).sum()
         whole = model(waveforms, labels=labels, mask_time_indices=hidden).loss
         parts = [
-            model(
-                waveforms[rows], labels=labels[rows], mask_time_indices=hidden[rows], num_items_in_batch=hidden.sum()
-            ).loss
+            model(waveforms[rows], labels=labels[rows], mask_time_indices=hidden[rows], num_items_in_batch=items).loss
             for rows in (slice(0, 1), slice(1, 3))
         ]
         torch.testing.assert_close(sum(parts), whole)
 
-    def test_the_trainer_gives_an_accumulated_step_the_gradient_of_the_whole(self, tmp_path):
-        config = tiny_config("mamba", feature_penalty=0.0)
+    @pytest.mark.parametrize("weight", [0.0, 0.5])
+    def test_the_trainer_gives_an_accumulated_step_the_gradient_of_the_whole(self, tmp_path, weight):
+        config = tiny_config("mamba", feature_penalty=0.0, unmasked_weight=weight)
         start = MambaHubertForPreTraining(config).state_dict()
         hidden = torch.rand(4, FRAMES) < torch.tensor([[0.2], [0.9], [0.5], [0.6]])
-        labels = torch.randint(12, (4, FRAMES)).masked_fill(~hidden, -100)
+        labels = torch.randint(12, (4, FRAMES))
+        labels[0, :9] = -100
+        labels = labels if weight else labels.masked_fill(~hidden, -100)
         rows = [
             {"input_values": waveform, "labels": label, "mask_time_indices": mask}
             for waveform, label, mask in zip(torch.randn(4, 600), labels, hidden, strict=True)
@@ -269,9 +315,12 @@ class TestPreTraining:
         with pytest.raises(ConfigError, match=r"labels has shape \(1, 58\); expected \(batch, time\) = \(1, 29\)"):
             model(torch.zeros(1, 600), labels=torch.zeros(1, 58, dtype=torch.int64))
 
-    def test_learns_which_unit_lies_behind_the_mask(self):
+    @pytest.mark.parametrize(("weight", "updates"), [(0.0, 240), (1.0, 120)])
+    def test_learns_which_unit_lies_behind_the_mask(self, weight, updates):
         # Every recording is one of four tones: visible frames tell the unit of the hidden ones.
-        config = tiny_config("ext-bimamba", hidden_size=32, num_clusters=4, feature_grad_mult=1.0)
+        config = tiny_config(
+            "ext-bimamba", hidden_size=32, num_clusters=4, feature_grad_mult=1.0, unmasked_weight=weight
+        )
         model = MambaHubertForPreTraining(config).train()
         units = torch.arange(4).repeat(4)
         seconds = torch.arange(600) / 16_000
@@ -279,7 +328,7 @@ class TestPreTraining:
         labels = units[:, None].expand(-1, FRAMES)
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         losses = []
-        for _ in range(160):
+        for _ in range(updates):
             output = model(waveforms, labels=labels)
             optimizer.zero_grad()
             output.loss.backward()

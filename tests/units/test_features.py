@@ -123,6 +123,22 @@ def test_a_recording_alone_gives_what_it_gives_in_a_batch(family, backbone, tmp_
         np.testing.assert_allclose(found, features([clip])[0], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("family", "runs"), [("mamba-layer", 1), ("mamba-group", 2), ("hubert", 1), ("wav2vec2", 2), ("whisper", 3)]
+)
+def test_what_can_be_run_together_is(family, runs, backbone, tmp_path):
+    features = LayerFeatures(folder_of(family, backbone, tmp_path), 1, "cpu")
+    clips = waveforms((3000, 1000, 3000, 10) if family != "whisper" else (3000, 1000, 3000))
+    calls = []
+    features.model.register_forward_hook(lambda *_: calls.append(None))
+    together = features.padded_layers(clips, [2])[2]
+    assert len(calls) == runs and together.shape == (len(clips), features.num_frames(3000), features.dim)
+    for row, clip in enumerate(clips):
+        time = features.num_frames(len(clip))
+        np.testing.assert_allclose(together[row, :time], features.all_layers([clip], [2])[0][2], atol=1e-5)
+        assert not together[row, time:].any()
+
+
 @pytest.mark.parametrize("family", ["mamba-layer", "mamba-group", "hubert", "wav2vec2", "wavlm", "whisper"])
 def test_one_layer_alone_is_that_of_a_whole_run(family, backbone, tmp_path):
     folder = folder_of(family, backbone, tmp_path)

@@ -42,6 +42,10 @@ class Recipe(NamedTuple):
 _PAPER = Recipe(250_000, 400_000, 5e-4, 5e-5, 700.0, 87.5, 5000)
 RECIPES = {"nano": Recipe(10_000, 10_000, 1e-3, 1e-3, 60.0, 30.0, 200), "small": _PAPER, "base": _PAPER}
 """By size."""
+# DistilHuBERT's: 24 utterances an update, which are about 300 s. Nano is ours.
+_DISTILLED = Recipe(200_000, 200_000, 2e-4, 2e-4, 300.0, 75.0, 5000)
+TEACHER_RECIPES = {"nano": RECIPES["nano"], "small": _DISTILLED, "base": _DISTILLED}
+"""By size, of a student."""
 CLUSTERS = {True: 100, False: 500}
 """Units of MFCC and of layers."""
 
@@ -57,7 +61,8 @@ class PretrainConfig(RunConfig):
         ConfigError: a value has the wrong type or lies outside its range, or two values contradict each other.
 
     Source:
-        Mamba-based HuBERT (arXiv 2506.12606) and its released configurations.
+        Mamba-based HuBERT (arXiv 2506.12606) and its released configurations; with a teacher, DistilHuBERT
+        (arXiv 2110.01900) and its code.
     """
 
     command: ClassVar[str] = "pretrain"
@@ -77,6 +82,16 @@ class PretrainConfig(RunConfig):
     targets: str = option(MFCC, "units to predict: mfcc, or MODEL:LAYER, such as runs/it1:6")
     num_clusters: int | None = option(None, "number of units", unset="100 of mfcc, 500 of a layer")
     cluster_fraction: float = option(0.1, "share of the frames from which units are made")
+    teacher: str | None = option(
+        None, "speech model whose layers to predict in place of units: a folder or Hugging Face name", unset="none"
+    )
+    teacher_layers: str | None = option(
+        None, "its layers to predict, such as 4,8,12", unset="at one third, two thirds and the end"
+    )
+    student_layers: str | None = option(
+        None, "layers that predict them, one each or one for all", unset="at the same depth, the deepest by the last"
+    )
+    teacher_front_end: bool = option(False, "begin with the teacher's convolutions, which must be of the same shapes")
 
     audio_column: str | None = option(None, "column of the recordings", unset="found by its name")
     on_error: Literal["raise", "skip"] = option(
@@ -87,10 +102,16 @@ class PretrainConfig(RunConfig):
     valid_fraction: float = option(0.02, "share of the recordings held back where no column split does it")
     split_seed: int = option(0, "of the draw of held-back recordings; its own, so that runs can be compared")
 
-    steps: int | None = option(None, "updates", unset="250k, 400k on layers; nano 10k")
-    batch_seconds: float | None = option(None, "speech an update, over all devices", unset="700; nano 60")
-    device_batch_seconds: float | None = option(None, "speech a device takes at a time", unset="87.5; nano 30")
-    learning_rate: float | None = option(None, "peak learning rate", unset="5e-4, bidirectional Mamba 5e-5; nano 1e-3")
+    steps: int | None = option(None, "updates", unset="250k, 400k on layers, 200k with a teacher; nano 10k")
+    batch_seconds: float | None = option(
+        None, "speech an update, over all devices", unset="700, with a teacher 300; nano 60"
+    )
+    device_batch_seconds: float | None = option(
+        None, "speech a device takes at a time", unset="87.5, with a teacher 75; nano 30"
+    )
+    learning_rate: float | None = option(
+        None, "peak learning rate", unset="5e-4, bidirectional Mamba 5e-5, with a teacher 2e-4; nano 1e-3"
+    )
     warmup_ratio: float = option(0.08, "share of the updates with a rising learning rate; a line to zero follows")
     weight_decay: float = option(0.01, "AdamW's weight decay; none on norms, biases, A_log and D")
     max_grad_norm: float = option(10.0, "gradients are clipped to this norm; 0 clips nothing")
@@ -122,6 +143,7 @@ class PretrainConfig(RunConfig):
             require(name, value, value is None or value > 0, "above 0")
         require("cluster_fraction", self.cluster_fraction, self.cluster_fraction <= 1, "at most 1")
         self.encoder_and_size()
+        self._check_teacher()
         if self.targets != MFCC and not self.targets.rpartition(":")[2].isdecimal():
             raise ConfigError(f"targets={self.targets}; expected mfcc, or a model and its layer, such as runs/it1:6")
         if self.max_seconds < self.min_seconds:
@@ -137,6 +159,20 @@ class PretrainConfig(RunConfig):
                 f"batch_seconds={self.seconds_a_step:g} is {batches:.3g} times device_batch_seconds="
                 f"{self.seconds_a_device:g}; expected a whole number of times, "
                 f"such as --batch-seconds {max(round(batches), 1) * self.seconds_a_device:g}"
+            )
+
+    def _check_teacher(self) -> None:
+        for name in ("teacher_layers", "student_layers"):
+            layer_numbers(name, getattr(self, name))
+        if self.teacher is None:
+            for name in ("teacher_layers", "student_layers", "teacher_front_end"):
+                if getattr(self, name):
+                    raise ConfigError(f"{name}={getattr(self, name)}, but there is no teacher: --teacher MODEL")
+        elif self.targets != MFCC or self.num_clusters is not None:
+            name = "targets" if self.targets != MFCC else "num_clusters"
+            raise ConfigError(
+                f"{name}={getattr(self, name)} and teacher={self.teacher}; expected units to predict or a teacher, "
+                "not both: leave out one of them"
             )
 
     def known_further_keys(self) -> tuple[list[str], str]:
@@ -176,13 +212,18 @@ class PretrainConfig(RunConfig):
         from mambavox.hubert.configuration import MambaHubertConfig
 
         encoder, size = self.encoder_and_size()
-        options = {"encoder": encoder, **self.model_options, "num_clusters": self.units}
+        options = {"encoder": encoder, **self.model_options}
+        if self.teacher is None:
+            options["num_clusters"] = self.units
+        else:
+            # DistilHuBERT's: a layer that LayerDrop leaves out has nothing to learn from its teacher.
+            options.setdefault("layerdrop", 0.0)
         return getattr(MambaHubertConfig, size)(**options)
 
     @property
     def recipe(self) -> Recipe:
         """What the size is trained with where nothing is given."""
-        return RECIPES[self.encoder_and_size()[1]]
+        return (RECIPES if self.teacher is None else TEACHER_RECIPES)[self.encoder_and_size()[1]]
 
     @property
     def units(self) -> int:
@@ -231,3 +272,17 @@ class PretrainConfig(RunConfig):
     def output_path(self) -> Path:
         """The run folder."""
         return Path(self.output).expanduser() if self.output is not None else Path("runs") / self.preset
+
+
+def layer_numbers(name: str, text: str | None) -> list[int]:
+    """Numbers of layers as ``"4,8,12"`` writes them; none where nothing is written.
+
+    Raises:
+        ConfigError: it is none of that.
+    """
+    words = [word.strip() for word in text.split(",")] if text is not None else []
+    if not all(word.isdecimal() for word in words):
+        raise ConfigError(f"{name}={text}; expected numbers of layers, such as 4,8,12")
+    if name == "teacher_layers" and len(set(words)) < len(words):
+        raise ConfigError(f"{name}={text}; expected each layer once")
+    return [int(word) for word in words]

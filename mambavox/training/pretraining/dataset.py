@@ -123,3 +123,33 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     if min(lengths) < max(lengths):
         batch["attention_mask"] = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     return batch
+
+
+class WaveformCrops(Dataset[dict[str, Any]]):
+    """Crops of recordings, nothing else; where a crop begins is as in :class:`CropDataset`.
+
+    Args:
+        recordings: what to crop.
+        config: of the model.
+        seed: numbers.
+    """
+
+    def __init__(self, recordings: Recordings, config: MambaHubertConfig, seed: Sequence[int]) -> None:
+        self.recordings, self.config, self.seed = recordings, config, tuple(seed)
+
+    def __len__(self) -> int:
+        return len(self.recordings.keys)
+
+    def __getitem__(self, crop: Crop) -> dict[str, Any]:
+        """``waveform`` ``(samples,)`` and its number of frames, ``time``.
+
+        Raises:
+            AudioError: the recording cannot be read.
+        """
+        hop, length = self.config.inputs_to_logits_ratio, int(self.recordings.lengths[crop.index])
+        generator = np.random.default_rng((*self.seed, crop.epoch, crop.index))
+        first = int(generator.integers(0, (length - crop.samples) // hop + 1))
+        return {
+            "waveform": self.recordings.read(crop.index, first * hop, crop.samples),
+            "time": (crop.samples - self.config.receptive_field) // hop + 1,
+        }

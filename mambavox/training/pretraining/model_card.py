@@ -1,6 +1,7 @@
 """The README.md of a pre-trained model."""
 
 from mambavox.training.pretraining.config import MFCC
+from mambavox.training.pretraining.figures import Figures
 from mambavox.training.pretraining.result import PretrainResult
 from mambavox.training.run_config import RUN_FILE
 
@@ -12,7 +13,7 @@ tags:
 - self-supervised
 ---
 
-# {preset}, pre-trained on {name}
+# {preset}, {trained} on {name}
 
 A Mamba-HuBERT: a self-supervised encoder of speech, 16 kHz mono, one frame in 20 ms.
 
@@ -26,16 +27,16 @@ model = AutoModel.from_pretrained("{path}")
 extractor = AutoFeatureExtractor.from_pretrained("{path}")
 ```
 
-`AutoModelForCTC` and `AutoModelForAudioClassification` load it with a new head, `AutoModelForPreTraining` with the one
-it was trained with. Without mambavox installed: `trust_remote_code=True`.
+`AutoModelForCTC` and `AutoModelForAudioClassification` load it with a new head{own_head}.
+Without mambavox installed: `trust_remote_code=True`.
 
 ## Training
 
 | | |
 |---|---|
-| parameters | {encoder:,} encoder, {whole:,} with the pre-training head |
+| parameters | {encoder:,} encoder, {whole:,} with the head{s} of the training |
 | speech | {hours:.2f} h in {clips:,} recordings |
-| targets | {clusters} units of {targets} |
+| targets | {targets} |
 | updates | {steps:,} ({epochs:.1f} epochs) |
 | valid | {valid} |
 | time | {time:.2f} h on {device} |
@@ -47,22 +48,20 @@ it again.
 """
 
 
-def model_card(result: PretrainResult, path: str, name: str, curve: str) -> str:
+def model_card(result: PretrainResult, figures: type[Figures], path: str, name: str, curve: str) -> str:
     """Markdown of a pre-trained model's card.
 
     Args:
-        result: the run's figures.
+        result: what the run gave.
+        figures: say what is told of it.
         path: the run folder.
         name: of the data.
         curve: file of the plot.
     """
     valid = "no recordings held back"
     if result.valid:
-        valid = (
-            f"{result.valid['masked_accuracy']:.1%} of hidden frames right, loss {result.valid['prediction_loss']:.3f} "
-            f"({result.clips['valid']} recordings held back)"
-        )
-    layer = result.targets.rpartition(":")
+        valid = f"{figures.valid_line(result.valid)} ({result.clips['valid']} recordings held back)"
+    distilled = result.num_clusters is None
     return _CARD.format(
         preset=result.preset,
         name=name,
@@ -71,8 +70,10 @@ def model_card(result: PretrainResult, path: str, name: str, curve: str) -> str:
         whole=result.parameters["whole"],
         hours=result.hours["train"],
         clips=result.clips["train"],
-        clusters=result.num_clusters,
-        targets="MFCC" if result.targets == MFCC else f"layer {layer[2]} of {layer[0]}",
+        trained="distilled" if distilled else "pre-trained",
+        own_head="" if distilled else ", `AutoModelForPreTraining` with the one it was trained with",
+        s="s" if len(result.student_layers) > 1 else "",
+        targets=_targets(result),
         steps=result.steps,
         epochs=result.epochs,
         valid=valid,
@@ -81,3 +82,16 @@ def model_card(result: PretrainResult, path: str, name: str, curve: str) -> str:
         curve=curve,
         run_file=RUN_FILE,
     )
+
+
+def _targets(result: PretrainResult) -> str:
+    """What was predicted, in words."""
+    model, _, layers = result.targets.rpartition(":")
+    if result.num_clusters is not None:
+        return f"{result.num_clusters} units of {'MFCC' if result.targets == MFCC else f'layer {layers} of {model}'}"
+    pairs = ", ".join(
+        f"{theirs} (from the student's {ours})"
+        for theirs, ours in zip(layers.split(","), result.student_layers, strict=True)
+    )
+    front_end = f"; begun with {len(result.from_teacher)} tensors of its front end" if result.from_teacher else ""
+    return f"layers {pairs} of {model}{front_end}"

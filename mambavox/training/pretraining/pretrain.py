@@ -5,6 +5,7 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import rich.progress
 import torch
@@ -19,11 +20,13 @@ from mambavox.hubert import MambaHubertConfig, MambaHubertForPreTraining
 from mambavox.training.backbone import quiet_transformers
 from mambavox.training.pretraining.config import PretrainConfig
 from mambavox.training.pretraining.curve import plot_curve
-from mambavox.training.pretraining.dataset import CropDataset
+from mambavox.training.pretraining.dataset import CropDataset, WaveformCrops
+from mambavox.training.pretraining.distillation import DistillationModel, DistillationTrainer
 from mambavox.training.pretraining.model_card import model_card
 from mambavox.training.pretraining.progress import read_history
 from mambavox.training.pretraining.recordings import Recordings, hold_back, load_recordings
 from mambavox.training.pretraining.result import PretrainResult
+from mambavox.training.pretraining.teacher import Teacher
 from mambavox.training.pretraining.trainer import PretrainTrainer, training_arguments
 from mambavox.training.run_folder import (
     CURVE_FILE,
@@ -56,6 +59,8 @@ def pretrain(
     model card, and ``targets/``: the units and what made them. Whatever is final is written at once, ``metrics.json``
     last. Checkpoints lie in ``checkpoints/`` until the run has ended well. Under torchrun all processes call this.
 
+    With a teacher the model predicts its layers in place of units, and is kept without the heads that do so.
+
     Args:
         config: what to do.
         resume: continue the folder's unfinished run, on a CPU to exactly the weights of an unbroken one; a finished
@@ -68,7 +73,8 @@ def pretrain(
         ConfigError: a value does not fit the model or this machine.
         DataError: there are no usable recordings, or targets do not fit them.
         AudioError: recordings cannot be used and ``on_error`` is ``"raise"``.
-        RunError: the folder holds something else, or the disk is full.
+        HostError: the teacher is no speech model of a known kind, or its checkpoint lacks weights.
+        RunError: the folder holds something else, or the disk is full; the teacher is another than before.
         DivergedError: the run diverged.
     """
     folder = RunFolder(config.output_path)
@@ -82,6 +88,7 @@ def pretrain(
     if resume and folder.is_finished:
         return PretrainResult.load(folder.path)
 
+    teacher = _teacher(config, model_config, arguments.device)
     examples = _examples(config)
     recordings = None
     if first:
@@ -93,26 +100,40 @@ def pretrain(
     if recordings is None:
         recordings = _recordings(config, model_config, examples, _ledger(folder), None)
     with folder.watching_the_disk(), quiet_transformers():
-        if first:
+        if first and teacher is not None:
+            teacher.remember(folder.targets)
+        elif first:
             _make_targets(config, recordings, folder, arguments.device, console)
         _wait()
-        labels = _make_targets(config, recordings, folder, arguments.device, None)
         for_training, held_back = hold_back(recordings.examples, config.valid_fraction, config.split_seed)
-        train = CropDataset(recordings.select(for_training), labels, model_config, (config.seed, 0))
-        # Masked the same way in every run, so that runs can be compared.
-        valid = CropDataset(recordings.select(held_back), labels, model_config, (config.split_seed, 1))
+        parts = recordings.select(for_training), recordings.select(held_back)
+        # Held-back recordings are heard and masked the same way in every run, so that runs can be compared.
+        seeds = (config.seed, 0), (config.split_seed, 1)
+        train: CropDataset | WaveformCrops
+        valid: CropDataset | WaveformCrops
+        if teacher is None:
+            labels = _make_targets(config, recordings, folder, arguments.device, None)
+            train, valid = (
+                CropDataset(part, labels, model_config, seed) for part, seed in zip(parts, seeds, strict=True)
+            )
+        else:
+            train, valid = (WaveformCrops(part, model_config, seed) for part, seed in zip(parts, seeds, strict=True))
         set_seed(config.seed)
-        model = MambaHubertForPreTraining(model_config)
-        trainer = PretrainTrainer(
-            model,
-            config,
-            arguments,
-            train=train,
-            valid=valid if len(valid) else None,
-            history=folder.path / HISTORY_FILE,
-            tensorboard=folder.tensorboard if config.tensorboard else None,
-            console=console,
-        )
+        options: dict[str, Any] = {
+            "train": train,
+            "valid": valid if len(valid) else None,
+            "history": folder.path / HISTORY_FILE,
+            "tensorboard": folder.tensorboard if config.tensorboard else None,
+            "console": console,
+        }
+        trainer: PretrainTrainer
+        if teacher is None:
+            trainer = PretrainTrainer(MambaHubertForPreTraining(model_config), config, arguments, **options)
+        else:
+            student = DistillationModel(model_config, list(teacher.layers.values()), teacher.dim)
+            if config.teacher_front_end:
+                teacher.give_front_end(student.mamba_hubert)
+            trainer = DistillationTrainer(student, teacher, config, arguments, **options)
         if arguments.world_size > 1:
             torch.manual_seed(config.seed + arguments.process_index)  # each process its own dropout
         checkpoint = folder.last_checkpoint() if resume else None
@@ -124,6 +145,10 @@ def pretrain(
     if first and not keep_checkpoints:
         folder.remove_checkpoints()
     return result
+
+
+def _teacher(config: PretrainConfig, model_config: MambaHubertConfig, device: torch.device) -> Teacher | None:
+    return None if config.teacher is None else Teacher(config, model_config, device)
 
 
 @dataclass(frozen=True)
@@ -163,8 +188,13 @@ def plan(config: PretrainConfig) -> Plan:
         ConfigError, DataError, AudioError: as :func:`pretrain`.
     """
     model_config = config.model_config()
+    teacher = _teacher(config, model_config, torch.device("cpu"))
     with torch.device("meta"):
-        parameters = _parameters(MambaHubertForPreTraining(model_config))
+        parameters = _parameters(
+            MambaHubertForPreTraining(model_config)
+            if teacher is None
+            else DistillationModel(model_config, list(teacher.layers.values()), teacher.dim)
+        )
     rate = model_config.sampling_rate
     lengths = [round(duration(example.source) * rate) for example in _examples(config)]
     usable = [length for length in lengths if length >= _min_samples(config, model_config)]
@@ -252,7 +282,7 @@ def _wait() -> None:
         dist.barrier()
 
 
-def _parameters(model: MambaHubertForPreTraining) -> dict[str, int]:
+def _parameters(model: Any) -> dict[str, int]:
     return {
         "encoder": sum(parameter.numel() for parameter in model.mamba_hubert.parameters()),
         "whole": sum(parameter.numel() for parameter in model.parameters()),
@@ -260,16 +290,22 @@ def _parameters(model: MambaHubertForPreTraining) -> dict[str, int]:
 
 
 def _result(
-    config: PretrainConfig, trainer: PretrainTrainer, recordings: Recordings, train: CropDataset, valid: CropDataset
+    config: PretrainConfig,
+    trainer: PretrainTrainer,
+    recordings: Recordings,
+    train: CropDataset | WaveformCrops,
+    valid: CropDataset | WaveformCrops,
 ) -> PretrainResult:
     history = trainer.state.log_history
     last = next(line for line in reversed(history) if "loss" in line)
-    scores: dict[str, float] = next((line for line in reversed(history) if "eval_masked_accuracy" in line), {})
+    scores: dict[str, float] = next((line for line in reversed(history) if "eval_seconds" in line), {})
     device = trainer.args.device
+    teacher = trainer.teacher if isinstance(trainer, DistillationTrainer) else None
+    layers = teacher.layers if teacher else {}
     return PretrainResult(
         preset=config.preset,
-        targets=config.targets,
-        num_clusters=config.units,
+        targets=f"{config.teacher}:{','.join(map(str, layers))}" if layers else config.targets,
+        num_clusters=None if layers else config.units,
         parameters=_parameters(trainer.model),
         train={key: value for key, value in last.items() if key not in ("epoch", "step")},
         valid={key.removeprefix("eval_"): value for key, value in scores.items() if key.startswith("eval_")},
@@ -283,19 +319,22 @@ def _result(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         processes=trainer.args.world_size,
         versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
+        student_layers=list(layers.values()),
+        from_teacher=teacher.given if teacher else [],
     )
 
 
 def _write_run(
     path: Path, folder: RunFolder, config: PretrainConfig, trainer: PretrainTrainer, result: PretrainResult
 ) -> None:
-    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(path)
+    trainer.trained.save_pretrained(path)
     Wav2Vec2FeatureExtractor(
         sampling_rate=trainer.model_config.sampling_rate, do_normalize=False, return_attention_mask=True
     ).save_pretrained(path)
     name = Path(config.data or "").name
-    plot_curve(
-        read_history(folder.path / HISTORY_FILE), path / CURVE_FILE, f"{config.preset} on {name}, {config.targets}"
-    )
-    (path / "README.md").write_text(model_card(result, folder.path.as_posix(), name, CURVE_FILE), encoding="utf-8")
+    figures = trainer.figures
+    title = f"{config.preset} on {name}, {result.targets}"
+    plot_curve(read_history(folder.path / HISTORY_FILE), path / CURVE_FILE, title, figures.panels)
+    card = model_card(result, type(figures), folder.path.as_posix(), name, CURVE_FILE)
+    (path / "README.md").write_text(card, encoding="utf-8")
     (path / METRICS_FILE).write_text(to_json(result.to_mapping()), encoding="utf-8")

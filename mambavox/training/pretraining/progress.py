@@ -9,6 +9,7 @@ import rich.progress
 from rich.console import Console
 from transformers import TrainerCallback, TrainerState
 
+from mambavox.training.pretraining.figures import Figures
 from mambavox.training.run_folder import write_atomically
 
 
@@ -55,10 +56,11 @@ class Progress(TrainerCallback):
 
     Args:
         console: where they go.
+        figures: say what is told.
     """
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, figures: Figures) -> None:
+        self.console, self.figures = console, figures
         self.progress = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
@@ -84,19 +86,16 @@ class Progress(TrainerCallback):
         logs = kwargs["logs"]
         if "loss" in logs:
             line = (
-                f"loss {logs['loss']:.3f}  accuracy {100 * logs['masked_accuracy']:.1f} %  "
-                f"units {logs['perplexity']:.0f}/{logs['target_perplexity']:.0f}  norm {logs['grad_norm']:.2f}  "
+                f"loss {logs['loss']:.3f}  {self.figures.training_line(logs)}  norm {logs['grad_norm']:.2f}  "
                 f"rate {logs['learning_rate']:.2e}  {logs['hours_an_hour']:.1f} h/h"
             )
             self.progress.update(self.task, description=line)
             if not self.console.is_terminal:
                 self.console.print(f"{state.global_step}/{state.max_steps}  {line}", markup=False)
-        elif "eval_masked_accuracy" in logs:
+        elif "eval_seconds" in logs:
+            valid = {key.removeprefix("eval_"): value for key, value in logs.items()}
             self.console.print(
-                f"{state.global_step}/{state.max_steps}  valid: accuracy {100 * logs['eval_masked_accuracy']:.2f} %  "
-                f"loss {logs['eval_prediction_loss']:.3f}  "
-                f"units {logs['eval_perplexity']:.0f}/{logs['eval_target_perplexity']:.0f}",
-                markup=False,
+                f"{state.global_step}/{state.max_steps}  valid: {self.figures.valid_line(valid)}", markup=False
             )
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:

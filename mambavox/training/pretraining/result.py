@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ class PretrainResult:
 
     Attributes:
         preset: kind and size of the model.
-        targets: what it predicts.
-        num_clusters: number of units.
-        parameters: of the encoder, and of the whole model with the head for units.
+        targets: what it predicts: ``mfcc``, ``MODEL:LAYER``, or a teacher and its layers, ``MODEL:4,8,12``.
+        num_clusters: number of units; ``None`` with a teacher.
+        parameters: of the encoder, and of the whole model with the head for units, or the heads for layers.
         train: figures of the last updates: ``masked_accuracy`` and the others of ``metrics.jsonl``.
         valid: the same on the held-back recordings; empty where none are held back.
         steps: updates.
@@ -31,11 +31,13 @@ class PretrainResult:
         device: where it was trained.
         processes: on how many devices.
         versions: of the libraries.
+        student_layers: those that predict the teacher's, in their order; empty without a teacher.
+        from_teacher: tensors with which the student began as the teacher's.
     """
 
     preset: str
     targets: str
-    num_clusters: int
+    num_clusters: int | None
     parameters: Mapping[str, int]
     train: Mapping[str, float]
     valid: Mapping[str, float]
@@ -49,6 +51,8 @@ class PretrainResult:
     device: str
     processes: int
     versions: Mapping[str, str]
+    student_layers: list[int] = field(default_factory=list)
+    from_teacher: list[str] = field(default_factory=list)
 
     def to_mapping(self) -> dict[str, Any]:
         """For JSON."""

@@ -13,12 +13,12 @@ from transformers.trainer_callback import PrinterCallback
 
 from mambavox.data.batching import BatchesBySeconds, Crop, ShardedBatches
 from mambavox.errors import ConfigError
-from mambavox.hubert import MambaHubertForPreTraining
+from mambavox.hubert import MambaHubertPreTrainedModel
 from mambavox.training.parameter_groups import parameter_groups
 from mambavox.training.pretraining.config import PretrainConfig
-from mambavox.training.pretraining.dataset import CropDataset, collate
+from mambavox.training.pretraining.dataset import CropDataset, WaveformCrops, collate
 from mambavox.training.pretraining.divergence import DivergenceGuard
-from mambavox.training.pretraining.figures import Figures
+from mambavox.training.pretraining.figures import Figures, UnitFigures
 from mambavox.training.pretraining.progress import History, Progress
 from mambavox.training.trainer import TrainingClock
 
@@ -91,10 +91,11 @@ def _multiplies_bfloat16() -> bool:
 class PretrainTrainer(Trainer):
     """``Trainer`` whose order of data depends on the seed alone, on any number of processes.
 
-    To ``Trainer`` the whole run is one epoch; a resumed one skips the batches that were heard.
+    To ``Trainer`` the whole run is one epoch; a resumed one skips the batches that were heard. What is predicted is a
+    matter of the model, of what its crops hold, and of ``collate`` and ``new_figures`` here: units behind masks.
 
     Args:
-        model: to train.
+        model: to train, which has a Mamba-HuBERT as its base.
         config: the run.
         arguments: of :func:`training_arguments`.
         train: recordings to train on.
@@ -106,20 +107,21 @@ class PretrainTrainer(Trainer):
 
     optimizer: torch.optim.Optimizer | None
     control: TrainerControl
+    collate = staticmethod(collate)
 
     def __init__(
         self,
-        model: MambaHubertForPreTraining,
+        model: MambaHubertPreTrainedModel,
         config: PretrainConfig,
         arguments: TrainingArguments,
         *,
-        train: CropDataset,
-        valid: CropDataset | None,
+        train: CropDataset | WaveformCrops,
+        valid: CropDataset | WaveformCrops | None,
         history: Path,
         tensorboard: Path | None,
         console: Console | None,
     ) -> None:
-        super().__init__(model=model, args=arguments, data_collator=collate, train_dataset=train)
+        super().__init__(model=model, args=arguments, data_collator=self.collate, train_dataset=train)
         self.config, self.valid = config, valid
         self.model_config = model.config
         self.batches = BatchesBySeconds(
@@ -128,7 +130,7 @@ class PretrainTrainer(Trainer):
             max_samples=round(config.max_seconds * model.config.sampling_rate),
             seed=config.seed,
         )
-        self.figures = self._new_figures()
+        self.figures = self.new_figures()
         self._evaluated = 0
         self.guard = DivergenceGuard(Path(arguments.output_dir), config.peak_learning_rate)
         self.remove_callback(PrinterCallback)
@@ -140,7 +142,16 @@ class PretrainTrainer(Trainer):
 
                 self.add_callback(TensorBoardCallback(SummaryWriter(str(tensorboard))))
             if console is not None:
-                self.add_callback(Progress(console))
+                self.add_callback(Progress(console, self.figures))
+
+    def new_figures(self) -> Figures:
+        """Figures of no batch yet."""
+        return UnitFigures(self.model_config.num_clusters, self.args.device, self.model_config.sampling_rate)
+
+    @property
+    def trained(self) -> MambaHubertPreTrainedModel:
+        """What is kept of the run: the model with its head."""
+        return self.accelerator.unwrap_model(self.model)
 
     @property
     def clock(self) -> TrainingClock:
@@ -158,7 +169,7 @@ class PretrainTrainer(Trainer):
         return DataLoader(
             self.train_dataset,
             batch_sampler=sampler,
-            collate_fn=collate,
+            collate_fn=self.collate,
             num_workers=self.config.num_workers,
             pin_memory=self.args.device.type == "cuda",
             generator=torch.Generator(),  # a loader draws a seed for its workers, which is none of the model's business
@@ -190,10 +201,11 @@ class PretrainTrainer(Trainer):
         paused = self.figures.pause()
         assert self.valid is not None
         self.model.eval()
-        figures = self._new_figures()
+        figures = self.new_figures()
         batches = self._valid_batches()[self.args.process_index :: self.args.world_size]
         with torch.no_grad():
-            for batch in DataLoader(self.valid, batch_sampler=batches, collate_fn=collate, generator=torch.Generator()):
+            loader = DataLoader(self.valid, batch_sampler=batches, collate_fn=self.collate, generator=torch.Generator())
+            for batch in loader:
                 inputs = self._prepare_inputs(batch)
                 figures.add(self.model(**inputs), inputs["labels"], inputs["input_values"].numel())
         self.model.train()
@@ -226,9 +238,6 @@ class PretrainTrainer(Trainer):
         # Sums that a checkpoint does not hold are taken before it is written.
         self.control.should_log |= self.control.should_save or self.control.should_evaluate
         super()._maybe_log_save_evaluate(*args, **kwargs)
-
-    def _new_figures(self) -> Figures:
-        return Figures(self.model_config.num_clusters, self.args.device, self.model_config.sampling_rate)
 
     def _valid_batches(self) -> list[list[Crop]]:
         """Held-back recordings, the longest first, as many at a time as in training."""

@@ -35,22 +35,26 @@ def load(*examples: Example, **options: Any) -> Any:
     return load_recordings(examples, **{"min_samples": 400, "cache_bytes": 1e9, "raise_problems": True, **options})
 
 
+@pytest.mark.parametrize("unmasked_weight", [0.0, 1.0])
 @pytest.mark.parametrize("frame_rate", [50.0, 100.0])
-def test_units_are_those_of_the_frames(frame_rate: float) -> None:
+def test_units_are_those_of_the_frames(frame_rate: float, unmasked_weight: float) -> None:
     # A unit is the number of the 25 ms window that begins where it does, so that what is paired can be read off.
     samples, shift = 30_000, round(16_000 / frame_rate)
     begins = np.arange((samples - 400) // shift + 1, dtype=np.int32) * shift
-    dataset = CropDataset(load(ramp(samples)), Units(frame_rate, {"ramp": begins}), MODEL, (0,))
+    model = MambaHubertConfig.nano("mamba", **TINY, unmasked_weight=unmasked_weight)
+    dataset = CropDataset(load(ramp(samples)), Units(frame_rate, {"ramp": begins}), model, (0,))
     starts = set()
     for epoch in range(8):
         item = dataset[Crop(epoch, 0, 8000)]
         first = round(item["waveform"][0] * 2**15)
         starts.add(first)
-        hidden = item["labels"] != -100
-        assert hidden.any() and torch.equal(hidden, item["mask"])
-        frames = first + 320 * torch.arange(len(hidden))
-        assert torch.equal(item["labels"][hidden], frames[hidden])
-        assert len(hidden) == (8000 - 400) // 320 + 1
+        labelled, hidden = item["labels"] != -100, item["mask"]
+        assert hidden.any() and not hidden.all()
+        # Frames that are seen have labels where the loss counts them.
+        assert labelled.all() if unmasked_weight else torch.equal(labelled, hidden)
+        frames = first + 320 * torch.arange(len(labelled))
+        assert torch.equal(item["labels"][labelled], frames[labelled])
+        assert len(labelled) == (8000 - 400) // 320 + 1
     assert len(starts) > 4
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from mambavox.cli import app
 from mambavox.errors import AudioError, ConfigError, DataError
 from mambavox.hubert import MambaHubertForPreTraining
-from mambavox.training.pretraining.figures import Figures
+from mambavox.training.pretraining.figures import UnitFigures
 from mambavox.training.pretraining.pretrain import plan, pretrain
 from mambavox.training.pretraining.progress import read_history
 
@@ -42,7 +42,7 @@ def test_two_iterations(speech: str, tmp_path: Path) -> None:
         assert (tmp_path / "it1" / name).exists(), name
     card = (tmp_path / "it2" / "README.md").read_text()
     assert f"8 units of layer 1 of {tmp_path / 'it1'}" in card
-    assert f"{second.valid['masked_accuracy']:.1%} of hidden frames right" in card
+    assert f"{second.valid['masked_accuracy']:.2%} of hidden frames right" in card
     assert not (tmp_path / "it1" / "checkpoints").exists()
 
 
@@ -102,21 +102,25 @@ def test_silence_is_learned_from(tmp_path: Path) -> None:
     assert math.isfinite(result.valid["prediction_loss"])
 
 
-def test_figures_are_those_of_the_union() -> None:
-    model = MambaHubertForPreTraining(tiny_run("x", Path("y")).model_config()).eval()
+@pytest.mark.parametrize("unmasked_weight", [0.0, 1.0])
+def test_figures_are_those_of_the_union_of_hidden_frames(unmasked_weight: float) -> None:
+    config = tiny_run("x", Path("y"), unmasked_weight=unmasked_weight).model_config()
+    model = MambaHubertForPreTraining(config).eval()
     waveforms = torch.randn(3, 8000)
     labels = torch.randint(0, 6, (3, 24))
     mask = torch.rand(3, 24) < 0.5
-    labels = labels.masked_fill(~mask, -100)
-    figures = Figures(TINY["num_clusters"], torch.device("cpu"), 16_000)
+    labels[0, :4] = -100
+    if not unmasked_weight:
+        labels = labels.masked_fill(~mask, -100)
+    figures = UnitFigures(TINY["num_clusters"], torch.device("cpu"), 16_000)
     correct = total = 0
-    losses = []
+    losses: list[float] = []
     for row in range(3):
         one = slice(row, row + 1)
         with torch.no_grad():
             output = model(waveforms[one], labels=labels[one], mask_time_indices=mask[one])
         figures.add(output, labels[one], 8000)
-        hidden = labels[one] != -100
+        hidden = mask[one] & (labels[one] != -100)
         correct += int((output.logits.argmax(-1) == labels[one])[hidden].sum())
         total += int(hidden.sum())
         losses += torch.nn.functional.cross_entropy(
@@ -126,7 +130,7 @@ def test_figures_are_those_of_the_union() -> None:
     assert found["masked_accuracy"] == pytest.approx(correct / total)
     assert found["prediction_loss"] == pytest.approx(sum(losses) / total, rel=1e-5)
     assert found["hours"] == pytest.approx(1.5 / 3600)
-    counts = torch.bincount(labels[labels >= 0]).double()
+    counts = torch.bincount(labels[mask & (labels >= 0)]).double()
     shares = counts[counts > 0] / total
     assert found["target_perplexity"] == pytest.approx(float(2 ** -(shares * shares.log2()).sum()), rel=1e-6)
     assert figures.take()["hours"] == 0
