@@ -2,17 +2,19 @@
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import rich.progress
 import torch
 import torch.distributed as dist
 from rich.console import Console
 from transformers import Wav2Vec2FeatureExtractor, set_seed
 
-from mambavox.data import Example, duration, read_examples
+from mambavox.data import Example, ShardedExamples, duration, read_recordings
 from mambavox.data.batching import BatchesBySeconds
 from mambavox.errors import ConfigError
 from mambavox.hubert import MambaHubertConfig, MambaHubertForPreTraining
@@ -22,7 +24,7 @@ from mambavox.training.pretraining.curve import plot_curve
 from mambavox.training.pretraining.dataset import CropDataset
 from mambavox.training.pretraining.model_card import model_card
 from mambavox.training.pretraining.progress import read_history
-from mambavox.training.pretraining.recordings import Recordings, hold_back, load_recordings
+from mambavox.training.pretraining.recordings import Recordings, hold_back, load_recordings, sharded_recordings
 from mambavox.training.pretraining.result import PretrainResult
 from mambavox.training.pretraining.trainer import PretrainTrainer, training_arguments
 from mambavox.training.run_folder import (
@@ -166,32 +168,42 @@ def plan(config: PretrainConfig) -> Plan:
     with torch.device("meta"):
         parameters = _parameters(MambaHubertForPreTraining(model_config))
     rate = model_config.sampling_rate
-    lengths = [round(duration(example.source) * rate) for example in _examples(config)]
-    usable = [length for length in lengths if length >= _min_samples(config, model_config)]
+    examples = _examples(config)
+    shards = None
+    if isinstance(examples, ShardedExamples):
+        lengths, shards = examples.samples, examples.shards
+    else:
+        lengths = np.array([round(duration(example.source) * rate) for example in examples], np.int64)
+    is_usable = lengths >= _min_samples(config, model_config)
+    usable = lengths[is_usable]
     batches = BatchesBySeconds(
         usable,
         batch_samples=round(config.seconds_a_device * rate),
         max_samples=round(config.max_seconds * rate),
         seed=config.seed,
+        shards=None if shards is None else shards[is_usable],
+        shuffle_shards=config.shuffle_shards,
     )
-    heard = batches.heard() / sum(usable)
+    batches_an_epoch, heard = batches.count()
     return Plan(
         parameters=parameters,
         clips=len(usable),
-        hours=sum(usable) / rate / 3600,
+        hours=float(usable.sum()) / rate / 3600,
         steps=config.num_steps,
         seconds_a_step=config.seconds_a_step,
         batches_a_step=config.batches_a_step,
-        epochs=config.num_steps * config.batches_a_step / len(batches.epoch(0)),
-        heard=heard,
+        epochs=config.num_steps * config.batches_a_step / batches_an_epoch,
+        heard=heard / float(usable.sum()),
         learning_rate=config.peak_learning_rate,
     )
 
 
-def _examples(config: PretrainConfig) -> list[Example]:
+def _examples(config: PretrainConfig) -> Sequence[Example]:
     if config.data is None:
-        raise ConfigError("no data given; expected a manifest, a folder or hf:owner/name: --data PATH")
-    return read_examples(config.data, label_column=None, audio_column=config.audio_column)
+        raise ConfigError(
+            "no data given; expected a manifest, a folder, shards:PATTERN.tar or hf:owner/name: --data PATH"
+        )
+    return read_recordings(config.data, audio_column=config.audio_column)
 
 
 def _min_samples(config: PretrainConfig, model: MambaHubertConfig) -> int:
@@ -203,7 +215,26 @@ def _min_samples(config: PretrainConfig, model: MambaHubertConfig) -> int:
 def _recordings(
     config: PretrainConfig,
     model: MambaHubertConfig,
-    examples: list[Example],
+    examples: Sequence[Example],
+    known: dict[str, int | str],
+    console: Console | None,
+) -> Recordings:
+    if isinstance(examples, ShardedExamples):
+        recordings = sharded_recordings(
+            examples, min_samples=_min_samples(config, model), raise_problems=config.on_error == "raise"
+        )
+    else:
+        recordings = _load(config, model, examples, known, console)
+    if console is not None:
+        left_out = f"{recordings.short} too short, {len(recordings.problems)} unreadable"
+        console.print(f"{len(recordings.examples)} recordings, {recordings.hours:.2f} h ({left_out})")
+    return recordings
+
+
+def _load(
+    config: PretrainConfig,
+    model: MambaHubertConfig,
+    examples: Sequence[Example],
     known: dict[str, int | str],
     console: Console | None,
 ) -> Recordings:
@@ -211,7 +242,7 @@ def _recordings(
         console=console, transient=True, disable=console is None or not console.is_terminal
     ) as bar:
         task = bar.add_task("reading recordings", total=len(examples))
-        recordings = load_recordings(
+        return load_recordings(
             examples,
             min_samples=_min_samples(config, model),
             cache_bytes=config.cache_gb * _GIGABYTE,
@@ -219,10 +250,6 @@ def _recordings(
             known=known,
             progress=lambda done, total: bar.update(task, completed=done),
         )
-    if console is not None:
-        left_out = f"{recordings.short} too short, {len(recordings.problems)} unreadable"
-        console.print(f"{len(recordings.examples)} recordings, {recordings.hours:.2f} h ({left_out})")
-    return recordings
 
 
 def _ledger(folder: RunFolder) -> dict[str, int | str]:
@@ -274,7 +301,7 @@ def _result(
         train={key: value for key, value in last.items() if key not in ("epoch", "step")},
         valid={key.removeprefix("eval_"): value for key, value in scores.items() if key.startswith("eval_")},
         steps=trainer.state.global_step,
-        epochs=config.num_steps * config.batches_a_step / len(trainer.batches.epoch(0)),
+        epochs=config.num_steps * config.batches_a_step / trainer.batches.count()[0],
         hours={"train": train.recordings.hours, "valid": valid.recordings.hours},
         clips={"train": len(train), "valid": len(valid)},
         seconds=trainer.clock.seconds,
