@@ -68,7 +68,7 @@ class ShardIndex:
                 "samples": self.samples,
                 "fields": self.fields,
             },
-            {"tar_bytes": str(self.tar_bytes), "left_out": json.dumps(left_out), "taken": str(self.taken)},
+            {"tar": json.dumps({"tar_bytes": self.tar_bytes, "left_out": left_out, "taken": self.taken})},
         )
         with partial_path.open("wb") as file:  # safetensors' own writer lets no other user read
             file.write(content)
@@ -97,12 +97,10 @@ class ShardIndex:
             with safe_open(path, "np") as file:
                 arrays = [file.get_tensor(name) for name in ("starts", "sizes", "samples", "fields")]
                 keys = json.loads(file.get_tensor("keys").tobytes())
-                metadata: dict[str, str] = file.metadata()
+                about = json.loads(file.metadata()["tar"])
             starts, sizes, samples, fields = arrays
-            left_out = [AudioProblem(*problem) for problem in json.loads(metadata["left_out"])]
-            index = cls(
-                keys, starts, sizes, samples, fields, int(metadata["tar_bytes"]), left_out, int(metadata["taken"])
-            )
+            left_out = [AudioProblem(*problem) for problem in about["left_out"]]
+            index = cls(keys, starts, sizes, samples, fields, about["tar_bytes"], left_out, about["taken"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise DataError(
                 f"{path}: is no complete index ({error}); remove it and make it again with: mambavox shards index "

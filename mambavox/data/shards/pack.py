@@ -140,7 +140,7 @@ def make_shards(
     made: list[ShardIndex] = []
     with ThreadPoolExecutor(num_workers or min(os.cpu_count() or 1, 8)) as pool:
         for part, places in sorted(groups.items()):
-            before = _complete(folder, part)
+            before = [ShardIndex.load(path) for path in _complete(folder, part)]
             made += before
             taken = before[-1].taken if before else 0
             if taken > len(places):
@@ -150,10 +150,10 @@ def make_shards(
                 return _item(examples[place], names[place], audio)
 
             items = _ahead(pool, work, places[taken:])
+            number = len(before)
             while taken < len(places):
-                number = len(_complete_paths(folder, part))
                 index = _write(folder / f"{part}-{number:06d}.tar", items, shard_bytes, taken, on_error, len(keys))
-                taken = index.taken
+                taken, number = index.taken, number + 1
                 made.append(index)
                 if progress is not None:
                     progress(sum(len(index.keys) + len(index.left_out) for index in made), len(keys))
@@ -193,16 +193,12 @@ def _begin(folder: Path, packing: Packing) -> None:
     packing.save(folder)
 
 
-def _complete_paths(folder: Path, part: str) -> list[Path]:
+def _complete(folder: Path, part: str) -> list[Path]:
     """Tars of a part that are complete: those before the first without an index."""
     found: list[Path] = []
     while index_path(folder / f"{part}-{len(found):06d}.tar").is_file():
         found.append(folder / f"{part}-{len(found):06d}.tar")
     return found
-
-
-def _complete(folder: Path, part: str) -> list[ShardIndex]:
-    return [ShardIndex.load(path) for path in _complete_paths(folder, part)]
 
 
 def _member_names(keys: Sequence[str]) -> list[str]:
@@ -244,7 +240,8 @@ def _item(example: Example, name: str, audio: str) -> _Item | AudioProblem:
 def _stored(example: Example) -> tuple[bytes, str] | None:
     """A recording's file and its ending; ``None`` where it is none."""
     if isinstance(example.audio, Path):
-        return example.audio.read_bytes(), example.audio.suffix.lower()
+        suffix = example.audio.suffix.lower()
+        return (example.audio.read_bytes(), suffix) if suffix in READABLE_SUFFIXES else None
     source = example.source
     content = source.get("bytes") if isinstance(source, Mapping) else source
     if not isinstance(content, bytes):
