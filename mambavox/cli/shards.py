@@ -9,7 +9,7 @@ from typing import Annotated
 import rich.progress
 import typer
 
-from mambavox.cli.console import ERR, OUT
+from mambavox.cli.console import ERR, OUT, print_json
 
 shards_app = typer.Typer(
     name="shards",
@@ -46,6 +46,9 @@ def make_command(
     audio: Annotated[
         StoredAs, typer.Option(help="flac: 16 kHz, mono, 16 bits; keep: files as they are")
     ] = StoredAs.flac,
+    cut_seconds: Annotated[
+        float | None, typer.Option(help="cut longer recordings into equal pieces of at most that length")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="of the order in which recordings are packed")] = 0,
     in_order: Annotated[bool, typer.Option("--in-order", help="pack them in their own order")] = False,
     on_error: _OnError = OnError.raise_,
@@ -64,6 +67,7 @@ def make_command(
             output,
             shard_bytes=max(1, round(gb * _GIGABYTE)),
             audio=audio.value,
+            cut_seconds=cut_seconds,
             seed=None if in_order else seed,
             on_error=on_error.value,
             num_workers=num_workers,
@@ -101,6 +105,32 @@ def index_command(
     )
     for problem in left_out:
         OUT.print(f"  left out: {problem.reason}", markup=False)
+
+
+@shards_app.command("speed")
+def speed_command(
+    data: Annotated[str, typer.Argument(help=_DATA)],
+    seconds: Annotated[float, typer.Option(help="of each measurement, at most")] = 5.0,
+    shuffle_shards: Annotated[int, typer.Option(min=1, help="shards whose recordings are mixed")] = 8,
+    warm: Annotated[bool, typer.Option("--warm", help="leave in memory what the system holds of the files")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Measure how fast one process reads recordings, files or tars, in the order of a training."""
+    from dataclasses import asdict
+
+    from mambavox.benchmarks.reading import measure_reading
+    from mambavox.data import read_recordings
+
+    found = measure_reading(read_recordings(data), seconds=seconds, shuffle_shards=shuffle_shards, cold=not warm)
+    if as_json:
+        print_json([asdict(speed) for speed in found])
+        return
+    for speed in found:
+        OUT.print(
+            f"{speed.how}: {speed.hours_an_hour:,.0f} h/h ({speed.hours_a_processor_hour:,.0f} an hour of the "
+            f"processor), {speed.megabytes_a_second:.0f} MB/s, {speed.recordings} recordings in {speed.seconds:.1f} s",
+            markup=False,
+        )
 
 
 @contextmanager

@@ -125,6 +125,27 @@ def test_tars_of_lhotse_are_read(tmp_path: Path) -> None:
         assert np.array_equal(np.rint(example.read() * 2**15), noise(number))
 
 
+def test_long_recordings_are_cut(corpus: Path, tmp_path: Path) -> None:
+    # 3000 to 4100 samples: pieces of at most 1900 are two of the shorter ones and three of the longer.
+    options: dict[str, Any] = {"shard_bytes": 30_000, "seed": None, "cut_seconds": 1900 / 16_000}
+    packed = make_shards(recordings_of(corpus), tmp_path / "tars", audio="keep", **options)
+    found = read_shards(tmp_path / "tars")
+    pieces = [2 if len(noise(number)) <= 3800 else 3 for number in range(12)]
+    assert packed.recordings == len(found) == sum(pieces) and packed.hours == pytest.approx(
+        sum(len(noise(number)) for number in range(12)) / 16_000 / 3600
+    )
+    told = iter(found.with_fields(None))
+    for number in range(12):
+        parts = [next(told) for _ in range(pieces[number])]
+        whole = np.concatenate([np.rint(part.read() * 2**15) for part in parts])
+        assert np.array_equal(whole, noise(number)) and max(len(part.read()) for part in parts) <= 1900
+        starts = np.cumsum([0, *(part.fields["samples"] for part in parts[:-1])]) / 16_000
+        assert [part.fields["start"] for part in parts] == starts.tolist()
+    assert list(found.keys)[:2] == [f"speaker0/clip_00_000{piece}.flac" for piece in (0, 1)]
+    with pytest.raises(DataError, match=r"cut_seconds was 0\.11875 and is 1"):
+        make_shards(recordings_of(corpus), tmp_path / "tars", audio="keep", **{**options, "cut_seconds": 1.0})
+
+
 def test_parts_have_tars_of_their_own(corpus: Path, tmp_path: Path) -> None:
     examples = [
         replace(example, fields={**example.fields, "split": "dev" if number % 4 == 3 else "train"})
@@ -354,6 +375,16 @@ def test_commands(corpus: Path, tmp_path: Path) -> None:
     assert len(read_shards(tmp_path / "tars")) == 12
     wrong = CliRunner().invoke(app, [*make, "--seed", "3"])
     assert wrong.exit_code == 1 and "seed was 0 and is 3" in wrong.output
+
+
+def test_speed(corpus: Path, tmp_path: Path) -> None:
+    make_shards(recordings_of(corpus), tmp_path / "tars", shard_bytes=30_000)
+    for data, count in ((str(corpus), 2), (str(tmp_path / "tars"), 3)):
+        done = CliRunner().invoke(app, ["shards", "speed", data, "--json"])
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.output)
+        assert len(found) == count and all(speed["recordings"] == 12 for speed in found)
+        assert all(speed["hours_an_hour"] > 0 and speed["megabytes_a_second"] > 0 for speed in found)
 
 
 def test_real_recordings(recordings: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import soundfile
 
-from mambavox.data.audio import AUDIO_SUFFIXES, READABLE_SUFFIXES, SAMPLING_RATE, quantise
+from mambavox.data.audio import AUDIO_SUFFIXES, READABLE_SUFFIXES, SAMPLING_RATE, Waveform, quantise
 from mambavox.data.checks import AudioProblem
 from mambavox.data.columns import AUDIO_COLUMNS
 from mambavox.data.example import Example
@@ -43,6 +43,7 @@ class Packing:
         digest: of their keys in order.
         audio: how they are stored.
         shard_bytes: of recordings in a tar, at least, but for the last.
+        cut_seconds: longest piece into which a recording is cut; ``None``: none is.
         seed: of their order; ``None``: as given.
         finished: whether all are packed.
     """
@@ -51,6 +52,7 @@ class Packing:
     digest: str
     audio: str
     shard_bytes: int
+    cut_seconds: float | None
     seed: int | None
     finished: bool
 
@@ -95,6 +97,7 @@ def make_shards(
     *,
     shard_bytes: int = 1_000_000_000,
     audio: Literal["flac", "keep"] = "flac",
+    cut_seconds: float | None = None,
     seed: int | None = 0,
     on_error: Literal["raise", "skip"] = "raise",
     num_workers: int | None = None,
@@ -112,6 +115,8 @@ def make_shards(
         folder: where to.
         shard_bytes: size of a tar, at least, but for the last.
         audio: ``"flac"``: mono, 16 kHz, 16 bits; ``"keep"``: files stay as they are, and what is no file becomes flac.
+        cut_seconds: cut longer recordings into equal pieces of at most that length, ``a/b_0000.flac`` and so on, since
+            a recording is decoded whole for each crop; ``None`` cuts none.
         seed: of the order in which they are packed, so that a few tars hold many speakers; ``None`` keeps the order.
         on_error: about recordings that cannot be used: raise an error that names the first, or leave them out and list
             them in the index.
@@ -125,12 +130,14 @@ def make_shards(
     """
     if shard_bytes < 1:
         raise ConfigError(f"shard_bytes={shard_bytes}; expected at least 1")
+    if cut_seconds is not None and not cut_seconds > 0:
+        raise ConfigError(f"cut_seconds={cut_seconds:g}; expected above 0")
     if not len(examples):
         raise DataError("there are no recordings to pack; expected at least one")
     keys = recording_keys(examples)
     order = np.arange(len(keys)) if seed is None else np.random.default_rng(seed).permutation(len(keys))
     digest = blake2b("\n".join(keys).encode(), digest_size=16).hexdigest()
-    packing = Packing(len(keys), digest, audio, shard_bytes, seed, finished=False)
+    packing = Packing(len(keys), digest, audio, shard_bytes, cut_seconds, seed, finished=False)
     _begin(folder, packing)
     parts = [part_named(example.fields.get("split")) for example in examples]
     groups: dict[str, list[int]] = {}
@@ -142,21 +149,22 @@ def make_shards(
         for part, places in sorted(groups.items()):
             before = [ShardIndex.load(path) for path in _complete(folder, part)]
             made += before
+            done = sum(len(others) for other, others in sorted(groups.items()) if other < part)
             taken = before[-1].taken if before else 0
             if taken > len(places):
                 raise DataError(f"{folder}: its {part} tars hold more recordings than were given; give a new folder")
 
-            def work(place: int) -> _Item | AudioProblem:
-                return _item(examples[place], names[place], audio)
+            def work(place: int) -> list[_Item] | AudioProblem:
+                return _items(examples[place], names[place], audio, cut_seconds)
 
-            items = _ahead(pool, work, places[taken:])
+            recordings = _ahead(pool, work, places[taken:])
             number = len(before)
             while taken < len(places):
-                index = _write(folder / f"{part}-{number:06d}.tar", items, shard_bytes, taken, on_error, len(keys))
+                index = _write(folder / f"{part}-{number:06d}.tar", recordings, shard_bytes, taken, on_error, len(keys))
                 taken, number = index.taken, number + 1
                 made.append(index)
                 if progress is not None:
-                    progress(sum(len(index.keys) + len(index.left_out) for index in made), len(keys))
+                    progress(done + taken, len(keys))
     Packing(**{**asdict(packing), "finished": True}).save(folder)
     return Packed(
         tars=len(made),
@@ -220,21 +228,32 @@ def _member_names(keys: Sequence[str]) -> list[str]:
     return names
 
 
-def _item(example: Example, name: str, audio: str) -> _Item | AudioProblem:
+def _items(example: Example, name: str, audio: str, cut_seconds: float | None) -> list[_Item] | AudioProblem:
     """What is written of a recording, which is decoded either way, so that nothing broken is packed."""
     try:
         waveform = example.read()
     except AudioError as error:
         return AudioProblem(example.name, str(error))
-    stored = _stored(example) if audio == "keep" else None
-    if stored is None:
-        buffer = io.BytesIO()
-        soundfile.write(buffer, quantise(waveform), SAMPLING_RATE, format="FLAC", subtype="PCM_16")
-        stored = buffer.getvalue(), ".flac"
-    fields = {name: value for name, value in example.fields.items() if name not in AUDIO_COLUMNS}
-    fields |= {"samples": len(waveform), "sampling_rate": SAMPLING_RATE}
-    text = json.dumps(fields, ensure_ascii=False, default=str).encode()
-    return _Item(name + stored[1], stored[0], len(waveform), text)
+    count = 1 if cut_seconds is None else -(-len(waveform) // max(1, round(cut_seconds * SAMPLING_RATE)))
+    stored = _stored(example) if audio == "keep" and count == 1 else None
+    fields = {column: value for column, value in example.fields.items() if column not in AUDIO_COLUMNS}
+    items, first = [], 0
+    for number, piece in enumerate(np.array_split(waveform, count)):
+        content, suffix = stored or (_flac(piece), ".flac")
+        about = {**fields, "samples": len(piece), "sampling_rate": SAMPLING_RATE}
+        if count > 1:
+            about["start"] = first / SAMPLING_RATE
+        text = json.dumps(about, ensure_ascii=False, default=str).encode()
+        place = f"{name}_{number:04d}" if count > 1 else name
+        items.append(_Item(place + suffix, content, len(piece), text))
+        first += len(piece)
+    return items
+
+
+def _flac(waveform: Waveform) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, quantise(waveform), SAMPLING_RATE, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()
 
 
 def _stored(example: Example) -> tuple[bytes, str] | None:
@@ -253,7 +272,7 @@ def _stored(example: Example) -> tuple[bytes, str] | None:
 
 def _write(
     tar: Path,
-    items: Iterator[_Item | AudioProblem],
+    recordings: Iterator[list[_Item] | AudioProblem],
     shard_bytes: int,
     taken: int,
     on_error: Literal["raise", "skip"],
@@ -266,17 +285,18 @@ def _write(
     partial = tar.with_name(f".{tar.name}.partial")
     with partial.open("wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive:
-            for item in items:
+            for items in recordings:
                 taken += 1
-                if isinstance(item, AudioProblem):
+                if isinstance(items, AudioProblem):
                     if on_error == "raise":
-                        raise AudioError(unusable([item], number, str(tar.parent)))
-                    left_out.append(item)
+                        raise AudioError(unusable([items], number, str(tar.parent)))
+                    left_out.append(items)
                     continue
-                start = _add(archive, item.name, item.content)
-                beside = _add(archive, item.name.rpartition(".")[0] + ".json", item.fields)
-                rows.append((item.name, start, len(item.content), item.samples))
-                fields.append((beside, len(item.fields)))
+                for item in items:
+                    start = _add(archive, item.name, item.content)
+                    beside = _add(archive, item.name.rpartition(".")[0] + ".json", item.fields)
+                    rows.append((item.name, start, len(item.content), item.samples))
+                    fields.append((beside, len(item.fields)))
                 if archive.offset >= shard_bytes:
                     break
         file.flush()
@@ -297,7 +317,7 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> int:
 
 def _ahead(
     pool: ThreadPoolExecutor, work: Callable[[int], Any], places: Sequence[int]
-) -> Iterator[_Item | AudioProblem]:
+) -> Iterator[list[_Item] | AudioProblem]:
     """``pool.map`` with few results waiting."""
     waiting: deque[Future[Any]] = deque()
     try:
