@@ -20,6 +20,9 @@ from mambavox.errors import DataError
 
 PLAN_FILE = "targets.json"
 
+UNIT_BYTES = 2
+"""Of a label on the disk, of up to 65536 units."""
+
 _SHARDS = "labels-*.safetensors"
 _CACHE_BYTES = 1 << 30
 

@@ -19,7 +19,7 @@ from mambavox.data.batching import BatchesBySeconds
 from mambavox.errors import ConfigError
 from mambavox.hubert import MambaHubertConfig, MambaHubertForPreTraining
 from mambavox.training.backbone import quiet_transformers
-from mambavox.training.pretraining.config import PretrainConfig
+from mambavox.training.pretraining.config import MFCC, PretrainConfig
 from mambavox.training.pretraining.curve import plot_curve
 from mambavox.training.pretraining.dataset import CropDataset
 from mambavox.training.pretraining.model_card import model_card
@@ -36,7 +36,8 @@ from mambavox.training.run_folder import (
     to_json,
     write_atomically,
 )
-from mambavox.units.labels import UnitLabels
+from mambavox.units.features import MfccFeatures
+from mambavox.units.labels import UNIT_BYTES, UnitLabels
 from mambavox.units.targets import make_targets
 
 _LIBRARIES = ("mambavox", "torch", "transformers", "accelerate", "numpy")
@@ -141,6 +142,8 @@ class Plan:
         batches_a_step: batches of one device an update.
         epochs: passes over the recordings.
         heard: share of each pass that is heard; crops leave out the rest.
+        hours_heard: hours of speech that all updates hear.
+        label_gigabytes: of the targets of all recordings.
         learning_rate: peak.
     """
 
@@ -152,6 +155,8 @@ class Plan:
     batches_a_step: int
     epochs: float
     heard: float
+    hours_heard: float
+    label_gigabytes: float
     learning_rate: float
 
 
@@ -185,15 +190,20 @@ def plan(config: PretrainConfig) -> Plan:
         shuffle_shards=config.shuffle_shards,
     )
     batches_an_epoch, heard = batches.count()
+    num_batches = config.num_steps * config.batches_a_step
+    labels_a_second = MfccFeatures.frame_rate if config.targets == MFCC else model_config.frame_rate
+    seconds = float(usable.sum()) / rate
     return Plan(
         parameters=parameters,
         clips=len(usable),
-        hours=float(usable.sum()) / rate / 3600,
+        hours=seconds / 3600,
         steps=config.num_steps,
         seconds_a_step=config.seconds_a_step,
         batches_a_step=config.batches_a_step,
-        epochs=config.num_steps * config.batches_a_step / batches_an_epoch,
-        heard=heard / float(usable.sum()),
+        epochs=num_batches / batches_an_epoch,
+        heard=heard / rate / seconds,
+        hours_heard=num_batches * heard / batches_an_epoch / rate / 3600,
+        label_gigabytes=seconds * labels_a_second * UNIT_BYTES / 1e9,
         learning_rate=config.peak_learning_rate,
     )
 

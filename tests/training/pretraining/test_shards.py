@@ -154,9 +154,15 @@ def test_whole_shards_are_held_back(tmp_path: Path) -> None:
 
 
 def test_plan_and_command(packed: tuple[str, str], tmp_path: Path) -> None:
+    dry = ["pretrain", "--config", str(tmp_path / "run.yaml")]
     files, tars = (plan(tiny_run(data, tmp_path / "run", shuffle_shards=9)) for data in packed)
     assert files.hours == pytest.approx(tars.hours) and files.clips == tars.clips == 16
     (tmp_path / "run.yaml").write_text(tiny_run(packed[1], tmp_path / "run", steps=2).to_yaml())
+    hours = plan(tiny_run(packed[1], tmp_path / "run", steps=2)).hours_heard
+    assert 0 < hours <= 2 * 4.0 / 3600
+    said = CliRunner().invoke(app, [*dry, "--dry-run", "--hours-an-hour", str(hours / 36)])
+    assert said.exit_code == 0 and "36.0 h (1.5 days)" in said.output, said.output
+    assert CliRunner().invoke(app, [*dry, "--hours-an-hour", "3"]).exit_code == 2
     done = CliRunner().invoke(app, ["pretrain", "--config", str(tmp_path / "run.yaml")])
     assert done.exit_code == 0, done.output
     labels = ["units", "label", "--data", packed[1], "--source", "mfcc", "--num-clusters", "4"]
