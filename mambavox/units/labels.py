@@ -99,6 +99,7 @@ class UnitLabels(Mapping[str, NDArray[np.int32]]):
         plan: what they are.
         frame_rate: labels a second.
         num_clusters: number of units.
+        cache_bytes: memory for shards, of each process.
         frames: ``(recordings,)`` labels of each recording, in the order that they were made in.
     """
 
@@ -110,7 +111,7 @@ class UnitLabels(Mapping[str, NDArray[np.int32]]):
         self.frame_rate = plan.frame_rate
         self.num_clusters = plan.num_clusters
         self._shards = list(shards)
-        self._cache_bytes = cache_bytes
+        self.cache_bytes = cache_bytes
         self._cache: OrderedDict[int, tuple[list[str], NDArray[np.uint16 | np.int32]]] = OrderedDict()
         self.frames = np.concatenate([np.zeros(0, np.int64), *(shard.frames for shard in self._shards)])
         self._starts = np.cumsum([0, *(len(shard.frames) for shard in self._shards)])
@@ -207,7 +208,7 @@ class UnitLabels(Mapping[str, NDArray[np.int32]]):
             self._cache.move_to_end(number)
         else:
             self._cache[number] = self._shards[number].content()
-            while len(self._cache) > 1 and sum(units.nbytes for _, units in self._cache.values()) > self._cache_bytes:
+            while len(self._cache) > 1 and sum(units.nbytes for _, units in self._cache.values()) > self.cache_bytes:
                 self._cache.popitem(last=False)
         return self._cache[number]
 

@@ -42,6 +42,7 @@ from mambavox.units.targets import make_targets
 
 _LIBRARIES = ("mambavox", "torch", "transformers", "accelerate", "numpy")
 _GIGABYTE = 1e9
+_LEAST_CACHE = 64 << 20  # bytes of targets
 
 
 def pretrain(
@@ -100,6 +101,8 @@ def pretrain(
             _make_targets(config, recordings, folder, arguments.device, console)
         _wait()
         labels = _make_targets(config, recordings, folder, arguments.device, None)
+        if recordings.shards is not None:
+            labels.cache_bytes = _bytes_of_windows(config, labels, len(np.unique(recordings.shards)))
         for_training, held_back = hold_back(recordings.examples, config.valid_fraction, config.split_seed)
         train = CropDataset(recordings.select(for_training), labels, model_config, (config.seed, 0))
         # Masked the same way in every run, so that runs can be compared.
@@ -281,6 +284,11 @@ def _make_targets(
         batch_seconds=config.seconds_a_device,
         console=console if console is not None and console.is_terminal else None,
     )
+
+
+def _bytes_of_windows(config: PretrainConfig, labels: UnitLabels, shards: int) -> int:
+    """Memory for the targets of two windows, which each process needs at a time."""
+    return max(_LEAST_CACHE, round(2 * config.shuffle_shards * int(labels.frames.sum()) * UNIT_BYTES / shards))
 
 
 def _wait() -> None:
