@@ -14,7 +14,7 @@ from mambavox.data import SAMPLING_RATE, Example, ShardedExamples, duration
 from mambavox.data.batching import BatchesBySeconds
 from mambavox.data.shards.ahead import ReadAhead
 from mambavox.data.shards.archive import ShardAudio
-from mambavox.errors import DataError
+from mambavox.errors import ConfigError, DataError
 
 _BLOCK = 8 << 20  # bytes a read
 
@@ -51,12 +51,20 @@ def measure_reading(
         shuffle_shards: shards whose recordings are mixed.
         cold: first let the system forget what it holds of the files.
         seed: of the order.
+
+    Raises:
+        ConfigError: ``cold``, on a system that cannot forget.
+        DataError: a recording is no file.
     """
-    sharded = isinstance(examples, ShardedExamples)
-    files = examples.paths if sharded else [_file(example) for example in examples]
-    # Before the system forgets the files: it reads their headers.
-    lengths = examples.samples if sharded else np.array([duration(file) * SAMPLING_RATE for file in files])
-    found = [_whole(examples, seconds, cold)] if sharded else []
+    found = []
+    files: Sequence[Path]
+    if isinstance(examples, ShardedExamples):
+        files, lengths = examples.paths, examples.samples.astype(np.float64)
+        found.append(_whole(examples, seconds, cold))
+    else:
+        files = [_file(example) for example in examples]
+        # Before the system forgets the files: it reads their headers.
+        lengths = np.array([duration(file) * SAMPLING_RATE for file in files])
     for how, work in (("bytes", _bytes), ("decoded", _decoded)):
         if cold:
             forget(files)
@@ -66,7 +74,16 @@ def measure_reading(
 
 
 def forget(files: Iterable[Path]) -> None:
-    """Let the system forget what it holds of files in memory."""
+    """Let the system forget what it holds of files in memory.
+
+    Args:
+        files: their paths.
+
+    Raises:
+        ConfigError: the system cannot.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        raise ConfigError("this system cannot be told to forget files; measure with --warm")
     for path in files:
         number = os.open(path, os.O_RDONLY)
         try:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mambavox.data.example import Example
+from mambavox.data.shards.archive import ShardAudio
 from mambavox.data.shards.examples import ShardedExamples
 from mambavox.errors import DataError
 
@@ -29,10 +30,7 @@ def recording_keys(examples: Sequence[Example]) -> Sequence[str]:
         return examples.keys
     files = [_absolute(example.audio) for example in examples if isinstance(example.audio, Path)]
     root = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
-    keys = [
-        _absolute(example.audio).relative_to(root).as_posix() if isinstance(example.audio, Path) else example.name
-        for example in examples
-    ]
+    keys = [_key(example, root) for example in examples]
     repeated = [key for key, times in Counter(keys).items() if times > 1]
     if repeated:
         raise DataError(
@@ -40,6 +38,12 @@ def recording_keys(examples: Sequence[Example]) -> Sequence[str]:
             "own for each (the name of Example)"
         )
     return keys
+
+
+def _key(example: Example, root: Path) -> str:
+    if isinstance(example.audio, Path):
+        return _absolute(example.audio).relative_to(root).as_posix()
+    return example.audio.key if isinstance(example.audio, ShardAudio) else example.name
 
 
 def _absolute(path: Path) -> Path:

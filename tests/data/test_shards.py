@@ -19,7 +19,7 @@ import soundfile
 from typer.testing import CliRunner
 
 from mambavox.cli import app
-from mambavox.data import Example, read_examples, read_recordings
+from mambavox.data import Example, read_examples, read_recordings, recording_keys
 from mambavox.data.shards import pack
 from mambavox.data.shards.ahead import ReadAhead
 from mambavox.data.shards.archive import OpenTars
@@ -107,6 +107,27 @@ def test_tars_of_webdataset_are_read(tmp_path: Path) -> None:
     for number, example in enumerate(found):
         assert np.array_equal(np.rint(example.read() * 2**15), noise(number))
     assert {example.label for example in read_examples(tmp_path)} == {"x"}
+
+
+def test_tars_are_packed_anew(corpus: Path, tmp_path: Path) -> None:
+    make_shards(recordings_of(corpus), tmp_path / "small", shard_bytes=20_000, audio="keep", seed=None)
+    again = read_examples(f"shards:{tmp_path}/small", label_column=None)
+    make_shards(again, tmp_path / "large", audio="keep", seed=None)
+    small, large = read_shards(tmp_path / "small"), read_shards(tmp_path / "large")
+    assert len(small.paths) > 2 and len(large.paths) == 1
+    assert small.keys == large.keys and list(recording_keys(again)) == list(small.keys)
+    assert [one.source for one in small] == [other.source for other in large]
+    assert [example.fields["text"] for example in large.with_fields(None)] == [f"said {n}" for n in range(12)]
+
+
+def test_an_index_may_lie_beside_links(corpus: Path, tmp_path: Path) -> None:
+    make_shards(recordings_of(corpus), tmp_path / "theirs")
+    index_path(tmp_path / "theirs" / "shard-000000.tar").unlink()
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "a.tar").symlink_to(tmp_path / "theirs" / "shard-000000.tar")
+    index_shards(find_tars(tmp_path / "ours"))
+    assert len(read_shards(tmp_path / "ours")) == 12
+    assert not index_path(tmp_path / "theirs" / "shard-000000.tar").exists()
 
 
 def test_tars_of_lhotse_are_read(tmp_path: Path) -> None:

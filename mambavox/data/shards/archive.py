@@ -89,12 +89,14 @@ class ShardAudio:
         path: of the tar.
         start: byte at which the recording begins.
         size: bytes of the recording.
+        key: what the recording is called by.
     """
 
     tars: OpenTars
     path: Path
     start: int
     size: int
+    key: str
 
     def load(self) -> bytes:
         """The recording's file.

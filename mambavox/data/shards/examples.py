@@ -101,8 +101,9 @@ class ShardedExamples(Sequence[Example]):
             return self.select(range(*index.indices(len(self))))
         row, table = int(self._rows[index]), self._table
         path = table.paths[table.shards[row]]
-        audio = ShardAudio(table.tars, path, int(table.starts[row]), int(table.sizes[row]))
-        return Example(audio, None, {}, f"{path}: {self.keys[index]}")
+        key = table.key(row)
+        audio = ShardAudio(table.tars, path, int(table.starts[row]), int(table.sizes[row]), key)
+        return Example(audio, None, {}, f"{path}: {key}")
 
     @property
     def keys(self) -> Sequence[str]:
