@@ -16,6 +16,7 @@ from mambavox.cli.info import info_command
 from mambavox.cli.predict import predict_command
 from mambavox.cli.pretrain import pretrain_command
 from mambavox.cli.quickstart import quickstart_command
+from mambavox.cli.shards import shards_app
 from mambavox.cli.transcribe import transcribe_command
 from mambavox.cli.units import units_app
 from mambavox.errors import MambavoxError
@@ -63,3 +64,4 @@ app.command("compare", context_settings={"allow_extra_args": True, "ignore_unkno
 app.command("pretrain", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(pretrain_command)
 app.command("quickstart")(quickstart_command)
 app.add_typer(units_app, name="units")
+app.add_typer(shards_app, name="shards")

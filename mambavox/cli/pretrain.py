@@ -23,6 +23,10 @@ def pretrain_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the run in the output folder")] = False,
     keep_checkpoints: Annotated[bool, typer.Option("--keep-checkpoints", help="leave the checkpoints there")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and do nothing")] = False,
+    hours_an_hour: Annotated[
+        float | None,
+        typer.Option(help="with --dry-run: hours of speech an hour, as a run prints them; says how long a run takes"),
+    ] = None,
     **flags: Any,
 ) -> None:
     """Pre-train a Mamba-HuBERT on recordings without labels, or distil one from another speech model (--teacher).
@@ -30,13 +34,15 @@ def pretrain_command(
     Any other flag is a field of the model's configuration and overrides the preset's, such as --hidden-size 256 or
     --layerdrop 0. Flags override what --config says. On 8 GPUs: torchrun --nproc-per-node 8 -m mambavox pretrain ...
     """
+    if hours_an_hour is not None and not (dry_run and hours_an_hour > 0):
+        raise typer.BadParameter("--hours-an-hour is a speed above 0, and for --dry-run alone")
     given = {key: value for key, value in flags.items() if value is not None} | parse_options(ctx.args)
     chosen = _configuration(config, given, resume=resume)
 
     from mambavox.training.pretraining.pretrain import plan, pretrain
 
     if dry_run:
-        _print_plan(plan(chosen))
+        _print_plan(plan(chosen), hours_an_hour)
         return
     try:
         result = pretrain(chosen, resume=resume, overwrite=overwrite, keep_checkpoints=keep_checkpoints, console=OUT)
@@ -54,13 +60,18 @@ def _configuration(file: Path | None, given: Mapping[str, Any], *, resume: bool)
     return PretrainConfig.load(file, given)
 
 
-def _print_plan(plan: "Plan") -> None:
+def _print_plan(plan: "Plan", hours_an_hour: float | None) -> None:
     OUT.print(f"{plan.parameters['encoder']:,} parameters, {plan.parameters['whole']:,} with the pre-training head")
     OUT.print(f"{plan.hours:.2f} h of speech in {plan.clips:,} recordings; an epoch hears {plan.heard:.1%} of it")
     OUT.print(
         f"{plan.steps:,} updates of at most {plan.seconds_a_step:g} s ({plan.batches_a_step} batches of a device), "
         f"{plan.epochs:.1f} epochs, peak learning rate {plan.learning_rate:g}"
     )
+    targets = f"targets of {plan.label_gigabytes:.3f} GB; " if plan.label_gigabytes else ""
+    OUT.print(f"{targets}all updates hear {plan.hours_heard:,.1f} h of speech")
+    if hours_an_hour is not None:
+        hours = plan.hours_heard / hours_an_hour
+        OUT.print(f"at {hours_an_hour:g} hours of speech an hour: {hours:,.1f} h ({hours / 24:,.1f} days)")
 
 
 def _print_result(result: "PretrainResult", output: Path) -> None:

@@ -14,7 +14,7 @@ units_app = typer.Typer(
 )
 
 _SOURCE = "mfcc, or MODEL:LAYER such as runs/it1:6"
-_DATA = "recordings: a folder, a manifest, a corpus, hf:owner/name"
+_DATA = "recordings: a folder, a manifest, a corpus, shards:PATTERN.tar, hf:owner/name"
 _DEVICE = "auto (a GPU if there is one), cpu or cuda"
 
 
@@ -33,16 +33,16 @@ def fit_command(
     """Fit units to features of recordings, which stream past and are never all in memory."""
     from dataclasses import asdict
 
-    from mambavox.data import read_examples
+    from mambavox.data import read_recordings, recording_keys
     from mambavox.errors import ConfigError
-    from mambavox.units import fit_quantizer, load_features, recording_keys
+    from mambavox.units import fit_quantizer, load_features
     from mambavox.units.kmeans import METADATA_FILE
 
     if (output / METADATA_FILE).is_file():
         raise ConfigError(f"{output}: holds a quantizer already ({METADATA_FILE}); expected a new folder: --output")
-    examples = read_examples(data, label_column=None)
+    examples = read_recordings(data)
     quantizer = fit_quantizer(
-        list(zip(recording_keys(examples), examples, strict=True)),
+        zip(recording_keys(examples), examples, strict=True),
         load_features(source, device),
         num_clusters,
         fraction=fraction,
@@ -79,12 +79,12 @@ def label_command(
     if (source is None) == (quantizer is None):
         raise typer.BadParameter("expected one of --source (fit units first) and --quantizer (take these)")
 
-    from mambavox.data import read_examples
+    from mambavox.data import read_recordings
     from mambavox.units import UnitQuantizer, make_targets
 
     fitted = None if quantizer is None else UnitQuantizer.load(quantizer)
     labels = make_targets(
-        read_examples(data, label_column=None),
+        read_recordings(data),
         fitted.metadata.source if fitted else str(source),
         fitted.num_clusters if fitted else num_clusters,
         output,
@@ -95,7 +95,7 @@ def label_command(
         quantizer=fitted,
         console=ERR,
     )
-    frames = sum(map(labels.num_frames, labels))
+    frames = int(labels.frames.sum())
     OUT.print(
         f"{len(labels)} recordings in {output}: {frames} labels, {labels.frame_rate:g} a second, of "
         f"{labels.num_clusters} units",

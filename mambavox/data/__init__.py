@@ -4,8 +4,10 @@ from mambavox.data.audio import SAMPLING_RATE, AudioSource, Waveform, duration, 
 from mambavox.data.checks import AudioProblem, check_audio
 from mambavox.data.datasets import CORPORA, SPEECH_CORPORA, Corpus
 from mambavox.data.example import AudioSegment, Example
+from mambavox.data.keys import recording_keys
 from mambavox.data.protocol import Fold, Protocol, split_by_protocol
-from mambavox.data.sources import find_corpus, read_examples
+from mambavox.data.shards.examples import ShardedExamples
+from mambavox.data.sources import find_corpus, read_examples, read_recordings
 from mambavox.data.splits import Splits, make_splits, take_shots
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "Example",
     "Fold",
     "Protocol",
+    "ShardedExamples",
     "Splits",
     "Waveform",
     "check_audio",
@@ -27,6 +30,8 @@ __all__ = [
     "make_splits",
     "read_audio",
     "read_examples",
+    "read_recordings",
+    "recording_keys",
     "split_by_protocol",
     "take_shots",
 ]

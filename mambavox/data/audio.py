@@ -16,6 +16,9 @@ from mambavox.errors import AudioError
 SAMPLING_RATE = 16_000
 """Hz; the rate of every model here."""
 
+FULL_SCALE = 1 << 15
+"""Of samples with 16 bits."""
+
 READABLE_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
 """File name endings that ``read_audio`` reads."""
 
@@ -98,6 +101,11 @@ def decode_audio(
             f"the first at {bad[0] / rate:.3f} s; record or convert it again"
         )
     return waveform, rate
+
+
+def quantise(waveform: Waveform) -> NDArray[np.int16]:
+    """Samples with 16 bits, as most recordings are stored."""
+    return np.clip(np.rint(waveform * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
 
 
 def duration(source: AudioSource) -> float:

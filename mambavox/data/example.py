@@ -10,6 +10,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from mambavox.data.audio import SAMPLING_RATE, AudioSource, Waveform, read_audio
+from mambavox.data.shards.archive import ShardAudio
 from mambavox.errors import AudioError
 
 
@@ -70,14 +71,14 @@ class Example:
     """One recording and what is known of it. Two examples are equal only when they are the same object.
 
     Attributes:
-        audio: an audio file, its bytes, an array with its sampling rate in Hz, a row of a data set, or a stretch of a
-            file.
+        audio: an audio file, its bytes, an array with its sampling rate in Hz, a row of a data set, a stretch of a
+            file, or a file in a tar.
         label: its class; ``None`` where the source has no labels.
         fields: every column of the source for this recording (speaker, split, fold, ...).
         name: what messages call it; default the path.
     """
 
-    audio: Path | bytes | tuple[NDArray[np.generic], int] | DatasetAudio | AudioSegment
+    audio: Path | bytes | tuple[NDArray[np.generic], int] | DatasetAudio | AudioSegment | ShardAudio
     label: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
@@ -90,7 +91,9 @@ class Example:
     @property
     def source(self) -> AudioSource:
         """The recording in a form that ``read_audio`` reads."""
-        return self.audio.load() if isinstance(self.audio, (DatasetAudio, AudioSegment)) else self.audio
+        if isinstance(self.audio, (DatasetAudio, AudioSegment, ShardAudio)):
+            return self.audio.load()
+        return self.audio
 
     def read(self, sampling_rate: int = SAMPLING_RATE) -> Waveform:
         """Read the waveform.

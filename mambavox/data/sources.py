@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -13,6 +14,8 @@ from mambavox.data.datasets import CORPORA, SPEECH_CORPORA, Corpus
 from mambavox.data.example import Example
 from mambavox.data.hf_dataset import is_saved_dataset, load_hub, load_saved, read_hf_dataset
 from mambavox.data.manifest import MANIFEST_NAMES, MANIFEST_SUFFIXES, find_manifest, read_manifest
+from mambavox.data.shards.examples import read_shards
+from mambavox.data.shards.find import SCHEME
 from mambavox.data.splits import part_named
 from mambavox.errors import DataError
 
@@ -66,6 +69,7 @@ def read_examples(
               ``"esc10:/data/ESC-50"``;
             - a folder of one folder per class. Folders all named ``train``, ``valid``, ``test`` (or another word
               for them) above these become the field ``split``;
+            - tars: ``"shards:/data/train-{000000..000999}.tar"``, or a folder of them;
             - a ``datasets`` data set, the folder that its ``save_to_disk`` wrote, or ``"hf:owner/name"``.
         label_column: column of the class; ``None`` reads no labels. ``"label"`` is a corpus's own class, whatever
             its table calls it; with a folder per class it is the folder's name whatever this says.
@@ -88,6 +92,8 @@ def read_examples(
         if miscount is not None:
             warnings.warn(miscount, stacklevel=2)
         return examples
+    if is_sharded(data):
+        return read_shards(str(data)).with_fields(label_column)
     if isinstance(data, str) and data.startswith("hf:"):
         dataset = load_hub(data.removeprefix("hf:"))
         examples = read_hf_dataset(dataset, label_column=label_column, audio_column=audio_column, where=data)
@@ -98,7 +104,7 @@ def read_examples(
         elif path.suffix.lower() not in MANIFEST_SUFFIXES:
             raise DataError(
                 f"{path}: expected a folder, a manifest ({listed(sorted(MANIFEST_SUFFIXES))}), hf:owner/name, "
-                f"or a corpus and its folder ({', '.join(f'{name}:' for name in _KNOWN)})"
+                f"{SCHEME}PATTERN.tar, or a corpus and its folder ({', '.join(f'{name}:' for name in _KNOWN)})"
             )
         elif not path.is_file():
             raise DataError(f"{path}: no such file")
@@ -108,6 +114,33 @@ def read_examples(
         examples = read_hf_dataset(data, label_column=label_column, audio_column=audio_column)
     _check_files(examples, str(data) if isinstance(data, (str, Path)) else "the data set")
     return examples
+
+
+def read_recordings(
+    data: Union[str, Path, "datasets.Dataset", "datasets.DatasetDict"], *, audio_column: str | None = None
+) -> Sequence[Example]:
+    """Read a data set of any supported form without labels; of one in shards nothing but the index.
+
+    Args:
+        data: see :func:`read_examples`.
+        audio_column: see :func:`read_examples`.
+
+    Raises:
+        DataError: see :func:`read_examples`.
+    """
+    if is_sharded(data):
+        return read_shards(str(data))
+    return read_examples(data, label_column=None, audio_column=audio_column)
+
+
+def is_sharded(data: object) -> bool:
+    """Whether a data set lies in tars: ``shards:...``, a tar, or a folder with tars at its top and no manifest."""
+    if not isinstance(data, (str, Path)):
+        return False
+    path = Path(data).expanduser()
+    if str(data).startswith(SCHEME) or path.suffix == ".tar":
+        return True
+    return path.is_dir() and find_manifest(path) is None and any(path.glob("[!.]*.tar"))
 
 
 def _read_folder(folder: Path, label_column: str | None, audio_column: str | None) -> list[Example]:

@@ -1,8 +1,9 @@
 """Units: k-means of features of speech, the targets of pre-training, and how well they fit phones."""
 
+from mambavox.data import recording_keys
 from mambavox.units.features import Features, LayerFeatures, MfccFeatures, load_features
 from mambavox.units.kmeans import QuantizerMetadata, UnitQuantizer
-from mambavox.units.labels import LabelsPlan, UnitLabels, recording_keys
+from mambavox.units.labels import LabelsPlan, UnitLabels
 from mambavox.units.targets import fit_quantizer, label_recordings, make_targets
 
 __all__ = [

@@ -3,9 +3,11 @@
 import json
 import os
 import zlib
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mambavox.data import Example
 from mambavox.errors import DataError
 
 PLAN_FILE = "targets.json"
+
+UNIT_BYTES = 2
+"""Of a label on the disk, of up to 65536 units."""
 
 _SHARDS = "labels-*.safetensors"
 _CACHE_BYTES = 1 << 30
@@ -78,10 +82,11 @@ class LabelsPlan:
 
 
 class UnitLabels(Mapping[str, NDArray[np.int32]]):
-    """Labels of recordings by their key (see :func:`recording_keys`).
+    """Labels of recordings by their key (see :func:`mambavox.data.recording_keys`).
 
     Shards are read when first asked for and kept while there is room, so that the labels of 60000 hours can be gone
-    through in order, and those of 1000 hours at random. It can be sent to other processes.
+    through in order, and those of 1000 hours at random. Nothing of a recording but its number of frames is always in
+    memory, unless it is asked for by its key alone. It can be sent to other processes.
 
     Args:
         folder: where they lie.
@@ -94,6 +99,8 @@ class UnitLabels(Mapping[str, NDArray[np.int32]]):
         plan: what they are.
         frame_rate: labels a second.
         num_clusters: number of units.
+        cache_bytes: memory for shards, of each process.
+        frames: ``(recordings,)`` labels of each recording, in the order that they were made in.
     """
 
     def __init__(
@@ -104,15 +111,21 @@ class UnitLabels(Mapping[str, NDArray[np.int32]]):
         self.frame_rate = plan.frame_rate
         self.num_clusters = plan.num_clusters
         self._shards = list(shards)
-        self._cache_bytes = cache_bytes
-        self._cache: OrderedDict[int, NDArray[np.uint16 | np.int32]] = OrderedDict()
-        self._places: dict[str, tuple[int, int, int]] = {}
-        for number, shard in enumerate(self._shards):
-            ends = np.cumsum(shard.frames).tolist()
-            for key, start, end in zip(shard.keys, [0, *ends], ends, strict=False):
-                if key in self._places:
+        self.cache_bytes = cache_bytes
+        self._cache: OrderedDict[int, tuple[list[str], NDArray[np.uint16 | np.int32]]] = OrderedDict()
+        self.frames = np.concatenate([np.zeros(0, np.int64), *(shard.frames for shard in self._shards)])
+        self._starts = np.cumsum([0, *(len(shard.frames) for shard in self._shards)])
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Place of each recording; made when a recording is first asked for by its key alone."""
+        places: dict[str, int] = {}
+        for shard in self._shards:
+            for key in shard.read_keys():
+                if key in places:
                     raise DataError(f"{shard.path}: holds {key!r}, which another shard has too; make the labels anew")
-                self._places[key] = (number, start, end)
+                places[key] = len(places)
+        return places
 
     @classmethod
     def load(cls, folder: str | Path, *, cache_bytes: int = _CACHE_BYTES) -> "UnitLabels":
@@ -133,7 +146,7 @@ class UnitLabels(Mapping[str, NDArray[np.int32]]):
                 "continues"
             )
         shards = read_shards(folder)
-        held = sum(len(shard.keys) for shard in shards)
+        held = sum(len(shard.frames) for shard in shards)
         if plan.recordings != held:
             raise DataError(f"{folder}: holds labels of {held} recordings, {PLAN_FILE} says {plan.recordings}")
         return cls(folder, plan, shards, cache_bytes)
@@ -149,8 +162,28 @@ class UnitLabels(Mapping[str, NDArray[np.int32]]):
                 f"{self.folder}: has no labels of {key!r} (it has of {len(self)} recordings, such as "
                 f"{next(iter(self), None)!r}); make the labels of all recordings"
             )
-        number, start, end = self._places[key]
-        return self._units(number)[start:end].astype(np.int32)
+        return self.at(self._places[key], key)
+
+    def at(self, place: int, key: str) -> NDArray[np.int32]:
+        """Labels ``(time,)`` of the recording at a place, which needs no table of all keys.
+
+        Args:
+            place: number of the recording, in the order that the labels were made in.
+            key: of the recording.
+
+        Raises:
+            DataError: another recording lies there, or the shard is damaged.
+        """
+        number = int(np.searchsorted(self._starts, place, side="right")) - 1
+        keys, units = self._units(number)
+        held = keys[place - int(self._starts[number])]
+        if held != key:
+            raise DataError(
+                f"{self.folder}: recording {place + 1} is {held!r}, that of the data {key!r}; give the data of then, "
+                "or make the labels anew"
+            )
+        start = int(self.frames[self._starts[number] : place].sum())
+        return units[start : start + int(self.frames[place])].astype(np.int32)
 
     def get(self, key: str, default: Any = None) -> Any:
         """Labels ``(time,)`` of a recording, or the default where it has none."""
@@ -161,22 +194,21 @@ class UnitLabels(Mapping[str, NDArray[np.int32]]):
         return key in self._places
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.frames)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return chain.from_iterable(shard.read_keys() for shard in self._shards)
 
     def num_frames(self, key: str) -> int:
         """Labels of a recording, without reading them."""
-        _, start, end = self._places[key]
-        return end - start
+        return int(self.frames[self._places[key]])
 
-    def _units(self, number: int) -> NDArray[np.uint16 | np.int32]:
+    def _units(self, number: int) -> tuple[list[str], NDArray[np.uint16 | np.int32]]:
         if number in self._cache:
             self._cache.move_to_end(number)
         else:
-            self._cache[number] = self._shards[number].units()
-            while len(self._cache) > 1 and sum(units.nbytes for units in self._cache.values()) > self._cache_bytes:
+            self._cache[number] = self._shards[number].content()
+            while len(self._cache) > 1 and sum(units.nbytes for _, units in self._cache.values()) > self.cache_bytes:
                 self._cache.popitem(last=False)
         return self._cache[number]
 
@@ -190,13 +222,11 @@ class Shard:
 
     Attributes:
         path: of the file.
-        keys: of its recordings, in order.
-        frames: labels of each.
+        frames: ``(recordings,)`` labels of each.
     """
 
     path: Path
-    keys: tuple[str, ...]
-    frames: tuple[int, ...]
+    frames: NDArray[np.int64]
 
     @classmethod
     def write(
@@ -221,11 +251,11 @@ class Shard:
             # Renamed before its content is on the disk, a power cut could leave an empty file of the final name.
             os.fsync(file.fileno())
         partial.replace(path)
-        return cls(path, tuple(key for key, _ in labels), tuple(frames.tolist()))
+        return cls(path, frames)
 
     @classmethod
     def read(cls, path: Path) -> "Shard":
-        """Read keys and numbers of frames.
+        """Read the numbers of frames.
 
         Raises:
             DataError: the file is damaged.
@@ -233,16 +263,28 @@ class Shard:
         try:
             with safe_open(path, "np") as file:
                 keys = json.loads(file.get_tensor("keys").tobytes())
-                frames = file.get_tensor("frames").tolist()
+                frames = file.get_tensor("frames")
                 size = file.get_slice("units").get_shape()
         except (OSError, ValueError, SafetensorError) as error:
             raise _damaged(path, str(error)) from error
-        if len(keys) != len(frames) or size != [sum(frames)]:
+        if len(keys) != len(frames) or size != [frames.sum()]:
             raise _damaged(path, f"{len(keys)} keys, {len(frames)} numbers of frames, {size} labels")
-        return cls(path, tuple(keys), tuple(frames))
+        return cls(path, frames)
 
-    def units(self) -> NDArray[np.uint16 | np.int32]:
-        """All labels, one recording after the other.
+    def read_keys(self) -> list[str]:
+        """Keys of its recordings, in order.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        try:
+            with safe_open(self.path, "np") as file:
+                return [*json.loads(file.get_tensor("keys").tobytes())]
+        except (OSError, ValueError, SafetensorError) as error:
+            raise _damaged(self.path, str(error)) from error
+
+    def content(self) -> tuple[list[str], NDArray[np.uint16 | np.int32]]:
+        """Keys, and all labels, one recording after the other.
 
         Raises:
             DataError: the file is damaged.
@@ -255,7 +297,7 @@ class Shard:
             raise _damaged(self.path, str(error)) from error
         if _crc32(*content) != stated:
             raise _damaged(self.path, "its checksum does not fit")
-        return content[2]
+        return json.loads(content[0].tobytes()), content[2]
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -277,40 +319,6 @@ def read_shards(folder: Path) -> list[Shard]:
                 "remove the folder and make the labels anew"
             )
     return [Shard.read(path) for path in paths]
-
-
-def recording_keys(examples: Sequence[Example]) -> list[str]:
-    """What labels call recordings: the path below the deepest folder that holds all of them, or the name.
-
-    The same list of recordings has the same keys wherever its folder lies and however its path was given; a part of the
-    list may have others.
-
-    Args:
-        examples: the recordings.
-
-    Returns:
-        A key for each.
-
-    Raises:
-        DataError: two recordings have the same key.
-    """
-    files = [_absolute(example.audio) for example in examples if isinstance(example.audio, Path)]
-    root = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
-    keys = [
-        _absolute(example.audio).relative_to(root).as_posix() if isinstance(example.audio, Path) else example.name
-        for example in examples
-    ]
-    repeated = [key for key, times in Counter(keys).items() if times > 1]
-    if repeated:
-        raise DataError(
-            f"{len(repeated)} recordings are named like another one, such as {repeated[0]!r}; expected a name of its "
-            "own for each (the name of Example)"
-        )
-    return keys
-
-
-def _absolute(path: Path) -> Path:
-    return Path(os.path.normpath(path.expanduser().absolute()))
 
 
 def _crc32(*arrays: NDArray[Any]) -> str:

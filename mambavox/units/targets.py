@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mambavox.data import Example, Waveform
+from mambavox.data import Example, Waveform, recording_keys
 from mambavox.errors import ConfigError, DataError
 from mambavox.units.features import Features, MfccFeatures, load_features, split_source
 from mambavox.units.kmeans import METADATA_FILE, UnitQuantizer
-from mambavox.units.labels import PLAN_FILE, LabelsPlan, Shard, UnitLabels, read_shards, recording_keys, shard_path
+from mambavox.units.labels import PLAN_FILE, LabelsPlan, Shard, UnitLabels, read_shards, shard_path
 
 _SHARD_RECORDINGS = 1000
 _READERS = 4
@@ -52,7 +52,7 @@ def make_targets(
     call it in one and let the others wait.
 
     Args:
-        examples: the recordings; their keys are those of :func:`recording_keys` of the same list.
+        examples: the recordings; their keys are those of :func:`mambavox.data.recording_keys` of the same list.
         source: ``"mfcc"``, or ``"MODEL:LAYER"`` such as ``"runs/it1:6"``.
         num_clusters: number of units.
         folder: where to.
@@ -104,26 +104,26 @@ def make_targets(
     if quantizer is not None and quantizer.metadata.fingerprint != features.fingerprint:
         raise DataError(f"the quantizer was fitted to other weights of {source}; give the model of then, or fit anew")
     plan.save(folder)
-    recordings = list(zip(keys, examples, strict=True))
     if (folder / METADATA_FILE).is_file():
         quantizer = UnitQuantizer.load(folder)
     elif quantizer is not None:
         quantizer.save(folder)
     else:
         # In the order of a corpus the first buffer, and so the first centres, would be of a few speakers.
+        order = sorted((_hash(key, seed), place) for place, key in enumerate(keys) if is_sampled(key, fraction, seed))
         quantizer = fit_quantizer(
-            sorted(recordings, key=lambda recording: _hash(recording[0], seed)),
+            ((keys[place], examples[place]) for _, place in order),
             features,
             num_clusters,
             fraction=fraction,
             seed=seed,
             batch_seconds=batch_seconds,
             console=console,
-            total=len(keys),
+            total=len(order),
         )
         quantizer.save(folder)
     label_recordings(
-        recordings,
+        zip(keys, examples, strict=True),
         features,
         quantizer,
         folder,
@@ -282,7 +282,7 @@ def _begun(folder: Path, plan: LabelsPlan, keys: Sequence[str]) -> LabelsPlan | 
         )
     if before.recordings_digest != plan.recordings_digest:
         difference = f"{before.recordings} then, {plan.recordings} now"
-        held = [key for shard in read_shards(folder) for key in shard.keys]
+        held = [key for shard in read_shards(folder) for key in shard.read_keys()]
         for position, (old, new) in enumerate(zip(held, keys, strict=False)):
             if old != new:
                 difference += f"; number {position + 1} was {old!r} and is {new!r}"
@@ -295,10 +295,11 @@ def _begun(folder: Path, plan: LabelsPlan, keys: Sequence[str]) -> LabelsPlan | 
 
 
 def _check_keys(shard: Shard, keys: Sequence[str]) -> None:
-    if list(shard.keys) != list(keys):
+    held = shard.read_keys()
+    if held != list(keys):
         position, old, new = next(
             (position, old, new)
-            for position, (old, new) in enumerate(zip([*shard.keys, None], [*keys, None], strict=False))
+            for position, (old, new) in enumerate(zip([*held, None], [*keys, None], strict=False))
             if old != new
         )
         raise DataError(
@@ -389,7 +390,11 @@ def _run(batch: Sequence[tuple[str, Waveform]], features: Features) -> list[tupl
 
 
 def _digest(keys: Sequence[str]) -> str:
-    return blake2b(json.dumps(list(keys)).encode(), digest_size=16).hexdigest()
+    digest = blake2b(b"[", digest_size=16)
+    for place, key in enumerate(keys):  # piece by piece the text of the list in JSON, which may be of a gigabyte
+        digest.update((", " if place else "").encode() + json.dumps(key).encode())
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 class _progress:

@@ -71,7 +71,7 @@ class PretrainConfig(RunConfig):
         {"output", "device", "num_workers", "cache_gb", "log_every", "eval_every", "save_every", "tensorboard"}
     )
 
-    data: str | None = option(None, "recordings: manifest, folder, saved datasets, hf:owner/name; no labels needed")
+    data: str | None = option(None, "recordings: manifest, folder, shards:PATTERN.tar, hf:owner/name; no labels needed")
     output: str | None = option(None, "run folder to write", unset="runs/ and the name of the preset")
     preset: str = option(
         "mamba-base", "kind of encoder and size, such as mamba-base, ext-bimamba-nano, transformer-small"
@@ -99,7 +99,10 @@ class PretrainConfig(RunConfig):
     )
     min_seconds: float = option(0.0, "shorter recordings are left out, and always those too short for a hidden span")
     max_seconds: float = option(15.6, "longer recordings are cropped at random, anew each epoch")
-    valid_fraction: float = option(0.02, "share of the recordings held back where no column split does it")
+    valid_fraction: float = option(
+        0.02, "share of recordings or shards held back, where no column split or name decides"
+    )
+    shuffle_shards: int = option(8, "shards whose recordings are mixed; twice as many should fit into memory")
     split_seed: int = option(0, "of the draw of held-back recordings; its own, so that runs can be compared")
 
     steps: int | None = option(None, "updates", unset="250k, 400k on layers, 200k with a teacher; nano 10k")
@@ -131,7 +134,7 @@ class PretrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("log_every", "steps", "eval_every", "save_every", "num_clusters"):
+        for name in ("log_every", "steps", "eval_every", "save_every", "num_clusters", "shuffle_shards"):
             value = getattr(self, name)
             require(name, value, value is None or value >= 1, "at least 1")
         for name in ("weight_decay", "max_grad_norm", "min_seconds", "num_workers", "seed", "split_seed", "cache_gb"):

@@ -38,14 +38,16 @@ class CropDataset(Dataset[dict[str, Any]]):
     ) -> None:
         self.recordings, self.labels, self.config, self.seed = recordings, labels, config, tuple(seed)
         self.hop = config.inputs_to_logits_ratio
-        for key, length in zip(recordings.keys, recordings.lengths, strict=True):
-            units = len(labels[key])
-            seconds, expected = units / labels.frame_rate, length / config.sampling_rate
-            if abs(seconds - expected) > _MISSING_SECONDS:
-                raise DataError(
-                    f"{key}: is {expected:.2f} s long, but its targets are {seconds:.2f} s ({units} at "
-                    f"{labels.frame_rate:g} Hz) and so of another recording; begin anew with --overwrite"
-                )
+        units = labels.frames[recordings.places]
+        seconds, expected = units / labels.frame_rate, recordings.lengths / config.sampling_rate
+        wrong = np.flatnonzero(np.abs(seconds - expected) > _MISSING_SECONDS)
+        if len(wrong):
+            first = int(wrong[0])
+            raise DataError(
+                f"{recordings.keys[first]}: is {expected[first]:.2f} s long, but its targets are {seconds[first]:.2f} "
+                f"s ({units[first]} at {labels.frame_rate:g} Hz) and so of another recording; begin anew with "
+                "--overwrite"
+            )
 
     def __len__(self) -> int:
         return len(self.recordings.keys)
@@ -58,7 +60,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         Raises:
             AudioError: the recording cannot be read.
         """
-        key, length = self.recordings.keys[crop.index], self.recordings.lengths[crop.index]
+        key, length = self.recordings.keys[crop.index], int(self.recordings.lengths[crop.index])
         generator = np.random.default_rng((*self.seed, crop.epoch, crop.index))
         # Crops begin where a frame of the whole recording does, so that units need no rounding.
         first = int(generator.integers(0, (length - crop.samples) // self.hop + 1))
@@ -70,7 +72,8 @@ class CropDataset(Dataset[dict[str, Any]]):
             self.config.mask_length,
             generator=torch.Generator().manual_seed(int(generator.integers(1 << 62))),
         )[0]
-        labels = torch.from_numpy(frame_units(self.labels, key, first, time, self.config.frame_rate))
+        units = self.labels.at(int(self.recordings.places[crop.index]), key)
+        labels = torch.from_numpy(frame_units(units, first, time, self.labels.frame_rate / self.config.frame_rate))
         return {
             "waveform": self.recordings.read(crop.index, first * self.hop, crop.samples),
             "mask": mask,
@@ -78,19 +81,18 @@ class CropDataset(Dataset[dict[str, Any]]):
         }
 
 
-def frame_units(labels: UnitLabels, key: str, first: int, time: int, frame_rate: float) -> NDArray[np.int64]:
+def frame_units(units: NDArray[np.int32], first: int, time: int, per_frame: float) -> NDArray[np.int64]:
     """Units of a model's frames.
 
-    Units at a higher rate are thinned: frame ``t`` takes unit ``round(t * labels.frame_rate / frame_rate)``. With MFCC
+    Units at a higher rate are thinned: frame ``t`` takes unit ``round(t * per_frame)``. With MFCC
     at 100 Hz (25 ms windows that begin every 10 ms with the recording) and frames at 50 Hz (25 ms every 20 ms) the two
     windows are the same.
 
     Args:
-        labels: units of recordings.
-        key: of the recording.
+        units: of the whole recording.
         first: first frame.
         time: number of frames.
-        frame_rate: of the model, Hz.
+        per_frame: units a frame of the model.
 
     Returns:
         ``(time,)``; -100 beyond the last unit.
@@ -98,8 +100,7 @@ def frame_units(labels: UnitLabels, key: str, first: int, time: int, frame_rate:
     Source:
         HuBERT's released code, ``feat2tar_ratio``.
     """
-    units = labels[key]
-    places = np.rint((first + np.arange(time)) * (labels.frame_rate / frame_rate)).astype(np.int64)
+    places = np.rint((first + np.arange(time)) * per_frame).astype(np.int64)
     return np.where(places < len(units), units[np.minimum(places, len(units) - 1)], -100).astype(np.int64)
 
 

@@ -2,29 +2,31 @@
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rich.progress
 import torch
 import torch.distributed as dist
 from rich.console import Console
 from transformers import Wav2Vec2FeatureExtractor, set_seed
 
-from mambavox.data import Example, duration, read_examples
+from mambavox.data import Example, ShardedExamples, duration, read_recordings
 from mambavox.data.batching import BatchesBySeconds
 from mambavox.errors import ConfigError
 from mambavox.hubert import MambaHubertConfig, MambaHubertForPreTraining
 from mambavox.training.backbone import quiet_transformers
-from mambavox.training.pretraining.config import PretrainConfig
+from mambavox.training.pretraining.config import MFCC, PretrainConfig
 from mambavox.training.pretraining.curve import plot_curve
 from mambavox.training.pretraining.dataset import CropDataset, WaveformCrops
 from mambavox.training.pretraining.distillation import DistillationModel, DistillationTrainer
 from mambavox.training.pretraining.model_card import model_card
 from mambavox.training.pretraining.progress import read_history
-from mambavox.training.pretraining.recordings import Recordings, hold_back, load_recordings
+from mambavox.training.pretraining.recordings import Recordings, hold_back, load_recordings, sharded_recordings
 from mambavox.training.pretraining.result import PretrainResult
 from mambavox.training.pretraining.teacher import Teacher
 from mambavox.training.pretraining.trainer import PretrainTrainer, training_arguments
@@ -37,11 +39,13 @@ from mambavox.training.run_folder import (
     to_json,
     write_atomically,
 )
-from mambavox.units.labels import UnitLabels
+from mambavox.units.features import MfccFeatures
+from mambavox.units.labels import UNIT_BYTES, UnitLabels
 from mambavox.units.targets import make_targets
 
 _LIBRARIES = ("mambavox", "torch", "transformers", "accelerate", "numpy")
 _GIGABYTE = 1e9
+_LEAST_CACHE = 64 << 20  # bytes of targets
 
 
 def pretrain(
@@ -113,6 +117,8 @@ def pretrain(
         valid: CropDataset | WaveformCrops
         if teacher is None:
             labels = _make_targets(config, recordings, folder, arguments.device, None)
+            if recordings.shards is not None:
+                labels.cache_bytes = _bytes_of_windows(config, labels, len(np.unique(recordings.shards)))
             train, valid = (
                 CropDataset(part, labels, model_config, seed) for part, seed in zip(parts, seeds, strict=True)
             )
@@ -164,6 +170,8 @@ class Plan:
         batches_a_step: batches of one device an update.
         epochs: passes over the recordings.
         heard: share of each pass that is heard; crops leave out the rest.
+        hours_heard: hours of speech that all updates hear.
+        label_gigabytes: of the targets of all recordings; a teacher's are not kept.
         learning_rate: peak.
     """
 
@@ -175,6 +183,8 @@ class Plan:
     batches_a_step: int
     epochs: float
     heard: float
+    hours_heard: float
+    label_gigabytes: float
     learning_rate: float
 
 
@@ -196,32 +206,47 @@ def plan(config: PretrainConfig) -> Plan:
             else DistillationModel(model_config, list(teacher.layers.values()), teacher.dim)
         )
     rate = model_config.sampling_rate
-    lengths = [round(duration(example.source) * rate) for example in _examples(config)]
-    usable = [length for length in lengths if length >= _min_samples(config, model_config)]
+    examples = _examples(config)
+    shards = None
+    if isinstance(examples, ShardedExamples):
+        lengths, shards = examples.samples, examples.shards
+    else:
+        lengths = np.array([round(duration(example.source) * rate) for example in examples], np.int64)
+    is_usable = lengths >= _min_samples(config, model_config)
+    usable = lengths[is_usable]
     batches = BatchesBySeconds(
         usable,
         batch_samples=round(config.seconds_a_device * rate),
         max_samples=round(config.max_seconds * rate),
         seed=config.seed,
+        shards=None if shards is None else shards[is_usable],
+        shuffle_shards=config.shuffle_shards,
     )
-    heard = batches.heard() / sum(usable)
+    batches_an_epoch, heard = batches.count()
+    num_batches = config.num_steps * config.batches_a_step
+    labels_a_second = MfccFeatures.frame_rate if config.targets == MFCC else model_config.frame_rate
+    seconds = float(usable.sum()) / rate
     return Plan(
         parameters=parameters,
         clips=len(usable),
-        hours=sum(usable) / rate / 3600,
+        hours=seconds / 3600,
         steps=config.num_steps,
         seconds_a_step=config.seconds_a_step,
         batches_a_step=config.batches_a_step,
-        epochs=config.num_steps * config.batches_a_step / len(batches.epoch(0)),
-        heard=heard,
+        epochs=num_batches / batches_an_epoch,
+        heard=heard / rate / seconds,
+        hours_heard=num_batches * heard / batches_an_epoch / rate / 3600,
+        label_gigabytes=0.0 if teacher is not None else seconds * labels_a_second * UNIT_BYTES / 1e9,
         learning_rate=config.peak_learning_rate,
     )
 
 
-def _examples(config: PretrainConfig) -> list[Example]:
+def _examples(config: PretrainConfig) -> Sequence[Example]:
     if config.data is None:
-        raise ConfigError("no data given; expected a manifest, a folder or hf:owner/name: --data PATH")
-    return read_examples(config.data, label_column=None, audio_column=config.audio_column)
+        raise ConfigError(
+            "no data given; expected a manifest, a folder, shards:PATTERN.tar or hf:owner/name: --data PATH"
+        )
+    return read_recordings(config.data, audio_column=config.audio_column)
 
 
 def _min_samples(config: PretrainConfig, model: MambaHubertConfig) -> int:
@@ -233,7 +258,26 @@ def _min_samples(config: PretrainConfig, model: MambaHubertConfig) -> int:
 def _recordings(
     config: PretrainConfig,
     model: MambaHubertConfig,
-    examples: list[Example],
+    examples: Sequence[Example],
+    known: dict[str, int | str],
+    console: Console | None,
+) -> Recordings:
+    if isinstance(examples, ShardedExamples):
+        recordings = sharded_recordings(
+            examples, min_samples=_min_samples(config, model), raise_problems=config.on_error == "raise"
+        )
+    else:
+        recordings = _load(config, model, examples, known, console)
+    if console is not None:
+        left_out = f"{recordings.short} too short, {len(recordings.problems)} unreadable"
+        console.print(f"{len(recordings.examples)} recordings, {recordings.hours:.2f} h ({left_out})")
+    return recordings
+
+
+def _load(
+    config: PretrainConfig,
+    model: MambaHubertConfig,
+    examples: Sequence[Example],
     known: dict[str, int | str],
     console: Console | None,
 ) -> Recordings:
@@ -241,7 +285,7 @@ def _recordings(
         console=console, transient=True, disable=console is None or not console.is_terminal
     ) as bar:
         task = bar.add_task("reading recordings", total=len(examples))
-        recordings = load_recordings(
+        return load_recordings(
             examples,
             min_samples=_min_samples(config, model),
             cache_bytes=config.cache_gb * _GIGABYTE,
@@ -249,10 +293,6 @@ def _recordings(
             known=known,
             progress=lambda done, total: bar.update(task, completed=done),
         )
-    if console is not None:
-        left_out = f"{recordings.short} too short, {len(recordings.problems)} unreadable"
-        console.print(f"{len(recordings.examples)} recordings, {recordings.hours:.2f} h ({left_out})")
-    return recordings
 
 
 def _ledger(folder: RunFolder) -> dict[str, int | str]:
@@ -274,6 +314,11 @@ def _make_targets(
         batch_seconds=config.seconds_a_device,
         console=console if console is not None and console.is_terminal else None,
     )
+
+
+def _bytes_of_windows(config: PretrainConfig, labels: UnitLabels, shards: int) -> int:
+    """Memory for the targets of two windows, which each process needs at a time."""
+    return max(_LEAST_CACHE, round(2 * config.shuffle_shards * int(labels.frames.sum()) * UNIT_BYTES / shards))
 
 
 def _wait() -> None:
@@ -310,7 +355,7 @@ def _result(
         train={key: value for key, value in last.items() if key not in ("epoch", "step")},
         valid={key.removeprefix("eval_"): value for key, value in scores.items() if key.startswith("eval_")},
         steps=trainer.state.global_step,
-        epochs=config.num_steps * config.batches_a_step / len(trainer.batches.epoch(0)),
+        epochs=config.num_steps * config.batches_a_step / trainer.batches.count()[0],
         hours={"train": train.recordings.hours, "valid": valid.recordings.hours},
         clips={"train": len(train), "valid": len(valid)},
         seconds=trainer.clock.seconds,

@@ -6,19 +6,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mambavox.data import SAMPLING_RATE, AudioProblem, Example
+from mambavox.data import SAMPLING_RATE, AudioProblem, Example, ShardedExamples, recording_keys
+from mambavox.data.audio import FULL_SCALE, quantise
 from mambavox.data.splits import part_named
 from mambavox.errors import AudioError, DataError
-from mambavox.units.labels import recording_keys
 
 _LISTED = 20  # problems in one error message
 _AHEAD = 64  # recordings decoded and not yet looked at
-_FULL_SCALE = 1 << 15
 
 _Read: TypeAlias = tuple[NDArray[np.int16] | None, int | str]
 
@@ -30,17 +29,20 @@ class Recordings:
     Attributes:
         examples: the recordings.
         keys: what their targets are called by.
+        places: number of each among the recordings that have targets.
         lengths: samples of each at 16 kHz.
-        kept: the samples of those that are in memory.
+        kept: the samples of those that are in memory; empty of recordings in shards, of which none is.
         problems: those that cannot be read.
         short: number of those that are too short.
-        ledger: name -> samples, or what is wrong, of every recording that was looked at.
+        ledger: name -> samples, or what is wrong, of every recording that was looked at; of shards, name of the tar ->
+            number of its recordings.
     """
 
-    examples: list[Example]
-    keys: list[str]
-    lengths: list[int]
-    kept: list[NDArray[np.int16] | None]
+    examples: Sequence[Example]
+    keys: Sequence[str]
+    places: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    kept: Sequence[NDArray[np.int16] | None]
     problems: list[AudioProblem]
     short: int
     ledger: Mapping[str, int | str]
@@ -48,16 +50,22 @@ class Recordings:
     @property
     def hours(self) -> float:
         """Length of all."""
-        return sum(self.lengths) / SAMPLING_RATE / 3600
+        return float(self.lengths.sum()) / SAMPLING_RATE / 3600
 
-    def select(self, indices: Sequence[int]) -> "Recordings":
+    @property
+    def shards(self) -> NDArray[np.int32] | None:
+        """Number of the tar of each; ``None`` where they are no shards."""
+        return self.examples.shards if isinstance(self.examples, ShardedExamples) else None
+
+    def select(self, indices: Sequence[int] | NDArray[np.int64]) -> "Recordings":
         """Some of them."""
+        rows = np.asarray(indices, dtype=np.int64)
         return replace(
             self,
-            examples=[self.examples[index] for index in indices],
-            keys=[self.keys[index] for index in indices],
-            lengths=[self.lengths[index] for index in indices],
-            kept=[self.kept[index] for index in indices],
+            **_selected(self.examples, self.keys, rows),
+            places=self.places[rows],
+            lengths=self.lengths[rows],
+            kept=[self.kept[row] for row in rows] if self.kept else [],
         )
 
     def read(self, index: int, start: int, samples: int) -> NDArray[np.float32]:
@@ -71,10 +79,44 @@ class Recordings:
         Raises:
             AudioError: the recording cannot be read.
         """
-        content = self.kept[index]
+        content = self.kept[index] if self.kept else None
         if content is None:
             content = quantise(self.examples[index].read())
-        return content[start : start + samples].astype(np.float32) / np.float32(_FULL_SCALE)
+        return content[start : start + samples].astype(np.float32) / np.float32(FULL_SCALE)
+
+
+def _selected(examples: Sequence[Example], keys: Sequence[str], rows: NDArray[np.int64]) -> dict[str, Any]:
+    if isinstance(examples, ShardedExamples):
+        selected = examples.select(rows)
+        return {"examples": selected, "keys": selected.keys}
+    return {"examples": [examples[row] for row in rows], "keys": [keys[row] for row in rows]}
+
+
+def sharded_recordings(examples: ShardedExamples, *, min_samples: int, raise_problems: bool) -> Recordings:
+    """The recordings of shards, which were decoded and checked when they were packed or indexed.
+
+    Args:
+        examples: the recordings.
+        min_samples: shortest usable length at 16 kHz; shorter ones are counted.
+        raise_problems: report recordings that were left out of the index in an error, in place of leaving them out.
+
+    Raises:
+        AudioError: recordings were left out and ``raise_problems`` is set.
+        DataError: no recording is usable.
+    """
+    if examples.left_out and raise_problems:
+        raise AudioError(_unusable(examples.left_out, len(examples) + len(examples.left_out)))
+    usable = np.flatnonzero(examples.samples >= min_samples)
+    short = len(examples) - len(usable)
+    if not len(usable):
+        raise DataError(
+            f"none of {len(examples)} recordings can be used: {short} are shorter than "
+            f"{min_samples / SAMPLING_RATE:.2f} s"
+        )
+    found = examples.select(usable)
+    counts = np.bincount(found.shards, minlength=len(examples.paths)).tolist()
+    ledger = {path.name: count for path, count in zip(examples.paths, counts, strict=True)}
+    return Recordings(found, found.keys, np.arange(len(found)), found.samples, [], examples.left_out, short, ledger)
 
 
 def load_recordings(
@@ -138,34 +180,35 @@ def load_recordings(
             if progress is not None:
                 progress(done, len(examples))
     if problems and raise_problems:
-        reasons = "\n".join(f"  {problem.reason}" for problem in problems[:_LISTED])
-        more = f"\n  and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-        raise AudioError(
-            f"{len(problems)} of {len(examples)} recordings cannot be used:\n{reasons}{more}\n"
-            "Mend them or take them out, or leave them out with --on-error skip"
-        )
+        raise AudioError(_unusable(problems, len(examples)))
     if not usable:
         reasons = "\n".join(f"  {problem.reason}" for problem in problems[:_LISTED])
         raise DataError(
             f"none of {len(examples)} recordings can be used: {short} are shorter than "
             f"{min_samples / SAMPLING_RATE:.2f} s, {len(problems)} cannot be read\n{reasons}".rstrip()
         )
-    return Recordings(usable, recording_keys(usable), lengths, kept, problems, short, found)
+    keys = recording_keys(usable)
+    return Recordings(usable, keys, np.arange(len(usable)), np.array(lengths, np.int64), kept, problems, short, found)
 
 
-def quantise(waveform: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Samples with 16 bits, as most recordings are stored."""
-    return np.clip(np.rint(waveform * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
+def _unusable(problems: Sequence[AudioProblem], number: int) -> str:
+    reasons = "\n".join(f"  {problem.reason}" for problem in problems[:_LISTED])
+    more = f"\n  and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+    return (
+        f"{len(problems)} of {number} recordings cannot be used:\n{reasons}{more}\n"
+        "Mend them or take them out, or leave them out with --on-error skip"
+    )
 
 
 def hold_back(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Divide recordings into those for training and those for validation.
 
-    A column ``split`` with the usual words decides, if all recordings have it, and its test part is left out.
+    A column ``split`` with the usual words decides, if all recordings have it, and its test part is left out. Of shards
+    the names decide (``train-000000.tar``, ``valid-000000.tar``); where they do not, whole shards are drawn.
 
     Args:
         examples: the recordings.
-        fraction: share drawn for validation where no column decides.
+        fraction: share drawn for validation where nothing else decides; at least one recording, or one shard.
         seed: of the draw.
 
     Returns:
@@ -174,16 +217,31 @@ def hold_back(examples: Sequence[Example], fraction: float, seed: int) -> tuple[
     Raises:
         DataError: nothing is left for training.
     """
+    if isinstance(examples, ShardedExamples):
+        shards, names = examples.shards, examples.parts()
+        present = np.unique(shards)
+        words = [names[shard] for shard in present]
+        if all(words) or len(present) > 1:
+            train, valid = _hold_back(words, fraction, seed, "the names of the shards", "shards")
+            chosen = [np.flatnonzero(np.isin(shards, present[part])).tolist() for part in (train, valid)]
+            return chosen[0], chosen[1]
+        return _hold_back([None] * len(examples), fraction, seed, "", "recordings")
     parts = [part_named(example.fields.get("split")) for example in examples]
+    return _hold_back(parts, fraction, seed, "the column split", "recordings")
+
+
+def _hold_back(
+    parts: Sequence[str | None], fraction: float, seed: int, where: str, what: str
+) -> tuple[list[int], list[int]]:
     if all(parts):
         train = [index for index, part in enumerate(parts) if part == "train"]
         valid = [index for index, part in enumerate(parts) if part == "valid"]
     else:
-        count = min(max(round(fraction * len(examples)), 1), len(examples) - 1) if fraction > 0 else 0
-        order = np.random.default_rng(seed).permutation(len(examples)).tolist()
+        count = min(max(round(fraction * len(parts)), 1), len(parts) - 1) if fraction > 0 else 0
+        order = np.random.default_rng(seed).permutation(len(parts)).tolist()
         train, valid = sorted(order[count:]), sorted(order[:count])
     if not train:
-        raise DataError(f"the column split names none of {len(examples)} recordings train; expected some")
+        raise DataError(f"{where} names none of {len(parts)} {what} train; expected some")
     return train, valid
 
 

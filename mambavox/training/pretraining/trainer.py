@@ -11,7 +11,9 @@ from transformers import Trainer, TrainerControl, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
+from mambavox.data import ShardedExamples
 from mambavox.data.batching import BatchesBySeconds, Crop, ShardedBatches
+from mambavox.data.shards.ahead import ReadAhead
 from mambavox.errors import ConfigError
 from mambavox.hubert import MambaHubertPreTrainedModel
 from mambavox.training.parameter_groups import parameter_groups
@@ -129,6 +131,8 @@ class PretrainTrainer(Trainer):
             batch_samples=round(config.seconds_a_device * model.config.sampling_rate),
             max_samples=round(config.max_seconds * model.config.sampling_rate),
             seed=config.seed,
+            shards=train.recordings.shards,
+            shuffle_shards=config.shuffle_shards,
         )
         self.figures = self.new_figures()
         self._evaluated = 0
@@ -165,6 +169,7 @@ class PretrainTrainer(Trainer):
             self.config.num_steps * self.config.batches_a_step,
             self.args.process_index,
             self.args.world_size,
+            ahead=self._read_ahead(),
         )
         return DataLoader(
             self.train_dataset,
@@ -174,6 +179,13 @@ class PretrainTrainer(Trainer):
             pin_memory=self.args.device.type == "cuda",
             generator=torch.Generator(),  # a loader draws a seed for its workers, which is none of the model's business
         )
+
+    def _read_ahead(self) -> ReadAhead | None:
+        """What reads shards before they are needed: one process of a machine does it for all."""
+        examples = self.train_dataset.recordings.examples
+        if not isinstance(examples, ShardedExamples) or self.args.local_process_index != 0:
+            return None
+        return ReadAhead(examples.paths)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW, weight decay where it belongs."""
@@ -242,7 +254,7 @@ class PretrainTrainer(Trainer):
     def _valid_batches(self) -> list[list[Crop]]:
         """Held-back recordings, the longest first, as many at a time as in training."""
         assert self.valid is not None
-        limit, lengths = self.batches.batch_samples, self.valid.recordings.lengths
+        limit, lengths = self.batches.batch_samples, self.valid.recordings.lengths.tolist()
         longest = round(self.config.max_seconds * self.model_config.sampling_rate)
         crops = sorted(
             (Crop(0, index, min(length, longest)) for index, length in enumerate(lengths)), key=_longest_first

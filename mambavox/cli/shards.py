@@ -1,0 +1,140 @@
+"""``mambavox shards``: pack a corpus into tars, and index tars that were packed elsewhere."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import rich.progress
+import typer
+
+from mambavox.cli.console import ERR, OUT, print_json
+
+shards_app = typer.Typer(
+    name="shards",
+    help="Corpora in tars (WebDataset): pack recordings, and index tars, so that training reads few large files.",
+    no_args_is_help=True,
+)
+
+_DATA = "recordings: a manifest, a folder, a corpus, shards:PATTERN.tar, hf:owner/name"
+_GIGABYTE = 1_000_000_000
+
+
+class StoredAs(str, Enum):
+    """How recordings lie in tars."""
+
+    flac = "flac"
+    keep = "keep"
+
+
+class OnError(str, Enum):
+    """About recordings that cannot be used."""
+
+    raise_ = "raise"
+    skip = "skip"
+
+
+_OnError = Annotated[OnError, typer.Option(help="about recordings that cannot be used: raise an error, or skip them")]
+
+
+@shards_app.command("make")
+def make_command(
+    data: Annotated[str, typer.Argument(help=_DATA)],
+    output: Annotated[Path, typer.Option(help="folder of the tars; what an earlier call left there is continued")],
+    gb: Annotated[float, typer.Option(help="size of a tar, in 10^9 bytes")] = 1.0,
+    audio: Annotated[
+        StoredAs, typer.Option(help="flac: 16 kHz, mono, 16 bits; keep: files as they are")
+    ] = StoredAs.flac,
+    cut_seconds: Annotated[
+        float | None, typer.Option(help="cut longer recordings into equal pieces of at most that length")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of the order in which recordings are packed")] = 0,
+    in_order: Annotated[bool, typer.Option("--in-order", help="pack them in their own order")] = False,
+    on_error: _OnError = OnError.raise_,
+    num_workers: Annotated[int | None, typer.Option(min=1, help="threads [default: one a core, at most 8]")] = None,
+) -> None:
+    """Pack recordings into tars with an index beside each; a call that was stopped is continued by the same call."""
+    from mambavox.data import read_examples
+    from mambavox.data.shards.pack import make_shards
+    from mambavox.errors import ConfigError
+
+    if gb <= 0:
+        raise ConfigError(f"gb={gb:g}; expected above 0")
+    with _bar("pack") as progress:
+        packed = make_shards(
+            read_examples(data, label_column=None),
+            output,
+            shard_bytes=max(1, round(gb * _GIGABYTE)),
+            audio=audio.value,
+            cut_seconds=cut_seconds,
+            seed=None if in_order else seed,
+            on_error=on_error.value,
+            num_workers=num_workers,
+            progress=progress,
+        )
+    OUT.print(
+        f"{packed.recordings} recordings, {packed.hours:.2f} h, in {packed.tars} tars of {output}: "
+        f"{packed.gigabytes:.3f} GB, {len(packed.left_out)} left out",
+        markup=False,
+    )
+    for problem in packed.left_out:
+        OUT.print(f"  left out: {problem.reason}", markup=False)
+    OUT.print(f"train on them: mambavox pretrain --data shards:{output}", markup=False)
+
+
+@shards_app.command("index")
+def index_command(
+    shards: Annotated[str, typer.Argument(help="a folder of tars, or a pattern: '/data/train-{000000..000999}.tar'")],
+    on_error: _OnError = OnError.raise_,
+    num_workers: Annotated[int | None, typer.Option(min=1, help="threads [default: one a core, at most 8]")] = None,
+) -> None:
+    """Index tars that were packed elsewhere: each is read once, and every recording decoded."""
+    from mambavox.data import SAMPLING_RATE
+    from mambavox.data.shards.find import find_tars
+    from mambavox.data.shards.index import index_shards
+
+    with _bar("index") as progress:
+        indices = index_shards(find_tars(shards), on_error=on_error.value, num_workers=num_workers, progress=progress)
+    hours = float(sum(int(index.samples.sum()) for index in indices)) / SAMPLING_RATE / 3600
+    left_out = [problem for index in indices for problem in index.left_out]
+    OUT.print(
+        f"{sum(len(index.keys) for index in indices)} recordings, {hours:.2f} h, in {len(indices)} tars, "
+        f"{len(left_out)} left out",
+        markup=False,
+    )
+    for problem in left_out:
+        OUT.print(f"  left out: {problem.reason}", markup=False)
+
+
+@shards_app.command("speed")
+def speed_command(
+    data: Annotated[str, typer.Argument(help=_DATA)],
+    seconds: Annotated[float, typer.Option(help="of each measurement, at most")] = 5.0,
+    shuffle_shards: Annotated[int, typer.Option(min=1, help="shards whose recordings are mixed")] = 8,
+    warm: Annotated[bool, typer.Option("--warm", help="leave in memory what the system holds of the files")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Measure how fast one process reads recordings, files or tars, in the order of a training."""
+    from dataclasses import asdict
+
+    from mambavox.benchmarks.reading import measure_reading
+    from mambavox.data import read_recordings
+
+    found = measure_reading(read_recordings(data), seconds=seconds, shuffle_shards=shuffle_shards, cold=not warm)
+    if as_json:
+        print_json([asdict(speed) for speed in found])
+        return
+    for speed in found:
+        OUT.print(
+            f"{speed.how}: {speed.hours_an_hour:,.0f} h/h ({speed.hours_a_processor_hour:,.0f} an hour of the "
+            f"processor), {speed.megabytes_a_second:.0f} MB/s, {speed.recordings} recordings in {speed.seconds:.1f} s",
+            markup=False,
+        )
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    with rich.progress.Progress(console=ERR, transient=True, disable=not ERR.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
