@@ -38,7 +38,7 @@ def check(heard, pcm):
     events, code = heard
     (alone,) = new_recognizer().transcribe([waveform_of(pcm)])
     assert code == 1000
-    assert len(alone.text) > 20
+    assert len(alone.text) > 10
     words = words_of(events)
     assert [word["text"] for word in words] == [word.text for word in alone.words]
     assert [word["end"] for word in words] == pytest.approx([word.end for word in alone.words])
@@ -280,7 +280,7 @@ class TestAccess:
             Access(host="0.0.0.0")
         with pytest.raises(ConfigError, match="the token is empty"):
             Access(token="")
-        with pytest.raises(ConfigError, match="origin 'example.org'"):
+        with pytest.raises(ConfigError, match="expected scheme and host"):
             Access(origins=["example.org"])
         assert Access(host="0.0.0.0", token="secret").hosts == ["*"]
 

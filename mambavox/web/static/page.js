@@ -18,7 +18,7 @@ class Session {
   constructor() {
     this.sent = 0; // seconds of audio
     this.began = null; // performance.now() at which second 0 was spoken, where that is known
-    this.shown = new Map(); // segment -> words that were seen and timed
+    this.shown = ""; // text of the segment that goes on
     this.ended = new Promise((resolve) => (this.finish = resolve));
   }
 
@@ -69,13 +69,9 @@ class Session {
     at("server-delay").textContent = inWords(event.delay);
     if (event.type === "partial") at("partial").textContent = event.text;
     else showFinal(event);
-    // A word is there when its last letter is; the last one of a partial text may still grow.
-    const words = event.text.split(" ").length;
-    if (words > (this.shown.get(event.segment) ?? 0)) {
-      this.shown.set(event.segment, words);
-      if (this.began !== null) showDelay((performance.now() - this.began) / 1000 - event.end);
-    }
-    if (event.type === "final") this.shown.delete(event.segment);
+    // A final event may say nothing new.
+    if (this.began !== null && event.text !== this.shown) showDelay((performance.now() - this.began) / 1000 - event.end);
+    this.shown = event.type === "final" ? "" : event.text;
   }
 }
 

@@ -1,6 +1,6 @@
 // Samples at one rate to samples at another: a windowed sinc, cut anywhere, the same result as of the whole.
 
-const ZERO_CROSSINGS = 16; // of the sinc on each side
+const ZERO_CROSSINGS = 32; // of the sinc on each side
 const PASSED = 0.92; // of the lower of both half rates
 
 const divisor = (a, b) => (b ? divisor(b, a % b) : a);
