@@ -1,4 +1,4 @@
-"""``mambavox bench``: an operation beside its peers, or streaming, on this machine."""
+"""``mambavox bench``: an operation beside its peers, streaming, or a server with many clients, on this machine."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +9,7 @@ from mambavox.cli.console import ERR, OUT
 
 
 def bench_command(
-    operation: Annotated[str, typer.Argument(help="scan, conv, ssd, speed_up or streaming")],
+    operation: Annotated[str, typer.Argument(help="scan, conv, ssd, speed_up, streaming or serve")],
     shapes: Annotated[
         str | None,
         typer.Option(help="such as S1-500,S2-500 (default: all of the operation); streaming: nano, small, base"),
@@ -25,13 +25,27 @@ def bench_command(
     memory: Annotated[bool, typer.Option(help="also measure peak memory, each time in a new process")] = True,
     encoders: Annotated[str | None, typer.Option(help="streaming: such as mamba,causal-transformer")] = None,
     histories: Annotated[str | None, typer.Option(help="streaming: seconds of the past, such as 10,60")] = None,
+    recordings: Annotated[Path | None, typer.Option(help="serve: folder of what the clients say")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="serve: run folder of a causal recogniser (default: nano, random weights)")
+    ] = None,
+    streams: Annotated[int, typer.Option(min=1, help="serve: clients at a time")] = 50,
+    seconds: Annotated[float, typer.Option(min=1.0, help="serve: that each client speaks")] = 20.0,
+    hostile: Annotated[bool, typer.Option(help="serve: measure again beside a hostile client")] = True,
 ) -> None:
     """Time an operation beside other libraries, or steps of streams by the length of their past.
 
     Outputs (of operations gradients too) are compared with the definition first; on a mismatch no figure is printed.
     speed_up is a language model of transformers as it is and after mambavox.speed_up: float32 on the CPU; of options
-    it takes --threads, --repeats and --output.
+    it takes --threads, --repeats and --output. serve is `mambavox serve` with many clients at the pace of speech.
     """
+    if operation == "serve":
+        if recordings is None:
+            raise typer.BadParameter("bench serve needs --recordings, a folder of what the clients say")
+        _bench_serving(recordings, model, streams, seconds, threads or 1, hostile, output)
+        return
+    if recordings is not None or model is not None:
+        raise typer.BadParameter(f"--recordings and --model are for bench serve, not for {operation}")
     if operation == "streaming":
         if passes is not None:
             raise typer.BadParameter("--passes is for operations; a stream has a forward pass only")
@@ -95,6 +109,17 @@ def _bench_streaming(
     report.write(output)
     OUT.print(report.markdown(), markup=False)
     OUT.print(f"streaming.md, streaming.json and streaming.png are in {output}", markup=False)
+
+
+def _bench_serving(
+    recordings: Path, model: str | None, streams: int, seconds: float, threads: int, hostile: bool, output: Path
+) -> None:
+    from mambavox.benchmarks.serving import measure_serving
+
+    report = measure_serving(recordings, model, streams, seconds, threads, hostile, console=ERR)
+    report.write(output)
+    OUT.print(report.markdown(), markup=False)
+    OUT.print(f"serve.md and serve.json are in {output}", markup=False)
 
 
 def _words(text: str) -> list[str]:

@@ -16,8 +16,9 @@ import soxr
 
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 pytest.importorskip("starlette", reason="the extra serve is not installed")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("playwright", reason="playwright is not installed")
 
+from playwright.sync_api import sync_playwright
 from serving import RATE, new_recognizer, pcm_of, serving, waveform_of
 
 from mambavox.asr.live import Endpointing, LiveRecognizer
@@ -43,7 +44,7 @@ def served():
 @pytest.fixture
 def open_page(served):
     """Opens the page in a browser whose microphone plays a file; nothing else than the server can be reached."""
-    with playwright.sync_playwright() as driver:
+    with sync_playwright() as driver:
         browsers = []
 
         def go(microphone=None, headers=None):
