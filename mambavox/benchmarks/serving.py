@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ class Round:
         words: of all streams.
         word_delays: seconds, median, 95 % and the longest.
         server_delays: the same of events, inside the server.
-        steps: of the model, from the status: milliseconds and streams.
+        server_cores: processor time of the server by the clock's.
         attacks: what the hostile client did, by kind.
         problems: of dropped streams.
     """
@@ -80,7 +81,7 @@ class Round:
     words: int
     word_delays: tuple[float, float, float]
     server_delays: tuple[float, float, float]
-    steps: dict[str, Any]
+    server_cores: float
     attacks: dict[str, int]
     problems: list[str]
 
@@ -92,13 +93,13 @@ class ServingReport:
     Attributes:
         facts: the machine and the settings, by name.
         rounds: in the order in which they were measured.
-        server_cores: processor time of the server by the clock's, start and pauses included.
+        steps: the last ones of the model, from the server's status.
         server_mib: the most memory that it held.
     """
 
     facts: dict[str, Any]
     rounds: Sequence[Round]
-    server_cores: float
+    steps: dict[str, Any]
     server_mib: float
 
     def markdown(self) -> str:
@@ -109,22 +110,23 @@ class ServingReport:
             ", ".join(f"{name} {value}" for name, value in self.facts.items())
             + ". Word delay: from the end of a word in the recording to the event that first shows all of it, at the "
             "client, messages of "
-            f"{1e3 * MESSAGE:.0f} ms; server delay: from the arrival of an event's last sample. The server took "
-            f"{self.server_cores:.2f} cores on average and {self.server_mib:,.0f} MiB at most.",
+            f"{1e3 * MESSAGE:.0f} ms; server delay: from the arrival of an event's last sample. The last "
+            f"{self.steps['remembered']} steps of the model took {self.steps['median_ms']} ms (median; 95 %: "
+            f"{self.steps['p95_ms']} ms) for {self.steps['mean_rows']} streams each. The server held "
+            f"{self.server_mib:,.0f} MiB at most.",
             "",
             "| round | streams | dropped | text as of the whole | words | word delay, ms: median, 95 %, longest "
-            "| server delay, ms | step, ms: median, 95 % | streams in a step |",
-            "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+            "| server delay, ms | cores of the server |",
+            "|---|--:|--:|--:|--:|--:|--:|--:|",
         ]
         for row in self.rounds:
             words, server = (
                 ", ".join(f"{1e3 * seconds:.0f}" for seconds in delays)
                 for delays in (row.word_delays, row.server_delays)
             )
-            steps = row.steps
             lines.append(
                 f"| {row.name} | {row.streams} | {row.dropped} | {row.as_whole} | {row.words} | {words} | {server} "
-                f"| {steps['median_ms']}, {steps['p95_ms']} | {steps['mean_rows']} |"
+                f"| {row.server_cores:.2f} |"
             )
         for row in self.rounds:
             if row.attacks:
@@ -178,18 +180,20 @@ def measure_serving(
         if model is None:
             save_random_model(folder)
         path = folder if model is None else str(model)
-        before, began, found, most = os.times(), perf_counter(), [], 0.0
-        for name, attack in (("alone", False), ("with a hostile client", True))[: 2 if hostile else 1]:
-            with running_server(path, threads, streams) as (address, process):
+        rounds = []
+        with running_server(path, threads, streams) as (address, process):
+            for name, attack in (("alone", False), ("with a hostile client", True))[: 2 if hostile else 1]:
                 say(f"{name}: {streams} streams for {seconds:g} s")
-                heard, steps, attacks = asyncio.run(_play(address, waveforms, attack))
-                found.append((name, heard, steps, attacks))
-                most = max(most, _peak_mib(process))
-        wall, after = perf_counter() - began, os.times()
+                before, began = _processor_seconds(process), perf_counter()
+                heard, attacks = asyncio.run(_play(address, waveforms, attack))
+                cores = (_processor_seconds(process) - before) / (perf_counter() - began)
+                rounds.append((name, heard, cores, attacks))
+            most = _peak_mib(process)
+            with urlopen(f"{address}/status", timeout=30) as response:
+                steps = json.load(response)["steps"]
         say("recognising the recordings as a whole")
         recognizer = SpeechRecognizer.from_pretrained(path, device="cpu")
         whole = [recognizer.transcribe([waveform])[0].text for waveform in waveforms]
-    used = after.children_user + after.children_system - before.children_user - before.children_system
     facts = {
         **machine_facts(torch.device("cpu"), torch.float32),
         "model": "nano mamba, random weights" if model is None else str(model),
@@ -197,8 +201,7 @@ def measure_serving(
         "seconds of each stream": seconds,
     }
     facts.pop("threads")
-    rounds = [_summarise(name, heard, steps, attacks, whole) for name, heard, steps, attacks in found]
-    return ServingReport(facts, rounds, used / wall, most)
+    return ServingReport(facts, [_summarise(*figures, whole) for figures in rounds], steps, most)
 
 
 def read_streams(recordings: str | Path, streams: int, seconds: float) -> list[Waveform]:
@@ -282,14 +285,13 @@ def running_server(model: str | Path, threads: int, streams: int) -> Iterator[tu
             process.terminate()
 
 
-async def _play(
-    address: str, waveforms: Sequence[Waveform], attack: bool
-) -> tuple[list[Heard], dict[str, Any], dict[str, int]]:
+async def _play(address: str, waveforms: Sequence[Waveform], attack: bool) -> tuple[list[Heard], dict[str, int]]:
     from websockets.asyncio.client import connect
 
     socket = address.replace("http", "ws") + "/listen"
     attacks: dict[str, int] = {}
-    hostile = asyncio.create_task(_attack(socket, attacks)) if attack else None
+    over = asyncio.Event()
+    hostile = [asyncio.create_task(_attack(socket, attacks, over))] if attack else []
     begins = np.random.default_rng(1).uniform(0, 1, len(waveforms))
 
     async def speak(waveform: Waveform, begin: float) -> Heard:
@@ -301,10 +303,9 @@ async def _play(
             return Heard(problem=f"{type(error).__name__}: {error}")
 
     heard = await asyncio.gather(*map(speak, waveforms, begins))
-    if hostile is not None:
-        hostile.cancel()
-        await asyncio.gather(hostile, return_exceptions=True)
-    return heard, await _steps(address), attacks
+    over.set()
+    await asyncio.gather(*hostile)
+    return heard, attacks
 
 
 async def _speak(client: Any, waveform: Waveform) -> Heard:
@@ -360,7 +361,7 @@ def _delays(said: Sequence[Word], shown: Sequence[tuple[float, list[str]]]) -> l
     return found
 
 
-async def _attack(socket: str, done: dict[str, int]) -> None:
+async def _attack(socket: str, done: dict[str, int], over: asyncio.Event) -> None:
     """Do all that a client may not, again and again."""
     from websockets.asyncio.client import connect
     from websockets.exceptions import WebSocketException
@@ -397,7 +398,7 @@ async def _attack(socket: str, done: dict[str, int]) -> None:
         await client.send(random.bytes(6400))
         client.transport.abort()
 
-    while True:
+    while not over.is_set():
         for act in (huge, garbage, no_json, never_reads, vanishes):
             with contextlib.suppress(WebSocketException, OSError, asyncio.TimeoutError):
                 async with connect(socket, compression=None, close_timeout=0.2) as client:
@@ -406,19 +407,7 @@ async def _attack(socket: str, done: dict[str, int]) -> None:
             await asyncio.sleep(0.1)
 
 
-async def _steps(address: str) -> dict[str, Any]:
-    from urllib.request import urlopen
-
-    def read() -> Any:
-        with urlopen(f"{address}/status", timeout=30) as response:
-            return json.load(response)["steps"]
-
-    return await asyncio.to_thread(read)
-
-
-def _summarise(
-    name: str, heard: Sequence[Heard], steps: dict[str, Any], attacks: dict[str, int], whole: Sequence[str]
-) -> Round:
+def _summarise(name: str, heard: Sequence[Heard], cores: float, attacks: dict[str, int], whole: Sequence[str]) -> Round:
     delays = [delay for stream in heard for delay in stream.delays]
     # Joined without spaces: a word that is longer than a segment is cut.
     same = sum(
@@ -433,10 +422,19 @@ def _summarise(
         words=len(delays),
         word_delays=_spread(delays),
         server_delays=_spread([delay for stream in heard for delay in stream.server_delays]),
-        steps=steps,
+        server_cores=cores,
         attacks=attacks,
         problems=[stream.problem for stream in heard if not stream.ended],
     )
+
+
+def _processor_seconds(process: int) -> float:
+    """Processor time of a process so far, where the system tells."""
+    file = Path(f"/proc/{process}/stat")
+    if not file.exists():
+        return float("nan")
+    user, system = file.read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _peak_mib(process: int) -> float:

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -18,6 +19,8 @@ from mambavox.web.protocol import (
     tokens_agree,
 )
 from mambavox.web.session import Session
+
+_Result = TypeVar("_Result")
 
 _MILD = ("session_length", "idle")
 """Errors after which a client still gets the text of what it has sent."""
@@ -99,7 +102,9 @@ class Connection:
                 reading.cancel()
                 session.end()
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(writing, self._limits.send_seconds + self._limits.buffer_seconds)
+                    await asyncio.wait_for(
+                        asyncio.shield(writing), self._limits.send_seconds + self._limits.buffer_seconds
+                    )
                 raise
         finally:
             for future in (reading, writing, longest):
@@ -130,7 +135,7 @@ class Connection:
 
     async def _receive(self, patient: bool = False) -> str | bytes:
         try:
-            message = await asyncio.wait_for(self._websocket.receive(), None if patient else self._limits.idle_seconds)
+            message = await within(self._websocket.receive(), None if patient else self._limits.idle_seconds)
         except asyncio.TimeoutError:
             raise Refusal(
                 Close.REFUSED, "idle", f"nothing came for {self._limits.idle_seconds:g} s; expected samples or end"
@@ -142,7 +147,7 @@ class Connection:
 
     async def _send(self, event: dict[str, Any]) -> None:
         try:
-            await asyncio.wait_for(self._websocket.send_text(to_text(event)), self._limits.send_seconds)
+            await within(self._websocket.send_text(to_text(event)), self._limits.send_seconds)
         except asyncio.TimeoutError:
             raise Refusal(
                 Close.REFUSED,
@@ -160,4 +165,27 @@ class Connection:
             await self._websocket.close(code, reason)
 
         with contextlib.suppress(asyncio.TimeoutError, RuntimeError):
-            await asyncio.wait_for(say(), 1.0)
+            await within(say(), 1.0)
+
+
+async def within(work: Coroutine[Any, Any, _Result], seconds: float | None) -> _Result:
+    """A result that must come in time.
+
+    ``asyncio.wait_for`` before Python 3.12 forgets that it was cancelled when the result comes at the same moment; a
+    reader would then go on for ever.
+
+    Args:
+        work: that gives it; it is cancelled where it is late, or where the waiting is.
+        seconds: at most; none waits for ever.
+
+    Raises:
+        asyncio.TimeoutError: it is late.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+        if not done:
+            raise asyncio.TimeoutError
+        return task.result()
+    finally:
+        task.cancel()

@@ -32,7 +32,7 @@ class Limits:
     unread_events: int = 64
     send_seconds: float = 10.0
     block: float = 0.16
-    longest_piece: float = 1.28
+    longest_piece: float = 0.64
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
