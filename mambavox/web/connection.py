@@ -101,10 +101,7 @@ class Connection:
                     raise
                 reading.cancel()
                 session.end()
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(
-                        asyncio.shield(writing), self._limits.send_seconds + self._limits.buffer_seconds
-                    )
+                await asyncio.wait({writing}, timeout=self._limits.send_seconds + self._limits.buffer_seconds)
                 raise
         finally:
             for future in (reading, writing, longest):

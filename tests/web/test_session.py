@@ -172,7 +172,7 @@ class TestBatcher:
             await fast.put(noise(2.0))
             await alone.put(noise(0.05))
             batcher.start()
-            while fast.ready:
+            while sum(map(sum, steps)) < 1600 + 2 * RATE:
                 await asyncio.sleep(0.01)
             # With the slow one a block; then by itself as much as a stream may bring; less than a block waits.
             assert steps == [[1600, 1600], [8000], [8000], [8000], [6400]]
