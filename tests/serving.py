@@ -34,8 +34,8 @@ def new_recognizer():
 
 
 class Served:
-    def __init__(self, live, address, limits):
-        self.live, self.address, self.limits = live, address, limits
+    def __init__(self, live, address, server):
+        self.live, self.address, self.server = live, address, server
 
     def connect(self, **options):
         return connect(self.address.replace("http", "ws") + "/listen", open_timeout=10, **options)
@@ -79,7 +79,7 @@ def serving(limits=None, access=None, live=None):
         thread.start()
         wait_until(lambda: server.started)
         try:
-            yield Served(live, address_of(listening), limits)
+            yield Served(live, address_of(listening), server)
         finally:
             server.should_exit = True
             thread.join(20)

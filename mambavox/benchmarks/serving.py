@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from mambavox.asr.decoding import Word
+from mambavox.asr.decoding import Word, greedy_search
+from mambavox.asr.model import ctc_log_probs
 from mambavox.asr.recognizer import SpeechRecognizer
 from mambavox.asr.tokenizer import train_tokenizer
 from mambavox.benchmarks.machine import machine_facts
@@ -193,7 +194,9 @@ def measure_serving(
                 steps = json.load(response)["steps"]
         say("recognising the recordings as a whole")
         recognizer = SpeechRecognizer.from_pretrained(path, device="cpu")
-        whole = [recognizer.transcribe([waveform])[0].text for waveform in waveforms]
+        log_probs = ctc_log_probs(recognizer.model, recognizer.extractor, waveforms)
+        vocabulary = recognizer.vocabulary
+        whole = [vocabulary.text(greedy_search(frames, vocabulary.blank)) for frames in log_probs]
     facts = {
         **machine_facts(torch.device("cpu"), torch.float32),
         "model": "nano mamba, random weights" if model is None else str(model),

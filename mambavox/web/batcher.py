@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import median, median_low
@@ -14,7 +14,7 @@ from typing import Any
 from mambavox.asr.live import LiveRecognizer, LiveSegment
 from mambavox.errors import MambavoxError
 from mambavox.web.limits import Limits
-from mambavox.web.protocol import Close, Refusal, to_waveform
+from mambavox.web.protocol import SAMPLE_BYTES, Close, Refusal, to_waveform
 from mambavox.web.session import Session
 
 _LOG = logging.getLogger(__name__)
@@ -141,11 +141,7 @@ class Batcher:
         left, self._left = self._left, []
         if not sessions and not left:
             return False
-        rate, limits = self.live.sampling_rate, self.limits
-        most = 0
-        if sessions:
-            usual = max(median_low([session.waiting for session in sessions]), round(limits.block * rate))
-            most = max(1, min(usual, round(limits.longest_piece * rate)))
+        most = self._most([session.waiting for session in sessions]) if sessions else 0
         taken = {session: session.take(most) for session in sessions}
         before = perf_counter()
         try:
@@ -169,11 +165,18 @@ class Batcher:
                 continue
             session.key = None if last else keys[session]
             session.deliver(found[keys[session]], arrived, last)
-        audio = sum(len(data) for data, _, _ in taken.values()) / 2 / rate
+        audio = sum(len(data) for data, _, _ in taken.values()) / SAMPLE_BYTES / self.live.sampling_rate
         self.audio += audio
         if taken:
             self.steps.append(Step(perf_counter() - before, len(taken), audio))
         return True
+
+    def _most(self, waiting: Sequence[int]) -> int:
+        """Samples that a stream may bring to a step, where so many wait of those in it."""
+        limits, rate = self.limits, self.live.sampling_rate
+        block = max(1, round(limits.block * rate))
+        share = max(block, round(limits.step_seconds / len(waiting) * rate))
+        return min(max(median_low(waiting), block), share, round(limits.longest_piece * rate))
 
     def _recognize(
         self, pieces: Mapping[Session, tuple[int | None, bytes, bool]], left: list[int]

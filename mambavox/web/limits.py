@@ -19,6 +19,7 @@ class Limits:
         send_seconds: that sending one event may take.
         block: seconds of new audio from which on a stream takes part in a step of the model.
         longest_piece: seconds of audio that a stream brings to one step at most.
+        step_seconds: of audio of all streams in one step, unless blocks alone are more: its memory and its time.
 
     Raises:
         ConfigError: a value is out of range.
@@ -33,6 +34,7 @@ class Limits:
     send_seconds: float = 10.0
     block: float = 0.16
     longest_piece: float = 0.64
+    step_seconds: float = 16.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

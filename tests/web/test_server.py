@@ -236,6 +236,36 @@ class TestHostileClients:
             check(heard[number], pcm)
         served.wait_for_streams(0)
 
+    def test_a_message_in_countless_pieces_ends_the_connection(self, served):
+        with served.begin() as client:
+            with contextlib.suppress(ConnectionClosed):
+                client.send(b"\0\0" for _ in range(200))
+                client.send(b"" for _ in range(1000))
+            assert events_of(client)[1] is None  # cut off, without a farewell
+        served.wait_for_streams(0)
+
+    def test_who_asks_without_end_and_never_reads_fills_no_memory_and_is_cut_off(self, monkeypatch):
+        monkeypatch.setattr("mambavox.web.hardened._FAREWELL", 0.2)
+        with serving(Limits(idle_seconds=2.0)) as served:
+            address = urlsplit(served.address)
+            with socket.socket() as raw:
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                raw.connect((address.hostname, address.port))
+                raw.settimeout(10)
+                raw.sendall(
+                    f"GET /listen HTTP/1.1\r\nHost: {address.netloc}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+                )
+                assert b"101" in raw.recv(1000)
+                (connection,) = served.server.server_state.connections
+                ping = bytes([0x89, 0x80 | 125, 0, 0, 0, 0]) + bytes(125)
+                largest = 0
+                for _ in range(400):  # answers to 13 MB of pings
+                    raw.sendall(ping * 250)
+                    largest = max(largest, connection.transport.get_write_buffer_size())
+                assert 0 < largest < 1 << 19
+                wait_until(lambda: not served.server.server_state.connections)
+
     def test_a_step_that_fails_ends_its_streams_and_no_more(self):
         class Failing(LiveRecognizer):
             def feed(self, pieces, last=()):

@@ -181,6 +181,17 @@ class TestBatcher:
 
         run(use())
 
+    def test_many_streams_share_the_audio_of_a_step(self):
+        async def use():
+            limits = Limits(block=0.1, longest_piece=0.5, buffer_seconds=4.0, step_seconds=1.0)
+            batcher = Batcher(LiveRecognizer(new_recognizer()), limits)
+            assert batcher._most([RATE]) == RATE // 2
+            assert batcher._most([RATE] * 4) == RATE // 4
+            assert batcher._most([RATE] * 50) == RATE // 10
+            assert batcher._most([0, 100, RATE]) == RATE // 10
+
+        run(use())
+
 
 class Mute:
     """A WebSocket whose client sends samples and never reads: sending blocks for ever once the first has gone."""
