@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mambavox.cli.console import ERR, OUT
+from mambavox.cli.serve import embedded_recogniser
 
 
 def bench_command(
@@ -27,7 +28,7 @@ def bench_command(
     histories: Annotated[str | None, typer.Option(help="streaming: seconds of the past, such as 10,60")] = None,
     recordings: Annotated[Path | None, typer.Option(help="serve: folder of what the clients say")] = None,
     model: Annotated[
-        str | None, typer.Option(help="serve: run folder of a causal recogniser (default: nano, random weights)")
+        str | None, typer.Option(help="serve: run folder of a causal recogniser (default: the embedded one)")
     ] = None,
     streams: Annotated[int, typer.Option(min=1, help="serve: clients at a time")] = 50,
     seconds: Annotated[float, typer.Option(min=1.0, help="serve: that each client speaks")] = 20.0,
@@ -116,7 +117,9 @@ def _bench_serving(
 ) -> None:
     from mambavox.benchmarks.serving import measure_serving
 
-    report = measure_serving(recordings, model, streams, seconds, threads, hostile, console=ERR)
+    report = measure_serving(
+        recordings, model or embedded_recogniser(), streams, seconds, threads, hostile, console=ERR
+    )
     report.write(output)
     OUT.print(report.markdown(), markup=False)
     OUT.print(f"serve.md and serve.json are in {output}", markup=False)

@@ -10,6 +10,13 @@ from mambavox.errors import ConfigError
 _EMBEDDED = "nano-mamba-ctc"
 
 
+def embedded_recogniser() -> str | None:
+    """Folder of the causal recogniser in the package, if there is one."""
+    from mambavox import assets
+
+    return assets.path(_EMBEDDED) if _EMBEDDED in assets.names() else None
+
+
 def serve_command(
     model: Annotated[
         str | None,
@@ -43,7 +50,6 @@ def serve_command(
         ) from error
     import torch
 
-    from mambavox import assets
     from mambavox.asr.live import Endpointing, LiveRecognizer
     from mambavox.asr.recognizer import SpeechRecognizer
     from mambavox.training.backbone import quiet_transformers
@@ -51,10 +57,9 @@ def serve_command(
 
     access = Access(host, token, [origin.strip() for origin in allow_origin.split(",") if origin.strip()])
     limits = Limits(max_sessions=max_sessions, max_seconds=max_seconds, block=block)
+    model = model or embedded_recogniser()
     if model is None:
-        if _EMBEDDED not in assets.names():
-            raise ConfigError("no --model is given and none is embedded; expected a run folder of `mambavox finetune`")
-        model = assets.path(_EMBEDDED)
+        raise ConfigError("no --model is given and none is embedded; expected a run folder of `mambavox finetune`")
     if threads is not None:
         torch.set_num_threads(threads)
     with quiet_transformers():

@@ -54,6 +54,13 @@ class TestServe:
         save(tmp_path / "normal", normalize=True)
         assert "do_normalize" in run("serve", "--model", tmp_path / "normal", code=1)
 
+    def test_without_a_model_the_embedded_one_is_taken(self, monkeypatch):
+        monkeypatch.setattr("mambavox.assets.names", lambda: [])
+        assert "none is embedded" in run("serve", code=1)
+        monkeypatch.setattr("mambavox.assets.names", lambda: ["nano-mamba-ctc"])
+        monkeypatch.setattr("mambavox.assets.path", lambda name: f"/no/{name}")
+        assert "/no/nano-mamba-ctc" in run("serve", code=1)
+
     def test_other_machines_need_a_token(self, tmp_path):
         assert "expected a token as well" in run("serve", "--model", tmp_path, "--host", "0.0.0.0", code=1)
         # With one from the environment it is the model that is missing.
