@@ -149,7 +149,7 @@ class ServingReport:
 
 
 def measure_serving(
-    recordings: str | Path,
+    data: str | Path,
     model: str | Path | None = None,
     streams: int = 50,
     seconds: float = 20.0,
@@ -160,7 +160,7 @@ def measure_serving(
     """Measure a server with many clients.
 
     Args:
-        recordings: folder of recordings; a stream plays some, one after another.
+        data: folder of recordings; a stream plays some, one after another.
         model: run folder of a causal recogniser; a nano model with random weights where not given, whose text means
             nothing and takes as long.
         streams: clients at a time.
@@ -175,7 +175,7 @@ def measure_serving(
     """
     if streams < 1 or seconds < 1 or threads < 1:
         raise ConfigError(f"streams={streams}, seconds={seconds}, threads={threads}; expected at least 1 of each")
-    waveforms = read_streams(recordings, streams, seconds)
+    waveforms = read_streams(data, streams, seconds)
     say: Callable[[str], Any] = (lambda line: None) if console is None else console.print
     with tempfile.TemporaryDirectory() as folder:
         if model is None:
@@ -207,21 +207,21 @@ def measure_serving(
     return ServingReport(facts, [_summarise(*figures, whole) for figures in rounds], steps, most)
 
 
-def read_streams(recordings: str | Path, streams: int, seconds: float) -> list[Waveform]:
+def read_streams(data: str | Path, streams: int, seconds: float) -> list[Waveform]:
     """What the clients say: recordings one after another, each client beginning with others.
 
     Args:
-        recordings: folder.
+        data: folder of recordings.
         streams: number of clients.
         seconds: that each of them speaks.
 
     Raises:
         ConfigError: there are no recordings.
     """
-    folder = Path(recordings)
+    folder = Path(data)
     files = audio_files(folder) if folder.is_dir() else []
     if not files:
-        raise ConfigError(f"recordings={recordings}: no recordings are there; expected a folder with some")
+        raise ConfigError(f"data={data}: no recordings are there; expected a folder with some")
     order = np.random.default_rng(0).permutation(len(files))
     wanted, place = round(seconds * SAMPLING_RATE), 0
     spoken = []

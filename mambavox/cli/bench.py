@@ -26,12 +26,12 @@ def bench_command(
     memory: Annotated[bool, typer.Option(help="also measure peak memory, each time in a new process")] = True,
     encoders: Annotated[str | None, typer.Option(help="streaming: such as mamba,causal-transformer")] = None,
     histories: Annotated[str | None, typer.Option(help="streaming: seconds of the past, such as 10,60")] = None,
-    recordings: Annotated[Path | None, typer.Option(help="serve: folder of what the clients say")] = None,
     model: Annotated[
         str | None, typer.Option(help="serve: run folder of a causal recogniser (default: the embedded one)")
     ] = None,
+    data: Annotated[Path | None, typer.Option(help="serve: folder of recordings, which the clients say")] = None,
+    seconds: Annotated[str | None, typer.Option(help="serve: that each client speaks (default: 20)")] = None,
     streams: Annotated[int, typer.Option(min=1, help="serve: clients at a time")] = 50,
-    seconds: Annotated[float, typer.Option(min=1.0, help="serve: that each client speaks")] = 20.0,
     hostile: Annotated[bool, typer.Option(help="serve: measure again beside a hostile client")] = True,
 ) -> None:
     """Time an operation beside other libraries, or steps of streams by the length of their past.
@@ -41,12 +41,10 @@ def bench_command(
     it takes --threads, --repeats and --output. serve is `mambavox serve` with many clients at the pace of speech.
     """
     if operation == "serve":
-        if recordings is None:
-            raise typer.BadParameter("bench serve needs --recordings, a folder of what the clients say")
-        _bench_serving(recordings, model, streams, seconds, threads or 1, hostile, output)
+        _bench_serving(data, model, streams, seconds, threads or 1, hostile, output)
         return
-    if recordings is not None or model is not None:
-        raise typer.BadParameter(f"--recordings and --model are for bench serve, not for {operation}")
+    if data is not None or model is not None or seconds is not None:
+        raise typer.BadParameter(f"--data, --model and --seconds are for bench serve, not for {operation}")
     if operation == "streaming":
         if passes is not None:
             raise typer.BadParameter("--passes is for operations; a stream has a forward pass only")
@@ -113,13 +111,17 @@ def _bench_streaming(
 
 
 def _bench_serving(
-    recordings: Path, model: str | None, streams: int, seconds: float, threads: int, hostile: bool, output: Path
+    data: Path | None, model: str | None, streams: int, seconds: str | None, threads: int, hostile: bool, output: Path
 ) -> None:
     from mambavox.benchmarks.serving import measure_serving
 
-    report = measure_serving(
-        recordings, model or embedded_recogniser(), streams, seconds, threads, hostile, console=ERR
-    )
+    if data is None:
+        raise typer.BadParameter("bench serve needs --data, a folder of recordings, which the clients say")
+    try:
+        spoken = 20.0 if seconds is None else float(seconds)
+    except ValueError:
+        raise typer.BadParameter(f"--seconds is {seconds!r}; bench serve expects one number") from None
+    report = measure_serving(data, model or embedded_recogniser(), streams, spoken, threads, hostile, console=ERR)
     report.write(output)
     OUT.print(report.markdown(), markup=False)
     OUT.print(f"serve.md and serve.json are in {output}", markup=False)

@@ -81,7 +81,7 @@ def test_many_streams_of_real_recordings_beside_a_hostile_client(recordings, tmp
         samples, rate = soundfile.read(path)
         soundfile.write(clips / f"{number}.wav", samples[: 2 * rate], rate)
     output = run(
-        "bench", "serve", "--recordings", clips, "--model", model, "--streams", 6, "--seconds", 2,
+        "bench", "serve", "--data", clips, "--model", model, "--streams", 6, "--seconds", 2,
         "--output", tmp_path / "bench",
     )  # fmt: skip
     report = json.loads((tmp_path / "bench" / "serve.json").read_text())
@@ -96,7 +96,8 @@ def test_many_streams_of_real_recordings_beside_a_hostile_client(recordings, tmp
     assert "| with a hostile client | 6 | 0 | 6 |" in output
 
 
-def test_bench_serve_needs_recordings(tmp_path):
-    assert "needs --recordings" in run("bench", "serve", code=2)
-    assert "no recordings are there" in run("bench", "serve", "--recordings", tmp_path, code=1)
-    assert "for bench serve, not for" in run("bench", "scan", "--recordings", tmp_path, code=2)
+def test_bench_serve_checks_its_options(tmp_path):
+    assert "needs --data" in run("bench", "serve", code=2)
+    assert "no recordings are there" in run("bench", "serve", "--data", tmp_path, code=1)
+    assert "expects one number" in run("bench", "serve", "--data", tmp_path, "--seconds", "1,2", code=2)
+    assert "for bench serve, not for" in run("bench", "scan", "--data", tmp_path, code=2)
