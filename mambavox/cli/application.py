@@ -16,6 +16,7 @@ from mambavox.cli.info import info_command
 from mambavox.cli.predict import predict_command
 from mambavox.cli.pretrain import pretrain_command
 from mambavox.cli.quickstart import quickstart_command
+from mambavox.cli.serve import serve_command
 from mambavox.cli.shards import shards_app
 from mambavox.cli.transcribe import transcribe_command
 from mambavox.cli.units import units_app
@@ -55,6 +56,7 @@ app.command(_ADAPT_ASR, hidden=True, context_settings={"allow_extra_args": True,
 )
 app.command("finetune", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(finetune_command)
 app.command("transcribe")(transcribe_command)
+app.command("serve")(serve_command)
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
 app.command("info")(info_command)

@@ -1,4 +1,4 @@
-"""``mambavox bench``: an operation beside its peers, or streaming, on this machine."""
+"""``mambavox bench``: an operation beside its peers, streaming, or a server with many clients, on this machine."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,10 +6,13 @@ from typing import Annotated, Any
 import typer
 
 from mambavox.cli.console import ERR, OUT
+from mambavox.cli.serve import embedded_recogniser
 
 
 def bench_command(
-    operation: Annotated[str, typer.Argument(help="scan, conv, ssd, speed_up, streaming or training")],
+    operation: Annotated[
+        str, typer.Argument(help="scan, conv, ssd, speed_up, streaming, training, serve, recognition or long_form")
+    ],
     shapes: Annotated[
         str | None,
         typer.Option(
@@ -28,12 +31,19 @@ def bench_command(
     encoders: Annotated[str | None, typer.Option(help="streaming, training: such as mamba,causal-transformer")] = None,
     histories: Annotated[str | None, typer.Option(help="streaming: seconds of the past, such as 10,60")] = None,
     lengths: Annotated[str | None, typer.Option(help="training: seconds of the recording, such as 10,60")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="serve: run folder of a causal recogniser (default: the embedded one)")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="serve: folder of recordings, which the clients say")] = None,
+    seconds: Annotated[str | None, typer.Option(help="serve: that each client speaks (default: 20)")] = None,
+    streams: Annotated[int, typer.Option(min=1, help="serve: clients at a time")] = 50,
+    hostile: Annotated[bool, typer.Option(help="serve: measure again beside a hostile client")] = True,
 ) -> None:
     """Time an operation beside other libraries, steps of streams by the length of their past, or passes of training.
 
     Outputs (of operations gradients too) are compared with the definition first; on a mismatch no figure is printed.
     speed_up is a language model of transformers as it is and after mambavox.speed_up: float32 on the CPU; of options
-    it takes --threads, --repeats and --output.
+    it takes --threads, --repeats and --output. serve is `mambavox serve` with many clients at the pace of speech.
     """
     if lengths is not None and operation != "training":
         raise typer.BadParameter(f"--lengths is for bench training, not for {operation}")
@@ -42,6 +52,11 @@ def bench_command(
             raise typer.BadParameter("--passes and --histories are not for bench training")
         _bench_training(shapes, encoders, lengths, threads, repeats, dtype, device, output)
         return
+    if operation == "serve":
+        _bench_serving(data, model, streams, seconds, threads or 1, hostile, output)
+        return
+    if data is not None or model is not None or seconds is not None:
+        raise typer.BadParameter(f"--data, --model and --seconds are for bench serve, not for {operation}")
     if operation == "streaming":
         if passes is not None:
             raise typer.BadParameter("--passes is for operations; a stream has a forward pass only")
@@ -134,6 +149,23 @@ def _seconds(option: str, text: str) -> list[float]:
         return [float(word) for word in _words(text)]
     except ValueError:
         raise typer.BadParameter(f"{option} is {text!r}; expected seconds, such as 10,60,300") from None
+
+
+def _bench_serving(
+    data: Path | None, model: str | None, streams: int, seconds: str | None, threads: int, hostile: bool, output: Path
+) -> None:
+    from mambavox.benchmarks.serving import measure_serving
+
+    if data is None:
+        raise typer.BadParameter("bench serve needs --data, a folder of recordings, which the clients say")
+    try:
+        spoken = 20.0 if seconds is None else float(seconds)
+    except ValueError:
+        raise typer.BadParameter(f"--seconds is {seconds!r}; bench serve expects one number") from None
+    report = measure_serving(data, model or embedded_recogniser(), streams, spoken, threads, hostile, console=ERR)
+    report.write(output)
+    OUT.print(report.markdown(), markup=False)
+    OUT.print(f"serve.md and serve.json are in {output}", markup=False)
 
 
 def _words(text: str) -> list[str]:

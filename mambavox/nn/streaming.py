@@ -59,6 +59,25 @@ class StreamState:
             lambda entries: [type(entry)() if row in numbers else entry for row, entry in enumerate(entries)],
         )
 
+    def put(self: State, rows: Tensor | Sequence[int], state: State) -> State:
+        """The same state with some rows replaced, such as those of :meth:`reorder` after they went on alone.
+
+        Args:
+            rows: indices of rows, each once.
+            state: what comes there, row by row.
+
+        Raises:
+            ConfigError: another number of rows, or a state of a different model.
+        """
+        numbers = torch.as_tensor(rows).tolist()
+        before, new = _count_rows(self), _count_rows(state)
+        if len(numbers) != new:
+            raise ConfigError(f"{len(numbers)} rows are to be replaced by {new}; expected as many")
+        order = list(range(before))
+        for place, row in enumerate(numbers):
+            order[row] = before + place
+        return type(self).join([self, state]).reorder(order)
+
     def split(self: State, sizes: Sequence[int]) -> list[State]:
         """The state cut into runs of rows; :meth:`join` puts them together again.
 
@@ -163,13 +182,14 @@ class MambaState(StreamState):
     conv: Tensor
     ssm: Tensor
 
-    def put(self, rows: Tensor, state: "MambaState") -> "MambaState":
+    def put(self, rows: Tensor | Sequence[int], state: "MambaState") -> "MambaState":
         """State in which some rows are replaced.
 
         Args:
             rows: ``(number,)`` indices of rows.
             state: what comes there.
         """
+        rows = torch.as_tensor(rows, dtype=torch.int64, device=self.ssm.device)
         return MambaState(self.conv.index_copy(0, rows, state.conv), self.ssm.index_copy(0, rows, state.ssm))
 
     def zeros(self, batch: int) -> "MambaState":
@@ -308,6 +328,18 @@ def _change(value: Any, tensors: Callable[[Tensor], Tensor], rows: Callable[[lis
     if isinstance(value, dict):
         return {name: _change(part, tensors, rows) for name, part in value.items()}
     return value
+
+
+def _count_rows(state: StreamState) -> int:
+    """Rows of a state, by the first thing in it that has rows."""
+    counts: list[int] = []
+
+    def count(entries: Any) -> Any:
+        counts.append(len(entries))
+        return entries
+
+    _change(state, count, count)
+    return counts[0]
 
 
 def _join(values: Sequence[Any]) -> Any:

@@ -215,6 +215,23 @@ class TestRows:
         expected, _ = streamed_rows(model, waveforms[:, 300:], [(300, 0, 0)], state)
         close(alone[0, : len(expected[0])], expected[0])
 
+    @pytest.mark.parametrize("encoder", CAUSAL)
+    def test_some_rows_go_on_alone_and_are_put_back(self, encoder):
+        model = new_model(encoder)
+        waveforms = torch.randn(3, 2400)
+        _, state = streamed_rows(model, waveforms, [(300, 100, 200)])
+        # Long enough for the room of their caches to grow.
+        chosen = torch.stack([waveforms[2].roll(-200), waveforms[0].roll(-300)])
+        rows, some = streamed_rows(model, chosen, [(1700, 900)], state.reorder([2, 0]))
+        state = state.put([2, 0], some)
+        assert state.samples == [1200, 100, 1900]
+        rest = torch.stack([waveforms[0].roll(-1200), waveforms[1].roll(-100), waveforms[2].roll(-1900)])
+        after, _ = streamed_rows(model, rest, [(500, 600, 0)], state)
+        close(torch.cat([rows[1], after[0]]), whole(model, waveforms[:1, :1700])[0, -len(rows[1]) - len(after[0]) :])
+        close(after[1], whole(model, waveforms[1:2, :700])[0, -len(after[1]) :])
+        with pytest.raises(ConfigError, match="1 rows are to be replaced by 2"):
+            state.put([0], some)
+
     def test_lengths_that_are_all_full_are_as_none(self):
         model = new_model("causal-transformer")
         waveforms = torch.randn(2, 300)

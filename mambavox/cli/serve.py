@@ -1,0 +1,71 @@
+"""``mambavox serve``: live recognition of many clients, and a page for the browser."""
+
+from typing import Annotated
+
+import typer
+
+from mambavox.cli.console import ERR
+from mambavox.errors import ConfigError
+
+_EMBEDDED = "nano-mamba-ctc"
+
+
+def embedded_recogniser() -> str | None:
+    """Folder of the causal recogniser in the package, if there is one."""
+    from mambavox import assets
+
+    return assets.path(_EMBEDDED) if _EMBEDDED in assets.names() else None
+
+
+def serve_command(
+    model: Annotated[
+        str | None,
+        typer.Option(help=f"run folder of `mambavox finetune`, causal (default: the embedded {_EMBEDDED})"),
+    ] = None,
+    base_model: Annotated[str | None, typer.Option(help="where the model under an adapter lies now")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda (default: a GPU if there is one)")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="of the model (default: as many as torch takes)")] = None,
+    host: Annotated[str, typer.Option(help="address to listen at; others than this machine's need a token")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="to listen at; 0 takes a free one")] = 8765,
+    token: Annotated[
+        str | None, typer.Option(envvar="MAMBAVOX_TOKEN", help="that clients must send (default: none)")
+    ] = None,
+    allow_origin: Annotated[
+        str, typer.Option(help="pages of other servers that may connect, such as https://example.org, by commas")
+    ] = "",
+    max_sessions: Annotated[int, typer.Option(min=1, help="clients at a time")] = 64,
+    max_seconds: Annotated[float, typer.Option(min=1.0, help="of audio in a session")] = 3600.0,
+    block: Annotated[float, typer.Option(min=0.02, help="seconds of audio that the model is given at a time")] = 0.16,
+    pause: Annotated[float, typer.Option(min=0.02, help="seconds without a letter that end a segment")] = 0.8,
+) -> None:
+    """Recognise speech while it is spoken, of many clients at once; the page is at the address that is printed."""
+    try:
+        from mambavox.web.server import Access, address_of, bind, make_application, make_server
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"mambavox serve needs starlette, uvicorn and websockets ({error}); install them with: "
+            "pip install 'mambavox[serve]'"
+        ) from error
+    import torch
+
+    from mambavox.asr.live import Endpointing, LiveRecognizer
+    from mambavox.asr.recognizer import SpeechRecognizer
+    from mambavox.training.backbone import quiet_transformers
+    from mambavox.web.limits import Limits
+
+    access = Access(host, token, [origin.strip() for origin in allow_origin.split(",") if origin.strip()])
+    limits = Limits(max_sessions=max_sessions, max_seconds=max_seconds, block=block)
+    model = model or embedded_recogniser()
+    if model is None:
+        raise ConfigError("no --model is given and none is embedded; expected a run folder of `mambavox finetune`")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with quiet_transformers():
+        recognizer = SpeechRecognizer.from_pretrained(model, base_model=base_model, device=device)
+    live = LiveRecognizer(recognizer, Endpointing(pause))
+    server = make_server(make_application(live, limits, access, name=model), limits)
+    with bind(host, port) as listening:
+        ERR.print(f"{model} listens at {address_of(listening)} (Ctrl+C ends it)", markup=False)
+        server.run(sockets=[listening])
