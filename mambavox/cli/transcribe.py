@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mambavox.cli.console import OUT, print_error, print_json
+from mambavox.cli.console import ERR, OUT, print_error, print_json
 from mambavox.cli.transcribe_whisper import is_whisper_run, transcribe_with_whisper
 
 
@@ -33,16 +33,25 @@ def transcribe_command(
     lm_words: Annotated[Path | None, typer.Option(help="its words, one a line (default: those of the .arpa)")] = None,
     lm_weight: Annotated[float, typer.Option(help="weight of the language model")] = 2.0,
     word_score: Annotated[float, typer.Option(help="added for each word, with a language model")] = 0.0,
-    max_seconds: Annotated[float, typer.Option(min=0.1, help="longest recording that is heard as a whole")] = 600.0,
+    max_seconds: Annotated[
+        float, typer.Option(min=0.1, help="longest recording that is heard as a whole; longer ones block by block")
+    ] = 60.0,
+    pause: Annotated[float, typer.Option(help="of longer recordings: seconds without a word that end a line")] = 0.8,
+    longest: Annotated[float, typer.Option(help="of longer recordings: seconds after which a line ends anyway")] = 30.0,
     base_model: Annotated[str | None, typer.Option(help="where the model under an adapter lies now")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: a GPU if there is one)")] = None,
 ) -> None:
-    """Transcribe recordings.
+    """Transcribe recordings of any length.
 
-    A recording that cannot be read is reported by name; the others are still done, and the exit code is 1.
+    A recording that cannot be read is reported by name; the others are still done, and the exit code is 1. A longer
+    one is heard block by block, and printed as it is; killed, the same command goes on where it was.
     """
+    from mambavox.asr.live import Endpointing
+    from mambavox.asr.long_form import hearing_of
     from mambavox.asr.recognizer import SpeechRecognizer
     from mambavox.asr.subtitles import FORMATS, render
+    from mambavox.cli.transcribe_long import forget, transcribe_long
+    from mambavox.data import duration
     from mambavox.errors import AudioError
     from mambavox.training.backbone import quiet_transformers
     from mambavox.training.run_folder import write_atomically
@@ -81,25 +90,56 @@ def transcribe_command(
 
         words = None if lm_words is None else lm_words.read_text(encoding="utf-8").split()
         search = LanguageModelSearch(lm, recognizer.tokenizer, words=words, weight=lm_weight, word_score=word_score)
+    options: dict[str, Any] = {"beam_size": beam_size, "hot_words": expected, "hot_word_weight": hot_word_weight}
+    endpointing = Endpointing(pause, longest)
+    hearing = None
     rows: list[dict[str, Any]] = []
     failed = False
     for file in files:
-        try:
-            waveform = recognizer.read(file, max_seconds=max_seconds)
-        except AudioError as error:
-            failed = True
-            print_error(str(error))
-            rows.append({"file": str(file), "error": str(error)})
-            continue
-        transcript = recognizer.transcribe(
-            [waveform], beam_size=beam_size, hot_words=expected, hot_word_weight=hot_word_weight, search=search
-        )[0]
-        rows.append({"file": str(file), **transcript.to_mapping()})
         folder = output_dir or file.parent
-        folder.mkdir(parents=True, exist_ok=True)
+        printed = False
+        error: AudioError | None = None
+        try:
+            if whole := duration(file) <= max_seconds:
+                waveform = recognizer.read(file)
+                transcript = recognizer.transcribe([waveform], **options, search=search)[0]
+            else:
+                if hearing is None:
+                    hearing, inexact = hearing_of(recognizer)
+                    if inexact is not None:
+                        ERR.print(f"longer recordings are heard in overlapping chunks: {inexact}", markup=False)
+                folder.mkdir(parents=True, exist_ok=True)
+                if not as_json and len(files) > 1:
+                    OUT.print(f"{file}:", markup=False)
+                settings = {**options, "lm": lm, "lm_weight": lm_weight, "word_score": word_score}
+                transcript, error = transcribe_long(
+                    file,
+                    recognizer,
+                    hearing,
+                    endpointing=endpointing,
+                    search=recognizer.search(**options, search=search),
+                    settings={**settings, **_identify(model)},
+                    folder=folder,
+                    timestamps=timestamps,
+                    quiet=as_json,
+                )
+                printed = True
+        except AudioError as unreadable:
+            failed = True
+            print_error(str(unreadable))
+            rows.append({"file": str(file), "error": str(unreadable)})
+            continue
+        rows.append({"file": str(file), **transcript.to_mapping()})
+        if error is not None:
+            failed = True
+            print_error(f"{error}. What was heard before is kept")
+            rows[-1]["error"] = str(error)
         for form in forms:
+            folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / f"{file.stem}.{form}", render(transcript, form, timestamps=timestamps))
-        if not as_json:
+        if not whole:
+            forget(file, folder)
+        if not as_json and not printed:
             if len(files) > 1:
                 OUT.print(f"{file}:", markup=False)
             OUT.print(render(transcript, "txt", timestamps=timestamps), end="", markup=False)
@@ -107,3 +147,9 @@ def transcribe_command(
         print_json(rows)
     if failed:
         raise typer.Exit(1)
+
+
+def _identify(model: str) -> dict[str, Any]:
+    """What tells whether a model is still the same one."""
+    weights = [path for path in Path(model).expanduser().glob("*.safetensors") if path.is_file()]
+    return {"model": model, "weights": sorted((path.name, path.stat().st_mtime_ns) for path in weights)}
