@@ -11,6 +11,7 @@ from mambavox.cli.bench import bench_command
 from mambavox.cli.compare import compare_command
 from mambavox.cli.console import print_error
 from mambavox.cli.evaluate import evaluate_command
+from mambavox.cli.export import export_command
 from mambavox.cli.finetune import finetune_command
 from mambavox.cli.info import info_command
 from mambavox.cli.predict import predict_command
@@ -54,6 +55,7 @@ app.command(_ADAPT_ASR, hidden=True, context_settings={"allow_extra_args": True,
 )
 app.command("finetune", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(finetune_command)
 app.command("transcribe")(transcribe_command)
+app.command("export")(export_command)
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
 app.command("info")(info_command)
