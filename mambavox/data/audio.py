@@ -214,6 +214,17 @@ def _frames(
         return array.astype(np.float32), rate
 
 
+class _SequentialFile(soundfile.SoundFile):
+    """A file that is only read on and on.
+
+    soundfile seeks behind each block that it has read, to where it is; an mp3 decoder loses there what the next frame
+    builds upon, and gives other samples.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
 def _open(content: Path | bytes, name: str) -> soundfile.SoundFile:
     if isinstance(content, Path):
         if content.is_dir():
@@ -223,7 +234,7 @@ def _open(content: Path | bytes, name: str) -> soundfile.SoundFile:
     if not (content if isinstance(content, bytes) else content.stat().st_size):
         raise AudioError(f"{name}: is empty (0 bytes)")
     try:
-        return soundfile.SoundFile(io.BytesIO(content) if isinstance(content, bytes) else content)
+        return _SequentialFile(io.BytesIO(content) if isinstance(content, bytes) else content)
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a headerless .raw
         raise AudioError(
             f"{name}: is not a readable recording ({_reason(error)}); the formats read are {_FORMATS}. "
