@@ -121,7 +121,7 @@ class SpeechRecognizer:
             name = audio if isinstance(audio, (str, Path)) else "the recording"
             raise AudioError(
                 f"{name}: is {seconds:.1f} s long and would be heard as a whole; expected at most {max_seconds:g} s. "
-                "Cut it into pieces, or allow more with --max-seconds, if the memory suffices"
+                "Allow more with max_seconds, if the memory suffices, or give it to mambavox.asr.long_form"
             )
         return waveform
 

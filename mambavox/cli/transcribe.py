@@ -137,7 +137,8 @@ def transcribe_command(
                 if hearing is None:
                     hearing, inexact = hearing_of(recognizer)
                     if inexact is not None:
-                        ERR.print(f"longer recordings are heard in overlapping chunks: {inexact}", markup=False)
+                        reason = inexact.partition(". Expected")[0]
+                        ERR.print(f"longer recordings are heard in overlapping chunks: {reason}", markup=False)
                 folder.mkdir(parents=True, exist_ok=True)
                 if not as_json and len(files) > 1:
                     OUT.print(f"{file}:", markup=False)

@@ -165,12 +165,15 @@ def export_step(
 @contextmanager
 def _plain_operations() -> Iterator[None]:
     """Let Mamba blocks do without kernels, which are no part of ONNX."""
-    kernels = mamba.selective_scan, block.causal_conv1d
-    mamba.selective_scan, block.causal_conv1d = _scan, plain_ops.causal_conv1d  # type: ignore[assignment]
+    plain = ((mamba, "selective_scan", _scan), (block, "causal_conv1d", plain_ops.causal_conv1d))
+    kernels = [getattr(module, name) for module, name, _ in plain]
+    for module, name, operation in plain:
+        setattr(module, name, operation)
     try:
         yield
     finally:
-        mamba.selective_scan, block.causal_conv1d = kernels
+        for (module, name, _), kernel in zip(plain, kernels, strict=True):
+            setattr(module, name, kernel)
 
 
 @contextmanager

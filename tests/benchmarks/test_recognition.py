@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from mambavox.asr.recognizer import SpeechRecognizer
 from mambavox.asr.tokenizer import train_tokenizer
-from mambavox.benchmarks import recognition
+from mambavox.benchmarks import long_form, recognition
 from mambavox.benchmarks.long_form import write_recording
 from mambavox.benchmarks.recognition import Delays, measure_recognition, speak
 from mambavox.cli import app
@@ -120,7 +120,7 @@ def test_the_command_writes_a_report(tmp_path):
     assert "| 320 ms |" in (tmp_path / "recognition.md").read_text()
 
 
-def test_a_long_recording_is_transcribed_in_a_process_of_its_own(tmp_path):
+def test_a_long_recording_is_transcribed_in_a_process_of_its_own(tmp_path, monkeypatch):
     recognizer = recognizer_of()
     for part in (recognizer.model, recognizer.extractor, TOKENIZER):
         part.save_pretrained(tmp_path / "run")
@@ -137,6 +137,8 @@ def test_a_long_recording_is_transcribed_in_a_process_of_its_own(tmp_path):
     (run,) = json.loads((tmp_path / "long_form.json").read_text())["runs"]
     assert run["seconds"] == 70 and run["peak_bytes"] > 100 << 20 and run["wall"] > 0.1
     assert "| 1.16667 min |" in result.stdout
-    flags[3] = str(tmp_path)
+    monkeypatch.setattr(long_form, "_COMMAND", "raise SystemExit('no such luck')")
     result = CliRunner().invoke(app, ["bench", "long_form", *flags, "--output", str(tmp_path)])
-    assert result.exit_code == 1 and "holds no tokenizer" in result.stderr
+    assert result.exit_code == 1 and "the transcription of 70 s ended with 1: no such luck" in result.stderr
+    result = CliRunner().invoke(app, ["bench", "long_form", "--data", str(tmp_path / "run")])
+    assert result.exit_code == 1 and "holds no clips" in result.stderr
