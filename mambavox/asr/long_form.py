@@ -18,6 +18,7 @@ from mambavox.asr.recognizer import Search, SpeechRecognizer
 from mambavox.data import Waveform, read_blocks
 from mambavox.errors import ConfigError, HostError
 from mambavox.hubert.approximate_streaming import Chunks
+from mambavox.hubert.streaming import AttentionState
 from mambavox.nn.streaming import StreamState
 
 BLOCK_SECONDS = 5.0
@@ -45,7 +46,7 @@ class ExactHearing:
         recognizer: of a causal Mamba-HuBERT, adapted or not.
 
     Raises:
-        ConfigError: the model is not causal, or its extractor normalises whole recordings.
+        ConfigError: the model is not causal, has attention, or its extractor normalises whole recordings.
         HostError: the model or an adapter on it cannot be streamed.
     """
 
@@ -57,6 +58,8 @@ class ExactHearing:
             raise ConfigError("the extractor normalises each recording by its own mean and variance (do_normalize)")
         self._device = next(self._model.parameters()).device
         self._fresh = self._model.init_streaming_state(1)
+        if any(isinstance(layer.mixer, AttentionState) for layer in self._fresh.layers):
+            raise ConfigError("causal attention keeps every frame, in memory and time that grow with the recording")
 
     def begin(self) -> Any:
         """State before the first sample."""
@@ -64,6 +67,8 @@ class ExactHearing:
 
     def feed(self, samples: Waveform, state: Any, final: bool) -> tuple[NDArray[np.float32], Any]:
         """See :class:`Hearing`."""
+        if state.waveform.device != self._device:  # read from a file
+            state = state.to(self._device)
         output, state = self._model.stream(torch.from_numpy(samples)[None].to(self._device), state, final=final)
         return output.logits[0].float().log_softmax(dim=-1).cpu().numpy(), state
 

@@ -1,5 +1,6 @@
 """``mambavox transcribe``: recordings to text."""
 
+import math
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -131,7 +132,7 @@ def transcribe_command(
         error: AudioError | None = None
         try:
             if whole := duration(file) <= max_seconds:
-                waveform = recognizer.read(file)
+                waveform = recognizer.read(file, max_seconds=math.inf)
                 transcript = recognizer.transcribe([waveform], **options, search=search)[0]
             else:
                 if hearing is None:

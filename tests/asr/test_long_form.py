@@ -125,9 +125,11 @@ def test_a_state_of_other_settings_is_refused():
         LongFormStream(recognizer, state=broken)
 
 
-def test_an_extractor_that_normalises_is_heard_in_chunks():
+def test_what_would_grow_or_wait_for_the_end_is_heard_in_chunks():
     hearing, why_not = hearing_of(recognizer_of(normalize=True))
     assert isinstance(hearing, ChunkedHearing) and "do_normalize" in why_not
+    hearing, why_not = hearing_of(recognizer_of(["mamba", "causal-transformer"]))
+    assert isinstance(hearing, ChunkedHearing) and "attention keeps every frame" in why_not
     with pytest.raises(ConfigError, match="chunk=0"):
         ChunkedHearing(recognizer_of(), 0)
 
