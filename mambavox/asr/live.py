@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from mambavox.asr.decoding import Word
 from mambavox.asr.recognizer import SpeechRecognizer
 from mambavox.asr.tokenizer import Vocabulary
 from mambavox.data import Waveform
-from mambavox.errors import ConfigError, HostError
+from mambavox.errors import ConfigError, DataError, HostError
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,9 @@ class LiveSegment:
         }
 
 
+_SETTINGS = {"vocabulary", "frame_seconds", "_pause", "_longest"}  # of a decoder: what its stream does not change
+
+
 class LiveDecoder:
     """The likeliest alignment of one stream, written down as its frames come.
 
@@ -117,6 +120,34 @@ class LiveDecoder:
     def seconds(self) -> float:
         """How much of the stream has been decoded."""
         return self._frame * self.frame_seconds
+
+    @property
+    def speaking(self) -> bool:
+        """Whether a segment has begun and not ended."""
+        return bool(self._words or self._letters)
+
+    def progress(self) -> dict[str, Any]:
+        """What it remembers of its stream, for JSON; :meth:`go_on` takes it up."""
+        remembered = {name: value for name, value in vars(self).items() if name not in _SETTINGS}
+        return {**remembered, "_words": [asdict(word) for word in self._words]}
+
+    def go_on(self, progress: Mapping[str, Any]) -> None:
+        """Go on where another decoder of the same settings was.
+
+        Args:
+            progress: what its :meth:`progress` returned.
+
+        Raises:
+            DataError: it is nothing of the kind.
+        """
+        known = set(vars(self)) - _SETTINGS
+        if set(progress) != known:
+            raise DataError(
+                f"a decoder's progress with {', '.join(progress) or 'nothing'}; expected {', '.join(known)}"
+            )
+        vars(self).update(progress)
+        self._words = [Word(**word) for word in progress["_words"]]
+        self._tokens = [(total, frames) for total, frames in progress["_tokens"]]
 
     def feed(self, log_probs: NDArray[np.floating]) -> list[LiveSegment]:
         """Go on with the next frames.

@@ -1,10 +1,10 @@
 """Recordings to text with a CTC model: one that `mambavox finetune` wrote, or any of transformers."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from mambavox.errors import AudioError, ConfigError
 
 MAX_SECONDS = 600.0
 """Longest recording that is heard as a whole."""
+
+Search: TypeAlias = Callable[[NDArray[np.float32]], Sequence[int]]
+"""Tokens of log probabilities ``(frames, tokens)``."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class SpeechRecognizer:
             name = audio if isinstance(audio, (str, Path)) else "the recording"
             raise AudioError(
                 f"{name}: is {seconds:.1f} s long and would be heard as a whole; expected at most {max_seconds:g} s. "
-                "Cut it into pieces, or allow more with --max-seconds, if the memory suffices"
+                "Allow more with max_seconds, if the memory suffices, or give it to mambavox.asr.long_form"
             )
         return waveform
 
@@ -157,14 +160,12 @@ class SpeechRecognizer:
 
         ``search`` takes the place of the beam search; with it there are no hot words.
         """
-        if search is not None and hot_words:
-            raise ConfigError("hot words and a language model are both given; expected one of them")
-        bonus = HotWords(hot_words, self.vocabulary, hot_word_weight) if hot_words else None
+        found = self.search(beam_size=beam_size, hot_words=hot_words, hot_word_weight=hot_word_weight, search=search)
         transcripts = []
         for waveform, log_probs in zip(
             waveforms, ctc_log_probs(self.model, self.extractor, waveforms, batch_size), strict=True
         ):
-            ids = self._decode(log_probs, beam_size, bonus) if search is None else search(log_probs)
+            ids = greedy_search(log_probs, self.vocabulary.blank) if found is None else found(log_probs)
             transcripts.append(
                 Transcript(
                     text=self.vocabulary.text(ids),
@@ -174,12 +175,24 @@ class SpeechRecognizer:
             )
         return transcripts
 
-    def _decode(self, log_probs: NDArray[np.float32], beam_size: int, bonus: HotWords | None) -> Sequence[int]:
-        if beam_size == 1 and bonus is None:
-            return greedy_search(log_probs, self.vocabulary.blank)
-        if beam_size == 1:
-            beam_size = 16  # one text has no other to be preferred to
-        found = prefix_beam_search(
-            log_probs, self.vocabulary.blank, beam_size=beam_size, token_margin=12.0, bonus=bonus
-        )
-        return found[0].ids
+    def search(
+        self,
+        *,
+        beam_size: int = 1,
+        hot_words: Sequence[str] = (),
+        hot_word_weight: float = 5.0,
+        search: LanguageModelSearch | None = None,
+    ) -> Search | None:
+        """What finds the tokens of frames, by the arguments of :meth:`transcribe`; none where that is greedy search."""
+        if search is not None and hot_words:
+            raise ConfigError("hot words and a language model are both given; expected one of them")
+        if search is not None or (beam_size == 1 and not hot_words):
+            return search
+        bonus = HotWords(hot_words, self.vocabulary, hot_word_weight) if hot_words else None
+        size = 16 if beam_size == 1 else beam_size  # one text has no other to be preferred to
+
+        def best(log_probs: NDArray[np.float32]) -> Sequence[int]:
+            found = prefix_beam_search(log_probs, self.vocabulary.blank, beam_size=size, token_margin=12.0, bonus=bonus)
+            return found[0].ids
+
+        return best

@@ -26,18 +26,25 @@ def render(transcript: Transcript, form: str, *, timestamps: bool = False) -> st
     lines = group_words(transcript.words)
     if form == "srt":
         blocks = [
-            f"{number}\n{_clock(line[0].start, ',')} --> {_clock(line[-1].end, ',')}\n{_text(line)}\n"
+            f"{number}\n{clock(line[0].start, ',')} --> {clock(line[-1].end, ',')}\n{_text(line)}\n"
             for number, line in enumerate(lines, start=1)
         ]
         return "\n".join(blocks)
     if form == "vtt":
-        blocks = [f"{_clock(line[0].start, '.')} --> {_clock(line[-1].end, '.')}\n{_text(line)}\n" for line in lines]
+        blocks = [f"{clock(line[0].start, '.')} --> {clock(line[-1].end, '.')}\n{_text(line)}\n" for line in lines]
         return "\n".join(["WEBVTT\n", *blocks])
     if timestamps:
-        return "".join(
-            f"[{_clock(line[0].start, '.')} - {_clock(line[-1].end, '.')}] {_text(line)}\n" for line in lines
-        )
+        return render_segment(transcript.words, timestamps=True)
     return transcript.text + "\n"
+
+
+def render_segment(words: Sequence[Word], *, timestamps: bool) -> str:
+    """Words as plain text: one line, or with ``timestamps`` one line a subtitle, with its times."""
+    if not timestamps:
+        return _text(words) + "\n"
+    return "".join(
+        f"[{clock(line[0].start, '.')} - {clock(line[-1].end, '.')}] {_text(line)}\n" for line in group_words(words)
+    )
 
 
 def group_words(words: Sequence[Word]) -> list[list[Word]]:
@@ -61,7 +68,8 @@ def _text(line: Sequence[Word]) -> str:
     return " ".join(word.text for word in line)
 
 
-def _clock(seconds: float, point: str) -> str:
+def clock(seconds: float, point: str) -> str:
+    """Hours, minutes, seconds and milliseconds, with ``point`` before the last."""
     milliseconds = round(seconds * 1000)
     minutes, milliseconds = divmod(milliseconds, 60_000)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds // 1000:02d}{point}{milliseconds % 1000:03d}"

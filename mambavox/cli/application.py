@@ -7,10 +7,11 @@ from typer.core import TyperGroup
 
 from mambavox.cli.adapt import adapt_command
 from mambavox.cli.adapt_asr import adapt_asr_command, asks_for_asr
-from mambavox.cli.bench import bench_command
+from mambavox.cli.bench import bench_app
 from mambavox.cli.compare import compare_command
 from mambavox.cli.console import print_error
 from mambavox.cli.evaluate import evaluate_command
+from mambavox.cli.export import export_command
 from mambavox.cli.finetune import finetune_command
 from mambavox.cli.info import info_command
 from mambavox.cli.predict import predict_command
@@ -57,13 +58,14 @@ app.command(_ADAPT_ASR, hidden=True, context_settings={"allow_extra_args": True,
 app.command("finetune", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(finetune_command)
 app.command("transcribe")(transcribe_command)
 app.command("serve")(serve_command)
+app.command("export")(export_command)
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
 app.command("info")(info_command)
-app.command("bench")(bench_command)
 app.command("compare", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(compare_command)
 # Any other flag of `pretrain` is a field of the model's configuration.
 app.command("pretrain", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(pretrain_command)
 app.command("quickstart")(quickstart_command)
+app.add_typer(bench_app, name="bench")
 app.add_typer(units_app, name="units")
 app.add_typer(shards_app, name="shards")

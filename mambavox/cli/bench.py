@@ -1,172 +1,208 @@
-"""``mambavox bench``: an operation beside its peers, streaming, or a server with many clients, on this machine."""
+"""``mambavox bench``: operations beside their peers, and what streaming, training, serving cost on this machine."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
 
 from mambavox.cli.console import ERR, OUT
 from mambavox.cli.serve import embedded_recogniser
 
+bench_app = typer.Typer(
+    help="Measure operations beside other libraries, and what streaming, training and serving cost on this machine.",
+    no_args_is_help=True,
+)
 
-def bench_command(
-    operation: Annotated[
-        str, typer.Argument(help="scan, conv, ssd, speed_up, streaming, training, serve, recognition or long_form")
-    ],
-    shapes: Annotated[
-        str | None,
-        typer.Option(
-            help="such as S1-500,S2-500 (default: all of the operation); streaming, training: nano, small, base"
-        ),
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="that work (default: as many as torch takes)")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="repetitions, each through all candidates")] = 7,
-    passes: Annotated[str | None, typer.Option(help="of forward, both (default: both of them)")] = None,
-    output: Annotated[Path, typer.Option(help="folder of the table, the figures as JSON and the plot")] = Path(
-        "runs/bench"
-    ),
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    memory: Annotated[bool, typer.Option(help="also measure peak memory, each time in a new process")] = True,
-    encoders: Annotated[str | None, typer.Option(help="streaming, training: such as mamba,causal-transformer")] = None,
-    histories: Annotated[str | None, typer.Option(help="streaming: seconds of the past, such as 10,60")] = None,
-    lengths: Annotated[str | None, typer.Option(help="training: seconds of the recording, such as 10,60")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="serve: run folder of a causal recogniser (default: the embedded one)")
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="serve: folder of recordings, which the clients say")] = None,
-    seconds: Annotated[str | None, typer.Option(help="serve: that each client speaks (default: 20)")] = None,
-    streams: Annotated[int, typer.Option(min=1, help="serve: clients at a time")] = 50,
-    hostile: Annotated[bool, typer.Option(help="serve: measure again beside a hostile client")] = True,
-) -> None:
-    """Time an operation beside other libraries, steps of streams by the length of their past, or passes of training.
+Threads = Annotated[int | None, typer.Option(min=1, help="that work (default: as many as torch takes)")]
+OneThread = Annotated[int, typer.Option(min=1, help="that work")]
+Dtype = Annotated[str, typer.Option(help="float32 or bfloat16")]
+Device = Annotated[str, typer.Option(help="cpu or cuda")]
+Output = Annotated[Path, typer.Option(help="folder of the tables, the figures as JSON and the plots")]
+Model = Annotated[str | None, typer.Option(help="run folder of a causal recogniser (default: the embedded one)")]
+_FOLDER = Path("runs/bench")
 
-    Outputs (of operations gradients too) are compared with the definition first; on a mismatch no figure is printed.
-    speed_up is a language model of transformers as it is and after mambavox.speed_up: float32 on the CPU; of options
-    it takes --threads, --repeats and --output. serve is `mambavox serve` with many clients at the pace of speech.
-    """
-    if lengths is not None and operation != "training":
-        raise typer.BadParameter(f"--lengths is for bench training, not for {operation}")
-    if operation == "training":
-        if passes is not None or histories is not None:
-            raise typer.BadParameter("--passes and --histories are not for bench training")
-        _bench_training(shapes, encoders, lengths, threads, repeats, dtype, device, output)
-        return
-    if operation == "serve":
-        _bench_serving(data, model, streams, seconds, threads or 1, hostile, output)
-        return
-    if data is not None or model is not None or seconds is not None:
-        raise typer.BadParameter(f"--data, --model and --seconds are for bench serve, not for {operation}")
-    if operation == "streaming":
-        if passes is not None:
-            raise typer.BadParameter("--passes is for operations; a stream has a forward pass only")
-        _bench_streaming(shapes, encoders, histories, threads, repeats, dtype, device, output)
-        return
-    if encoders is not None or histories is not None:
-        raise typer.BadParameter(f"--encoders and --histories are for bench streaming, not for {operation}")
-    if operation == "speed_up":
-        _bench_speed_up(threads, repeats, output)
-        return
-    from mambavox.benchmarks.benchmark import benchmark
 
-    report = benchmark(
-        operation,
-        shapes=None if shapes is None else _words(shapes),
-        threads=threads,
-        repeats=repeats,
-        **({} if passes is None else {"passes": _words(passes)}),
-        dtype=dtype,
-        device=device,
-        memory=memory,
-        console=ERR,
-    )
-    report.write(output, operation)
+class _Report(Protocol):
+    def write(self, folder: Path) -> None: ...
+
+    def markdown(self) -> str: ...
+
+
+def _publish(report: _Report, output: Path, name: str) -> None:
+    report.write(output)
     OUT.print(report.markdown(), markup=False)
-    OUT.print(f"{operation}.md, {operation}.json and {operation}.png are in {output}", markup=False)
+    OUT.print(f"{name}.md and {name}.json are in {output}", markup=False)
 
 
-def _bench_speed_up(threads: int | None, repeats: int, output: Path) -> None:
+def _operation_command(operation: str) -> Callable[..., None]:
+    def command(
+        shapes: Annotated[
+            str | None, typer.Option(help="such as S1-500,S2-500 (default: all of the operation)")
+        ] = None,
+        threads: Threads = None,
+        repeats: Annotated[int, typer.Option(min=1, help="repetitions, each through all candidates")] = 7,
+        passes: Annotated[str | None, typer.Option(help="of forward, both (default: both of them)")] = None,
+        output: Output = _FOLDER,
+        dtype: Dtype = "float32",
+        device: Device = "cpu",
+        memory: Annotated[bool, typer.Option(help="also measure peak memory, each time in a new process")] = True,
+    ) -> None:
+        from mambavox.benchmarks.benchmark import benchmark
+
+        report = benchmark(
+            operation,
+            shapes=_words(shapes),
+            threads=threads,
+            repeats=repeats,
+            **_given(passes=_words(passes)),
+            dtype=dtype,
+            device=device,
+            memory=memory,
+            console=ERR,
+        )
+        report.write(output, operation)
+        OUT.print(report.markdown(), markup=False)
+        OUT.print(f"{operation}.md, {operation}.json and {operation}.png are in {output}", markup=False)
+
+    return command
+
+
+for _name, _what in {
+    "scan": "The selective scan of Mamba",
+    "conv": "The short causal convolution of Mamba",
+    "ssd": "The scan of Mamba-2",
+}.items():
+    bench_app.command(
+        _name,
+        help=f"{_what} beside other libraries.\n\nOutputs and gradients are compared with the definition first; on a "
+        "mismatch no figure is printed.",
+    )(_operation_command(_name))
+
+
+@bench_app.command("speed_up")
+def speed_up_command(
+    threads: Threads = None,
+    repeats: Annotated[int, typer.Option(min=1, help="repetitions, each through both")] = 7,
+    output: Output = _FOLDER,
+) -> None:
+    """A language model of transformers as it is and after mambavox.speed_up, in float32 on the CPU."""
     from mambavox.benchmarks.speed_up import measure_speed_up
 
-    report = measure_speed_up(threads, repeats, console=ERR)
-    report.write(output)
-    OUT.print(report.markdown(), markup=False)
-    OUT.print(f"speed_up.md and speed_up.json are in {output}", markup=False)
+    _publish(measure_speed_up(threads, repeats, console=ERR), output, "speed_up")
 
 
-def _bench_streaming(
-    sizes: str | None,
-    encoders: str | None,
-    histories: str | None,
-    threads: int | None,
-    repeats: int,
-    dtype: str,
-    device: str,
-    output: Path,
+@bench_app.command("streaming")
+def streaming_command(
+    sizes: Annotated[str | None, typer.Option("--shapes", help="of nano, small, base (default: base)")] = None,
+    encoders: Annotated[str | None, typer.Option(help="such as mamba,causal-transformer")] = None,
+    histories: Annotated[str | None, typer.Option(help="seconds of the past, such as 10,60")] = None,
+    threads: Threads = None,
+    repeats: Annotated[int, typer.Option(min=1, help="repetitions, each through all models")] = 7,
+    output: Output = _FOLDER,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
 ) -> None:
+    """Steps of streams of causal Mamba-HuBERTs, and the bytes of their states, by the length of their past."""
     from mambavox.benchmarks.streaming import measure_streaming
 
-    given: dict[str, Any] = {}
-    if sizes is not None:
-        given["sizes"] = _words(sizes)
-    if encoders is not None:
-        given["encoders"] = _words(encoders)
-    if histories is not None:
-        given["histories"] = _seconds("--histories", histories)
+    given = _given(sizes=_words(sizes), encoders=_words(encoders), histories=_numbers("histories", histories))
     report = measure_streaming(threads=threads, repeats=repeats, dtype=dtype, device=device, console=ERR, **given)
-    report.write(output)
-    OUT.print(report.markdown(), markup=False)
-    OUT.print(f"streaming.md, streaming.json and streaming.png are in {output}", markup=False)
+    _publish(report, output, "streaming")
 
 
-def _bench_training(
-    size: str | None,
-    encoders: str | None,
-    lengths: str | None,
-    threads: int | None,
-    repeats: int,
-    dtype: str,
-    device: str,
-    output: Path,
+@bench_app.command("training")
+def training_command(
+    size: Annotated[str, typer.Option("--shapes", help="nano, small or base")] = "base",
+    encoders: Annotated[str | None, typer.Option(help="such as mamba,transformer,HubertModel")] = None,
+    lengths: Annotated[str | None, typer.Option(help="seconds of the recording, such as 10,60")] = None,
+    threads: Threads = None,
+    repeats: Annotated[int, typer.Option(min=1, help="repetitions, each through all models")] = 3,
+    output: Output = _FOLDER,
+    dtype: Dtype = "float32",
+    device: Device = "cpu",
 ) -> None:
+    """Forward and backward passes of Mamba-HuBERTs and transformers' HubertModel by the length of the recording."""
     from mambavox.benchmarks.training import measure_training
 
-    given: dict[str, Any] = {}
-    if size is not None:
-        given["size"] = size
-    if encoders is not None:
-        given["encoders"] = _words(encoders)
-    if lengths is not None:
-        given["lengths"] = _seconds("--lengths", lengths)
-    report = measure_training(threads=threads, repeats=repeats, dtype=dtype, device=device, console=ERR, **given)
-    report.write(output)
-    OUT.print(report.markdown(), markup=False)
-    OUT.print(f"training.md, training.json and training.png are in {output}", markup=False)
+    given = _given(encoders=_words(encoders), lengths=_numbers("lengths", lengths))
+    report = measure_training(size, threads=threads, repeats=repeats, dtype=dtype, device=device, console=ERR, **given)
+    _publish(report, output, "training")
 
 
-def _seconds(option: str, text: str) -> list[float]:
-    try:
-        return [float(word) for word in _words(text)]
-    except ValueError:
-        raise typer.BadParameter(f"{option} is {text!r}; expected seconds, such as 10,60,300") from None
-
-
-def _bench_serving(
-    data: Path | None, model: str | None, streams: int, seconds: str | None, threads: int, hostile: bool, output: Path
+@bench_app.command("recognition")
+def recognition_command(
+    model: Model = None,
+    blocks: Annotated[str | None, typer.Option("--seconds", help="of blocks, such as 0.16,0.32")] = None,
+    sentences: Annotated[int, typer.Option(min=1, help="that are spoken by espeak-ng")] = 12,
+    threads: OneThread = 1,
+    output: Output = _FOLDER,
+    device: Device = "cpu",
 ) -> None:
+    """How long words wait in a streaming recogniser, by their known times in synthesised sentences."""
+    from mambavox.asr.recognizer import SpeechRecognizer
+    from mambavox.benchmarks.recognition import measure_recognition
+    from mambavox.training.backbone import quiet_transformers
+
+    model = model or embedded_recogniser()
+    if model is None:
+        raise typer.BadParameter("bench recognition needs --model, the run folder of a causal recogniser of English")
+    with quiet_transformers():
+        recognizer = SpeechRecognizer.from_pretrained(model, device=device)
+    given = _given(blocks=_numbers("seconds", blocks))
+    facts = {"model": model}
+    report = measure_recognition(recognizer, sentences=sentences, threads=threads, facts=facts, console=ERR, **given)
+    _publish(report, output, "recognition")
+
+
+@bench_app.command("long_form")
+def long_form_command(
+    data: Annotated[Path, typer.Option(help="folder of clips, which are joined")],
+    model: Annotated[
+        str | None, typer.Option(help="run folder of a recogniser (default: a nano model with random weights)")
+    ] = None,
+    encoder: Annotated[str, typer.Option("--encoders", help="kind of the layers where no model is given")] = "mamba",
+    lengths: Annotated[str | None, typer.Option("--seconds", help="of recordings, such as 600,10800")] = None,
+    threads: OneThread = 1,
+    output: Output = _FOLDER,
+    device: Device = "cpu",
+) -> None:
+    """Peak memory and time of `mambavox transcribe` by the length of the recording."""
+    from mambavox.benchmarks.long_form import measure_long_form
+
+    given = _given(lengths=_numbers("seconds", lengths))
+    report = measure_long_form(data, model=model, encoder=encoder, threads=threads, device=device, console=ERR, **given)
+    _publish(report, output, "long_form")
+
+
+@bench_app.command("serve")
+def serve_bench_command(
+    data: Annotated[Path, typer.Option(help="folder of recordings, which the clients say")],
+    model: Model = None,
+    streams: Annotated[int, typer.Option(min=1, help="clients at a time")] = 50,
+    seconds: Annotated[float, typer.Option(min=1.0, help="that each client speaks")] = 20.0,
+    hostile: Annotated[bool, typer.Option(help="measure again beside a hostile client")] = True,
+    threads: OneThread = 1,
+    output: Output = _FOLDER,
+) -> None:
+    """`mambavox serve` with many clients at the pace of speech, alone and beside a hostile one."""
     from mambavox.benchmarks.serving import measure_serving
 
-    if data is None:
-        raise typer.BadParameter("bench serve needs --data, a folder of recordings, which the clients say")
+    report = measure_serving(data, model or embedded_recogniser(), streams, seconds, threads, hostile, console=ERR)
+    _publish(report, output, "serve")
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Those that were given; the others have their defaults where they are used."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _numbers(flag: str, text: str | None) -> list[float] | None:
     try:
-        spoken = 20.0 if seconds is None else float(seconds)
+        return None if text is None else [float(word) for word in text.split(",") if word.strip()]
     except ValueError:
-        raise typer.BadParameter(f"--seconds is {seconds!r}; bench serve expects one number") from None
-    report = measure_serving(data, model or embedded_recogniser(), streams, spoken, threads, hostile, console=ERR)
-    report.write(output)
-    OUT.print(report.markdown(), markup=False)
-    OUT.print(f"serve.md and serve.json are in {output}", markup=False)
+        raise typer.BadParameter(f"--{flag} is {text!r}; expected seconds, such as 10,60,300") from None
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+def _words(text: str | None) -> list[str] | None:
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]

@@ -1,16 +1,18 @@
 """``mambavox transcribe``: recordings to text."""
 
+import math
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mambavox.cli.console import OUT, print_error, print_json
+from mambavox.cli.console import ERR, OUT, print_error, print_json
 from mambavox.cli.transcribe_whisper import is_whisper_run, transcribe_with_whisper
 
 
 def transcribe_command(
-    files: Annotated[list[Path], typer.Argument(help="recordings: wav, flac, ogg, mp3")],
+    files: Annotated[list[Path] | None, typer.Argument(help="recordings: wav, flac, ogg, mp3")] = None,
     model: Annotated[
         str | None,
         typer.Option(help="run folder of `mambavox finetune` or `adapt --task asr`, or a CTC model of transformers"),
@@ -22,6 +24,10 @@ def transcribe_command(
         str | None, typer.Option(help="Whisper: code of the language, or auto (default: the only adapter's)")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Whisper: recordings at a time")] = 16,
+    microphone: Annotated[
+        bool, typer.Option("--microphone", help="words as they are spoken, until Ctrl-C (extra microphone)")
+    ] = False,
+    device_name: Annotated[str | None, typer.Option(help="microphone: its number or a part of its name")] = None,
     output: Annotated[str, typer.Option(help="of txt, json, srt, vtt: what is written beside the recordings")] = "",
     output_dir: Annotated[Path | None, typer.Option(help="where to write (default: beside each recording)")] = None,
     timestamps: Annotated[bool, typer.Option("--timestamps", help="print a line of text with its times")] = False,
@@ -33,16 +39,28 @@ def transcribe_command(
     lm_words: Annotated[Path | None, typer.Option(help="its words, one a line (default: those of the .arpa)")] = None,
     lm_weight: Annotated[float, typer.Option(help="weight of the language model")] = 2.0,
     word_score: Annotated[float, typer.Option(help="added for each word, with a language model")] = 0.0,
-    max_seconds: Annotated[float, typer.Option(min=0.1, help="longest recording that is heard as a whole")] = 600.0,
+    max_seconds: Annotated[
+        float, typer.Option(min=0.1, help="longest recording that is heard as a whole; longer ones block by block")
+    ] = 60.0,
+    pause: Annotated[
+        float, typer.Option(help="of longer recordings and the microphone: seconds without a word that end a line")
+    ] = 0.8,
+    longest: Annotated[float, typer.Option(help="of the same: seconds after which a line ends anyway")] = 30.0,
     base_model: Annotated[str | None, typer.Option(help="where the model under an adapter lies now")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: a GPU if there is one)")] = None,
 ) -> None:
-    """Transcribe recordings.
+    """Transcribe recordings of any length, or what is being said.
 
-    A recording that cannot be read is reported by name; the others are still done, and the exit code is 1.
+    A recording that cannot be read is reported by name; the others are still done, and the exit code is 1. A longer
+    one is heard block by block, and printed as it is; killed, the same command goes on where it was.
     """
+    from mambavox.asr.live import Endpointing
+    from mambavox.asr.long_form import hearing_of
     from mambavox.asr.recognizer import SpeechRecognizer
     from mambavox.asr.subtitles import FORMATS, render
+    from mambavox.cli.transcribe_long import forget, transcribe_long
+    from mambavox.cli.transcribe_microphone import transcribe_microphone
+    from mambavox.data import duration
     from mambavox.errors import AudioError
     from mambavox.training.backbone import quiet_transformers
     from mambavox.training.run_folder import write_atomically
@@ -53,6 +71,15 @@ def transcribe_command(
             raise typer.BadParameter(f"--output {form}; expected {', '.join(FORMATS)}")
     if (model is None) == (model_dir is None):
         raise typer.BadParameter("expected either --model or --model-dir")
+    files = files or []
+    if microphone == bool(files):
+        raise typer.BadParameter("expected either recordings or --microphone")
+    if microphone and (model is None or is_whisper_run(model)):
+        raise typer.BadParameter("--microphone is for causal CTC models; Whisper hears whole recordings only")
+    if microphone and (beam_size != 1 or hot_words or lm is not None):
+        raise typer.BadParameter("--beam-size, --hot-words and --lm are for recordings, not for --microphone")
+    if device_name is not None and not microphone:
+        raise typer.BadParameter("--device-name is for --microphone")
     if model is None or is_whisper_run(model):
         if beam_size != 1 or hot_words or lm is not None:
             raise typer.BadParameter("--beam-size, --hot-words and --lm are for CTC models; Whisper writes text itself")
@@ -74,6 +101,20 @@ def transcribe_command(
         raise typer.BadParameter(f"--language {language}: {model} is a CTC model, which knows its own language only")
     with quiet_transformers():
         recognizer = SpeechRecognizer.from_pretrained(model, base_model=base_model, device=device)
+    endpointing = Endpointing(pause, longest)
+    if microphone:
+        said = transcribe_microphone(
+            recognizer, endpointing=endpointing, device=device_name, timestamps=timestamps, quiet=as_json
+        )
+        folder = output_dir or Path()
+        folder.mkdir(parents=True, exist_ok=True)
+        for form in forms:
+            path = folder / f"microphone-{datetime.now():%Y-%m-%d-%H%M%S}.{form}"
+            write_atomically(path, render(said, form, timestamps=timestamps))
+            ERR.print(f"written: {path}", markup=False)
+        if as_json:
+            print_json(said.to_mapping())
+        return
     expected = [word.strip() for word in hot_words.split(",") if word.strip()]
     search = None
     if lm is not None:
@@ -81,25 +122,56 @@ def transcribe_command(
 
         words = None if lm_words is None else lm_words.read_text(encoding="utf-8").split()
         search = LanguageModelSearch(lm, recognizer.tokenizer, words=words, weight=lm_weight, word_score=word_score)
+    options: dict[str, Any] = {"beam_size": beam_size, "hot_words": expected, "hot_word_weight": hot_word_weight}
+    hearing = None
     rows: list[dict[str, Any]] = []
     failed = False
     for file in files:
-        try:
-            waveform = recognizer.read(file, max_seconds=max_seconds)
-        except AudioError as error:
-            failed = True
-            print_error(str(error))
-            rows.append({"file": str(file), "error": str(error)})
-            continue
-        transcript = recognizer.transcribe(
-            [waveform], beam_size=beam_size, hot_words=expected, hot_word_weight=hot_word_weight, search=search
-        )[0]
-        rows.append({"file": str(file), **transcript.to_mapping()})
         folder = output_dir or file.parent
-        folder.mkdir(parents=True, exist_ok=True)
+        printed = False
+        error: AudioError | None = None
+        try:
+            if whole := duration(file) <= max_seconds:
+                waveform = recognizer.read(file, max_seconds=math.inf)
+                transcript = recognizer.transcribe([waveform], **options, search=search)[0]
+            else:
+                if hearing is None:
+                    hearing, inexact = hearing_of(recognizer)
+                    if inexact is not None:
+                        reason = inexact.partition(". Expected")[0]
+                        ERR.print(f"longer recordings are heard in overlapping chunks: {reason}", markup=False)
+                folder.mkdir(parents=True, exist_ok=True)
+                if not as_json and len(files) > 1:
+                    OUT.print(f"{file}:", markup=False)
+                settings = {**options, "lm": lm, "lm_weight": lm_weight, "word_score": word_score}
+                transcript, error = transcribe_long(
+                    file,
+                    recognizer,
+                    hearing,
+                    endpointing=endpointing,
+                    search=recognizer.search(**options, search=search),
+                    settings={**settings, **_identify(model)},
+                    folder=folder,
+                    timestamps=timestamps,
+                    quiet=as_json,
+                )
+                printed = True
+        except AudioError as unreadable:
+            failed = True
+            print_error(str(unreadable))
+            rows.append({"file": str(file), "error": str(unreadable)})
+            continue
+        rows.append({"file": str(file), **transcript.to_mapping()})
+        if error is not None:
+            failed = True
+            print_error(f"{error}. What was heard before is kept")
+            rows[-1]["error"] = str(error)
         for form in forms:
+            folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / f"{file.stem}.{form}", render(transcript, form, timestamps=timestamps))
-        if not as_json:
+        if not whole:
+            forget(file, folder)
+        if not as_json and not printed:
             if len(files) > 1:
                 OUT.print(f"{file}:", markup=False)
             OUT.print(render(transcript, "txt", timestamps=timestamps), end="", markup=False)
@@ -107,3 +179,9 @@ def transcribe_command(
         print_json(rows)
     if failed:
         raise typer.Exit(1)
+
+
+def _identify(model: str) -> dict[str, Any]:
+    """What tells whether a model is still the same one."""
+    weights = [path for path in Path(model).expanduser().glob("*.safetensors") if path.is_file()]
+    return {"model": model, "weights": sorted((path.name, path.stat().st_mtime_ns) for path in weights)}

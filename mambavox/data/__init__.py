@@ -1,6 +1,6 @@
 """Recordings and labels: reading audio, data sets, splits and checks."""
 
-from mambavox.data.audio import SAMPLING_RATE, AudioSource, Waveform, duration, read_audio
+from mambavox.data.audio import SAMPLING_RATE, AudioSource, Waveform, duration, read_audio, read_blocks
 from mambavox.data.checks import AudioProblem, check_audio
 from mambavox.data.datasets import CORPORA, SPEECH_CORPORA, Corpus
 from mambavox.data.example import AudioSegment, Example
@@ -29,6 +29,7 @@ __all__ = [
     "find_corpus",
     "make_splits",
     "read_audio",
+    "read_blocks",
     "read_examples",
     "read_recordings",
     "recording_keys",

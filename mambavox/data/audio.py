@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -35,6 +35,7 @@ _FORMATS = "wav, flac, ogg (Vorbis or Opus) and mp3"
 _BLOCK = 1 << 20  # frames a read: a header that promises an absurd length must not claim the memory for it
 _HEADER_TOLERANCE = 0.01  # seconds; some writers' wav headers are a few bytes off
 _STREAMED_WAV = 0x7FFF_0000  # bytes; from here on a data size is a streaming writer's placeholder
+_MP3_HEAD = 1 << 12  # bytes behind the tags in which an mp3's first frame states the length, if it does
 
 
 def read_audio(source: AudioSource, sampling_rate: int = SAMPLING_RATE, *, name: str | None = None) -> Waveform:
@@ -92,8 +93,7 @@ def decode_audio(
         frames, rate = _frames(content, sampling_rate, name)
     if not len(frames):
         raise AudioError(f"{name}: has no samples; expected a recording with sound")
-    with np.errstate(invalid="ignore", over="ignore"):  # reported below, by name
-        waveform: Waveform = frames.mean(axis=1, dtype=np.float32) if frames.shape[1] > 1 else frames[:, 0]
+    waveform = _mix(frames)
     if not np.isfinite(waveform).all():
         bad = np.flatnonzero(~np.isfinite(waveform))
         raise AudioError(
@@ -106,6 +106,52 @@ def decode_audio(
 def quantise(waveform: Waveform) -> NDArray[np.int16]:
     """Samples with 16 bits, as most recordings are stored."""
     return np.clip(np.rint(waveform * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+
+
+def read_blocks(path: str | Path, sampling_rate: int = SAMPLING_RATE, seconds: float = 5.0) -> Iterator[Waveform]:
+    """Read a recording of any length block by block; end to end they are what ``read_audio`` reads.
+
+    Memory does not grow with the recording's length. Some errors are only found at its end.
+
+    Args:
+        path: the file.
+        sampling_rate: Hz wanted.
+        seconds: length of a block.
+
+    Yields:
+        ``(samples,)`` float32 at ``sampling_rate``, about ``seconds`` of them, at least one.
+
+    Raises:
+        AudioError: see :func:`read_audio`.
+    """
+    content, name = Path(path).expanduser(), str(path)
+    with _open(content, name) as file:
+        rate = file.samplerate
+        resampler = None if rate == sampling_rate else soxr.ResampleStream(rate, sampling_rate, 1, dtype="float32")
+        read = made = 0
+        for frames in _file_blocks(file, max(1, round(seconds * rate)), name):
+            block = _mix(frames)
+            if not np.isfinite(block).all():
+                bad = np.flatnonzero(~np.isfinite(block))
+                raise AudioError(
+                    f"{name}: some samples are NaN or infinite, the first at {(read + bad[0]) / rate:.3f} s; record or "
+                    "convert it again"
+                )
+            read += len(block)
+            if resampler is not None:
+                block = resampler.resample_chunk(block)
+            made += len(block)
+            if len(block):
+                yield block
+        _check_end(file, read, content, name)
+        if not read:
+            raise AudioError(f"{name}: has no samples; expected a recording with sound")
+        if resampler is not None:
+            block = resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+            if not made + len(block):
+                raise AudioError(f"{name}: its {read} samples at {rate} Hz make none at {sampling_rate} Hz")
+            if len(block):
+                yield block
 
 
 def duration(source: AudioSource) -> float:
@@ -176,6 +222,17 @@ def _frames(
         return array.astype(np.float32), rate
 
 
+class _SequentialFile(soundfile.SoundFile):
+    """A file that is only read on and on.
+
+    soundfile seeks behind each block that it has read, to where it is; an mp3 decoder loses there what the next frame
+    builds upon, and gives other samples.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
 def _open(content: Path | bytes, name: str) -> soundfile.SoundFile:
     if isinstance(content, Path):
         if content.is_dir():
@@ -185,7 +242,7 @@ def _open(content: Path | bytes, name: str) -> soundfile.SoundFile:
     if not (content if isinstance(content, bytes) else content.stat().st_size):
         raise AudioError(f"{name}: is empty (0 bytes)")
     try:
-        return soundfile.SoundFile(io.BytesIO(content) if isinstance(content, bytes) else content)
+        return _SequentialFile(io.BytesIO(content) if isinstance(content, bytes) else content)
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a headerless .raw
         raise AudioError(
             f"{name}: is not a readable recording ({_reason(error)}); the formats read are {_FORMATS}. "
@@ -201,19 +258,34 @@ def _reason(error: Exception) -> str:
 def _read_file(content: Path | bytes, name: str) -> tuple[NDArray[np.float32], int]:
     """``(samples, channels)`` float32 of a file, and its rate."""
     with _open(content, name) as file:
-        blocks = []
-        try:
-            while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
-                blocks.append(block)
-        except soundfile.LibsndfileError as error:
-            raise AudioError(f"{name}: is corrupt or cut off ({_reason(error)}); copy or convert it again") from error
+        blocks = list(_file_blocks(file, _BLOCK, name))
         frames = np.concatenate(blocks) if blocks else np.zeros((0, file.channels), np.float32)
-        if _is_cut_off(file, len(frames), content):
-            raise AudioError(
-                f"{name}: is cut off after {len(frames) / file.samplerate:.2f} s, before the end its header states; "
-                "copy it again, or convert it to keep what is there"
-            )
+        _check_end(file, len(frames), content, name)
         return frames, file.samplerate
+
+
+def _file_blocks(file: soundfile.SoundFile, size: int, name: str) -> Iterator[NDArray[np.float32]]:
+    """``(samples, channels)`` of a file, at most ``size`` samples at a time."""
+    try:
+        while len(block := file.read(size, dtype="float32", always_2d=True)):
+            yield block
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{name}: is corrupt or cut off ({_reason(error)}); copy or convert it again") from error
+
+
+def _mix(frames: NDArray[np.float32]) -> Waveform:
+    """The mean of the channels."""
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are reported by name
+        waveform: Waveform = frames.mean(axis=1, dtype=np.float32) if frames.shape[1] > 1 else frames[:, 0]
+    return waveform
+
+
+def _check_end(file: soundfile.SoundFile, num_frames: int, content: Path | bytes, name: str) -> None:
+    if _is_cut_off(file, num_frames, content):
+        raise AudioError(
+            f"{name}: is cut off after {num_frames / file.samplerate:.2f} s, before the end its header states; "
+            "copy it again, or convert it to keep what is there"
+        )
 
 
 def _is_cut_off(file: soundfile.SoundFile, num_frames: int, content: Path | bytes) -> bool:
@@ -229,6 +301,18 @@ def _is_cut_off(file: soundfile.SoundFile, num_frames: int, content: Path | byte
         return re.search(r"lacks an end-of-stream bit|Junk after the last page", file.extra_info) is not None
     if file.format == "MP3" and num_frames < file.frames:
         # Without one of these tags the number of frames is a guess from the first frame's bit rate.
-        data = content if isinstance(content, bytes) else content.read_bytes()
-        return b"Xing" in data or b"Info" in data
+        head = _mp3_head(content)
+        return b"Xing" in head or b"Info" in head
     return num_frames < file.frames
+
+
+def _mp3_head(content: Path | bytes) -> bytes:
+    """What lies behind the tags, pictures among them, that may open an mp3."""
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+        opening = file.read(10)
+        skipped = 0
+        if opening[:3] == b"ID3" and len(opening) == 10:
+            # Seven bits a byte.
+            skipped = 10 + sum(byte << shift for byte, shift in zip(opening[6:], (21, 14, 7, 0), strict=True))
+        file.seek(skipped)
+        return file.read(_MP3_HEAD)

@@ -60,7 +60,7 @@ _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
 _SYNCHRONOUS = 2
 _PHONEME_EVENTS, _PHONEME_IPA, _DONT_EXIT = 0x0001, 0x0002, 0x8000
 _UTF8 = 1
-_EVENT_LIST_END, _EVENT_PHONEME = 0, 7
+_EVENT_LIST_END, _EVENT_WORD, _EVENT_PHONEME = 0, 1, 7
 
 
 class _Voice(ctypes.Structure):
@@ -105,6 +105,18 @@ class Phone:
     start: float
 
 
+@dataclass(frozen=True)
+class WordStart:
+    """A word of synthesised speech: its first character in the text and its start in seconds.
+
+    espeak-ng runs some short words into one, such as *in the*: of these it tells the first alone.
+    """
+
+    text: str
+    position: int
+    start: float
+
+
 class Synthesizer:
     """espeak-ng, loaded once. espeak keeps its state per process, so use ``synthesizer()`` and not the class.
 
@@ -122,6 +134,7 @@ class Synthesizer:
         self._lock = threading.Lock()
         self._chunks: list[NDArray[np.int16]] = []
         self._phones: list[Phone] = []
+        self._words: list[tuple[int, int, float]] = []  # first character from 1, characters, start
         # ctypes frees a callback that nobody holds, and espeak would call into freed memory.
         self._callback = _CALLBACK(self._receive)
         self._library: ctypes.CDLL | None = None
@@ -174,6 +187,8 @@ class Synthesizer:
         for event in iter(events):
             if event.type == _EVENT_LIST_END:
                 break
+            if event.type == _EVENT_WORD:
+                self._words.append((event.text_position, event.length, event.audio_position / 1000))
             if event.type == _EVENT_PHONEME and event.id:
                 self._phones.append(Phone(event.id.decode(errors="ignore"), event.audio_position / 1000))
         return 0
@@ -211,6 +226,22 @@ class Synthesizer:
         Raises:
             ConfigError: an unknown voice or variant, a number out of its range, or a text without speech in it.
         """
+        waveform, phones, _ = self._speak(text, voice, variant, rate, pitch, pitch_range)
+        return waveform, phones
+
+    def synthesize_words(
+        self, text: str, voice: str = "en-us", variant: str | None = None, rate: int = 175, pitch: int = 50
+    ) -> tuple[NDArray[np.float32], list[Phone], list[WordStart]]:
+        """Speak a text and tell when each word begins; arguments and errors are those of :meth:`synthesize`.
+
+        Returns:
+            Waveform ``(samples,)`` in -1..1 at 16 kHz, its phones and its words in order.
+        """
+        return self._speak(text, voice, variant, rate, pitch, 50)
+
+    def _speak(
+        self, text: str, voice: str, variant: str | None, rate: int, pitch: int, pitch_range: int
+    ) -> tuple[NDArray[np.float32], list[Phone], list[WordStart]]:
         _check_known("voice", voice, self._voices)
         if variant is not None:
             _check_known("variant", variant, self._variants)
@@ -225,7 +256,7 @@ class Synthesizer:
         name = self._voices[voice] + ("" if variant is None else f"+{variant}")
         data = text.encode()
         with self._lock:
-            self._chunks, self._phones = [], []
+            self._chunks, self._phones, self._words = [], [], []
             library = self._load()
             if library.espeak_SetVoiceByName(name.encode()) != 0:
                 raise ConfigError(f"espeak-ng cannot load the voice {voice!r} ({name}); take another one of voices()")
@@ -233,11 +264,12 @@ class Synthesizer:
                 library.espeak_SetParameter(parameter, value, 0)
             library.espeak_Synth(data, ctypes.c_size_t(len(data) + 1), 0, 0, 0, _UTF8, None, None)
             library.espeak_Synchronize()
-            chunks, phones = self._chunks, self._phones
+            chunks, phones, words = self._chunks, self._phones, self._words
         if not chunks or not phones:
             raise ConfigError(f"espeak-ng finds nothing to say in {text!r} with the voice {voice!r}")
         waveform = np.concatenate(chunks).astype(np.float32) / 32768
-        return soxr.resample(waveform, self._native_rate, SAMPLING_RATE).astype(np.float32), phones
+        starts = [WordStart(text[first - 1 : first - 1 + size], first - 1, start) for first, size, start in words]
+        return soxr.resample(waveform, self._native_rate, SAMPLING_RATE).astype(np.float32), phones, starts
 
 
 def _unload(library: ctypes.CDLL) -> None:

@@ -1,7 +1,7 @@
 """Typed state that a model carries from one piece of a stream to the next, and the pieces themselves."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -117,14 +117,22 @@ class StreamState:
     @property
     def nbytes(self) -> int:
         """Bytes of all its tensors."""
-        sizes: list[int] = []
+        return sum(tensor.nbytes for tensor in self.tensors().values())
 
-        def count(tensor: Tensor) -> Tensor:
-            sizes.append(tensor.nbytes)
-            return tensor
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by their names, such as ``layers.0.mixer.ssm``; always in the same order."""
+        found: dict[str, Tensor] = {}
+        _collect(self, "", found)
+        return found
 
-        _change(self, count, _same)
-        return sum(sizes)
+    def with_tensors(self: State, tensors: Iterable[Tensor]) -> State:
+        """The same state with other tensors.
+
+        Args:
+            tensors: as many as :meth:`tensors` gives, in its order.
+        """
+        others = iter(tensors)
+        return _change(self, lambda _: next(others), _same)
 
     def save(self, path: str | Path) -> None:
         """Write the state into a file: tensors as safetensors, the rest as JSON in its header.
@@ -328,6 +336,21 @@ def _change(value: Any, tensors: Callable[[Tensor], Tensor], rows: Callable[[lis
     if isinstance(value, dict):
         return {name: _change(part, tensors, rows) for name, part in value.items()}
     return value
+
+
+def _collect(value: Any, name: str, found: dict[str, Tensor]) -> None:
+    """Put the tensors of a state into ``found``, in the order of :func:`_change`."""
+    parts: dict[Any, Any] = {}
+    if isinstance(value, Tensor):
+        found[name] = value
+    elif isinstance(value, StreamState):
+        parts = {f.name: getattr(value, f.name) for f in fields(value)}
+    elif isinstance(value, tuple):
+        parts = dict(enumerate(value))
+    elif isinstance(value, dict):
+        parts = value
+    for key, part in parts.items():
+        _collect(part, f"{name}.{key}" if name else str(key), found)
 
 
 def _count_rows(state: StreamState) -> int:

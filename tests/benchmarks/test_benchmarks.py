@@ -327,5 +327,5 @@ class TestCommand:
 
     def test_an_unknown_operation_is_told(self) -> None:
         result = CliRunner().invoke(app, ["bench", "scn"])
-        assert result.exit_code == 1
-        assert "expected scan, conv, ssd" in result.stderr
+        assert result.exit_code == 2
+        assert "No such command 'scn'" in result.stderr

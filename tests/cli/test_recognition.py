@@ -1,6 +1,7 @@
 """The commands of recognition, as a user types them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from typer.testing import CliRunner
 
 from mambavox.cli import app
 from mambavox.hubert import MambaHubertForCTC
+
+FORMS = ("json", "srt", "txt", "vtt")
 
 
 def _run(*arguments, code=0):
@@ -110,11 +113,93 @@ def test_what_cannot_be_transcribed_is_named_and_the_rest_is_done(trained, tmp_p
     assert out == f"{good}:\nhigh\n"
     assert "nan.wav: 1600 of 1600 samples are NaN" in err
     assert "none.wav: no such file" in err
-    _, err = _run("transcribe", good, "--model", trained / "run", "--max-seconds", 0.2, code=1)
-    assert "is 0.3 s long and would be heard as a whole; expected at most 0.2 s" in err
     _, err = _run("transcribe", good, "--model", trained / "model", code=1)
     assert "holds no tokenizer" in err
     _run("transcribe", good, "--model", trained / "run", "--output", "doc", code=2)
+
+
+@pytest.fixture(scope="module")
+def causal(trained):
+    """The same recogniser with an extractor that does not normalise, which can be streamed."""
+    run = trained / "causal"
+    shutil.copytree(trained / "run", run)
+    extractor = json.loads((run / "preprocessor_config.json").read_text())
+    (run / "preprocessor_config.json").write_text(json.dumps(extractor | {"do_normalize": False}))
+    return run
+
+
+def long_recording(path, words, rate=16_000):
+    """Words of tones, with a second of silence behind each."""
+    parts = [part for word in words for part in (spell(word), 0.01 * np.random.default_rng(1).standard_normal(16_000))]
+    soundfile.write(path, 1.4 * np.concatenate(parts), rate)  # about as loud as if it had been normalised
+    return path
+
+
+def test_a_longer_recording_is_heard_block_by_block(trained, causal, tmp_path):
+    file = long_recording(tmp_path / "long.flac", ["low one", "high"] * 4)
+    flags = ("--max-seconds", 1, "--pause", 0.4, "--output", "txt,json,srt,vtt", "--output-dir", tmp_path / "out")
+    out, err = _run("transcribe", file, "--model", causal, *flags)
+    assert "chunks" not in err and "real-time factor" in err
+    lines = out.splitlines()
+    assert len(lines) >= 8 and out.count("igh") == 4, out
+    assert (tmp_path / "out" / "long.txt").read_text() == out
+    written = json.loads((tmp_path / "out" / "long.json").read_text())
+    assert written["text"] == out.strip() and written["seconds"] == pytest.approx(len(soundfile.read(file)[0]) / 16_000)
+    starts = [word["start"] for word in written["words"]]
+    assert starts == sorted(starts) and starts[-1] > 8
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"long.{form}" for form in FORMS]
+    # The same letters as when it is heard as a whole; a pause ends a word without being a space.
+    whole, _ = _run("transcribe", file, "--model", causal, "--max-seconds", 100)
+    assert "".join(whole.split()) == "".join(out.split())
+    timed, _ = _run("transcribe", file, "--model", causal, "--max-seconds", 1, "--timestamps")
+    assert all(line.startswith("[00:00:") for line in timed.splitlines())
+    again, err = _run("transcribe", file, "--model", trained / "run", "--max-seconds", 1, "--json", "--beam-size", 2)
+    assert "overlapping chunks" in err and "do_normalize" in err
+    assert "igh" in json.loads(again)[0]["text"]
+
+
+def test_a_killed_transcription_goes_on_where_it_was(causal, tmp_path, monkeypatch):
+    from mambavox.asr.long_form import LongFormStream
+    from mambavox.cli import transcribe_long
+
+    file = long_recording(tmp_path / "long.wav", ["low one", "high"] * 8)
+    flags = ("transcribe", file, "--model", causal, "--max-seconds", 1, "--pause", 0.4, "--output", "json")
+    expected, _ = _run(*flags)
+    result = (tmp_path / "long.json").read_text()
+    (tmp_path / "long.json").unlink()
+    monkeypatch.setattr(transcribe_long, "_CHECKPOINT_SECONDS", 0.0)
+    feed, heard = LongFormStream.feed, []
+
+    def feed_until_killed(stream, samples, **options):
+        if len(heard) == 3:
+            raise KeyboardInterrupt
+        heard.append(len(samples))
+        return feed(stream, samples, **options)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(LongFormStream, "feed", feed_until_killed)
+        CliRunner().invoke(app, [str(flag) for flag in flags])
+    assert not (tmp_path / "long.json").exists()
+    assert (tmp_path / ".long.wav.transcript" / "state.safetensors").exists()
+    counted = []
+    monkeypatch.setattr(
+        LongFormStream, "feed", lambda stream, samples, **o: counted.append(len(samples)) or feed(stream, samples, **o)
+    )
+    out, err = _run(*flags)
+    assert "goes on from 00:00:15.000" in err
+    assert out == expected and (tmp_path / "long.json").read_text() == result
+    assert sum(counted) + sum(heard) == len(soundfile.read(file)[0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["long.json", "long.wav"]
+
+
+def test_what_was_heard_before_a_recording_breaks_off_is_kept(causal, tmp_path):
+    file = long_recording(tmp_path / "whole.wav", ["low one", "high"] * 8)
+    content = file.read_bytes()
+    (tmp_path / "half.wav").write_bytes(content[: len(content) // 2])
+    flags = ("--model", causal, "--max-seconds", 1, "--pause", 0.4, "--output", "txt")
+    out, err = _run("transcribe", tmp_path / "half.wav", *flags, code=1)
+    assert "half.wav: is cut off after" in err and "What was heard before is kept" in err
+    assert "igh" in out and (tmp_path / "half.txt").read_text() == out
 
 
 def test_evaluate_tells_error_rates(trained, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mambavox.data import SAMPLING_RATE, duration, read_audio
+from mambavox.data import SAMPLING_RATE, duration, read_audio, read_blocks
 from mambavox.data.audio import decode_audio
 from mambavox.errors import AudioError
 
@@ -197,3 +197,52 @@ def test_every_real_recording_format(recordings):
         waveform = read_audio(path)
         assert len(waveform) / SAMPLING_RATE == pytest.approx(duration(path), abs=1e-3)
         assert 0 < np.abs(waveform).max() <= 1.1
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+def test_blocks_end_to_end_are_the_whole(tmp_path, suffix, rate):
+    stereo = np.stack([tone(1.3, rate), 0.3 * tone(1.3, rate, 1000)], axis=1)
+    path = tmp_path / f"clip.{suffix}"
+    soundfile.write(path, stereo, rate)
+    blocks = list(read_blocks(path, seconds=0.11))
+    assert 11 <= len(blocks) <= 13 and all(0 < len(block) < 4000 for block in blocks)
+    whole = read_audio(path)
+    np.testing.assert_array_equal(np.concatenate(blocks), whole)
+    assert blocks[0].dtype == np.float32
+
+
+def test_a_bad_recording_is_refused_by_name_in_blocks_too(tmp_path):
+    def blocks_of(name, content):
+        path = tmp_path / name
+        path.write_bytes(content)
+        return read_blocks(path, seconds=0.1)
+
+    flac = encoded(np.random.default_rng(0).uniform(-1, 1, 16_000).astype(np.float32), format="FLAC")
+    heard = blocks_of("half.flac", flac[: len(flac) // 2])
+    assert len(next(heard)) == 1600
+    with pytest.raises(AudioError, match=r"half.flac: is c"):
+        list(heard)
+    wav = encoded(tone())
+    with pytest.raises(AudioError, match=r"half.wav: is cut off after 0.2"):
+        list(blocks_of("half.wav", wav[: len(wav) // 2]))
+    late = tone().copy()
+    late[4000] = np.nan
+    with pytest.raises(AudioError, match=r"nan.wav: some samples are NaN.* at 0.250 s"):
+        list(blocks_of("nan.wav", encoded(late, subtype="FLOAT")))
+    with pytest.raises(AudioError, match=r"none.wav: has no samples"):
+        list(blocks_of("none.wav", encoded(tone()[:0])))
+    with pytest.raises(AudioError, match="no such file"):
+        list(read_blocks(tmp_path / "missing.wav"))
+
+
+def test_the_length_in_an_mp3_is_found_behind_its_tags(tmp_path):
+    mp3 = encoded(tone(2.0), format="MP3")
+    assert b"Xing" in mp3[:4096] or b"Info" in mp3[:4096]
+    size = 200_000  # of a picture
+    tagged = b"ID3\x03\x00\x00" + bytes(size >> shift & 127 for shift in (21, 14, 7, 0)) + bytes(size) + mp3
+    (tmp_path / "whole.mp3").write_bytes(tagged)
+    assert len(read_audio(tmp_path / "whole.mp3")) > 31_000
+    (tmp_path / "half.mp3").write_bytes(tagged[: size + len(mp3) // 2])
+    with pytest.raises(AudioError, match="cut off"):
+        read_audio(tmp_path / "half.mp3")

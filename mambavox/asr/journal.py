@@ -1,0 +1,84 @@
+"""What a transcription has written so far, in a folder from which a killed one goes on."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mambavox.asr.decoding import Word
+from mambavox.asr.live import LiveSegment
+from mambavox.asr.long_form import LongFormState
+from mambavox.errors import DataError
+
+_SETTINGS, _SEGMENTS, _STATE = "settings.json", "segments.jsonl", "state.safetensors"
+
+
+class Journal:
+    """A folder that holds an unfinished transcription.
+
+    A checkpoint is whole or not there: segments are on the disk before the state that counts them, and those behind
+    it are written again.
+
+    Args:
+        folder: made by :meth:`open`; its parent must exist.
+        settings: all that the transcript depends on, for JSON; with others one begins anew.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self._settings = json.dumps(settings, sort_keys=True, default=str)
+        self._length = 0  # bytes of the segments that the last checkpoint counts
+        self._new: list[LiveSegment] = []
+
+    def open(self) -> tuple[list[LiveSegment], LongFormState | None]:
+        """Read what is there, or begin.
+
+        Returns:
+            The segments so far and the state behind them; no state where there is nothing to go on from.
+        """
+        try:
+            if (self.folder / _SETTINGS).read_text(encoding="utf-8") == self._settings:
+                state = LongFormState.load(self.folder / _STATE)
+                lines = (self.folder / _SEGMENTS).read_bytes().splitlines(keepends=True)[: state.segments]
+                segments = [_segment(json.loads(line)) for line in lines]
+                if len(segments) == state.segments:
+                    self._length = sum(map(len, lines))
+                    return segments, state
+        except (OSError, ValueError, KeyError, TypeError, DataError):
+            pass  # nothing was begun, or it was damaged: begin anew
+        self.remove()
+        self.folder.mkdir()
+        _replace(self.folder / _SETTINGS, self._settings)
+        return [], None
+
+    def add(self, segments: Sequence[LiveSegment]) -> None:
+        """Remember segments until the next checkpoint."""
+        self._new += segments
+
+    def checkpoint(self, state: LongFormState) -> None:
+        """Write the segments added and the state behind them."""
+        lines = "".join(json.dumps(segment.to_mapping(), ensure_ascii=False) + "\n" for segment in self._new)
+        with (self.folder / _SEGMENTS).open("ab") as file:
+            file.truncate(self._length)
+            file.write(lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
+            self._length = file.tell()
+        self._new = []
+        state.save(self.folder / _STATE)
+
+    def remove(self) -> None:
+        """Forget everything."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _segment(row: Mapping[str, Any]) -> LiveSegment:
+    return LiveSegment(row["segment"], tuple(Word(**word) for word in row["words"]), row["final"])
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

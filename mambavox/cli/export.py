@@ -1,0 +1,42 @@
+"""``mambavox export``: the streaming step of a recogniser for other runtimes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mambavox.cli.console import ERR, OUT
+
+
+def export_command(
+    model: Annotated[str, typer.Option(help="run folder of `mambavox finetune`, of a causal Mamba-HuBERT")],
+    output: Annotated[Path, typer.Option(help="file of the graph; its description gets the ending .json")],
+    format: Annotated[str, typer.Option(help="onnx")] = "onnx",
+    block_seconds: Annotated[float, typer.Option(min=0.02, help="length of a block, rounded to frames")] = 0.32,
+    base_model: Annotated[str | None, typer.Option(help="where the model under an adapter lies now")] = None,
+) -> None:
+    """Write the streaming step: a block of samples and the state in, logits and the new state out.
+
+    Where onnxruntime is installed, the graph is compared with the model before the command ends.
+    """
+    from mambavox.asr.export import check_graph, export_recognizer
+    from mambavox.asr.recognizer import SpeechRecognizer
+    from mambavox.training.backbone import quiet_transformers
+
+    if format != "onnx":
+        raise typer.BadParameter(f"--format {format}; expected onnx")
+    if output.suffix != ".onnx":
+        raise typer.BadParameter(f"--output {output}; expected a file name that ends in .onnx")
+    with quiet_transformers():
+        recognizer = SpeechRecognizer.from_pretrained(model, base_model=base_model, device="cpu")
+    description = export_recognizer(recognizer, output, block_seconds)
+    OUT.print(
+        f"{output}: {description['block_samples']} samples in, {description['block_frames']} frames out, "
+        f"{len(description['inputs']) - 1} tensors of state; how to run it is in {output.with_suffix('.json')}",
+        markup=False,
+    )
+    difference = check_graph(recognizer, output)
+    if difference is None:
+        ERR.print("onnxruntime is not installed: the graph was not compared with the model", markup=False)
+    else:
+        OUT.print(f"largest difference of its logits from the model's: {difference:.1e}", markup=False)
