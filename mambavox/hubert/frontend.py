@@ -62,11 +62,13 @@ class ConvLayer(GradientCheckpointingLayer):
     def _channels_last(self, hidden_states: Tensor) -> bool:
         """Whether to train on frames whose channels lie side by side in memory, as the layer norm wants them.
 
-        On a CPU that is three times as fast in bfloat16, and rounds in another way. Outside of training the sums are
-        transformers' own, bit for bit.
+        On a CPU that takes half the time in bfloat16 (in float32 a third more), and rounds in another way. Outside of
+        training the sums are transformers' own, bit for bit.
         """
-        fits = isinstance(self.layer_norm, nn.LayerNorm) and type(self.conv) is nn.Conv1d
-        return self.training and fits and hidden_states.device.type == "cpu"
+        if not self.training or hidden_states.device.type != "cpu" or type(self.conv) is not nn.Conv1d:
+            return False
+        autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
+        return isinstance(self.layer_norm, nn.LayerNorm) and (autocast or hidden_states.dtype is torch.bfloat16)
 
     def _convolve_channels_last(self, hidden_states: Tensor) -> Tensor:
         frames = hidden_states[:, :, None].contiguous(memory_format=torch.channels_last)

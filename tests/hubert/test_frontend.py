@@ -5,7 +5,7 @@ import torch
 from tiny_hubert import tiny_config
 
 from mambavox.hubert import MambaHubertConfig, MambaHubertForPreTraining
-from mambavox.hubert.frontend import FeatureExtractor
+from mambavox.hubert.frontend import ConvLayer, FeatureExtractor
 
 
 def test_biases_go_with_layer_norms() -> None:
@@ -50,15 +50,32 @@ def test_digital_silence_has_a_finite_gradient() -> None:
         assert all(layer.conv.weight.grad.any() for layer in model.mamba_hubert.feature_extractor.conv_layers[1:])
 
 
-def test_training_computes_what_evaluation_does() -> None:
-    model = FeatureExtractor(tiny_config(feat_extract_norm="layer")).double()
-    waveforms = torch.randn(2, 600, dtype=torch.float64)
-    results = []
-    for training in (False, True):
-        model.train(training).zero_grad()
+def results_of(model: FeatureExtractor, waveforms: torch.Tensor, training: bool, half: bool) -> list[torch.Tensor]:
+    model.train(training).zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
         output = model(waveforms)
-        output.square().mean().backward()
-        results.append([output, *(parameter.grad.clone() for parameter in model.parameters())])
-    assert results[1][0].is_contiguous()
-    for expected, found in zip(*results, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    output.float().square().mean().backward()
+    return [output, *(parameter.grad.clone() for parameter in model.parameters())]
+
+
+def test_training_computes_what_evaluation_does() -> None:
+    model = FeatureExtractor(tiny_config(feat_extract_norm="layer"))
+    waveforms = torch.randn(2, 600)
+    expected, found = (results_of(model, waveforms, training, half=False) for training in (False, True))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_channels_last_in_bfloat16_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = FeatureExtractor(tiny_config(feat_extract_norm="layer"))
+    waveforms = torch.randn(2, 600)
+    exact = results_of(model, waveforms, True, half=False)
+    plain = results_of(model, waveforms, False, half=True)
+    convolve, taken = ConvLayer._convolve_channels_last, []
+    monkeypatch.setattr(
+        ConvLayer, "_convolve_channels_last", lambda layer, frames: taken.append(layer) or convolve(layer, frames)
+    )
+    found = results_of(model, waveforms, True, half=True)
+    assert taken == list(model.conv_layers)
+    for truth, ours, other in zip(exact, found, plain, strict=True):
+        scale = truth.abs().max()
+        assert (ours - truth).abs().max() <= 2 * (other - truth).abs().max() + 1e-3 * scale
