@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from mambavox.asr.recognizer import SpeechRecognizer
 from mambavox.data import Waveform
-from mambavox.errors import ConfigError, HostError
-from mambavox.hubert import MambaHubertForCTC
+from mambavox.errors import ConfigError
 from mambavox.hubert.onnx_step import BLOCK_SECONDS, export_step
 
 _TOLERANCE = 1e-4  # of logits, in units of the largest of them where that is above 1
@@ -33,14 +32,10 @@ def export_recognizer(recognizer: SpeechRecognizer, path: Path, seconds: float =
         HostError: the model is no Mamba-HuBERT, or an adapter on it cannot be streamed.
         ConfigError: the model is not causal or normalises whole recordings, or the extra ``export`` is missing.
     """
-    if getattr(recognizer.extractor, "do_normalize", False):
-        raise ConfigError(
-            "the model's extractor normalises each recording by its mean and variance (do_normalize), which a stream "
-            "does not know; expected a model trained with do_normalize false in its preprocessor_config.json"
-        )
+    recognizer.check_streamable()
     path.parent.mkdir(parents=True, exist_ok=True)
     vocabulary = recognizer.vocabulary
-    return export_step(_base(recognizer), path, seconds, {"tokens": list(vocabulary.tokens), "blank": vocabulary.blank})
+    return export_step(recognizer.base, path, seconds, {"tokens": list(vocabulary.tokens), "blank": vocabulary.blank})
 
 
 def run_graph(path: Path, waveform: Waveform) -> NDArray[np.float32]:
@@ -89,7 +84,7 @@ def check_graph(recognizer: SpeechRecognizer, path: Path) -> float | None:
     samples = round(_CHECKED_SECONDS * recognizer.sampling_rate) + description["block_samples"]
     waveform = 0.1 * np.random.default_rng(0).standard_normal(samples, dtype=np.float32)
     found = run_graph(path, waveform)
-    model = _base(recognizer)
+    model = recognizer.base
     silence = np.zeros(description["inputs"]["waveform"][1], dtype=np.float32)
     with torch.inference_mode():
         heard = torch.from_numpy(np.concatenate([silence, waveform]))[None]
@@ -103,13 +98,3 @@ def check_graph(recognizer: SpeechRecognizer, path: Path) -> float | None:
             "another version of torch or onnxscript"
         )
     return difference
-
-
-def _base(recognizer: SpeechRecognizer) -> MambaHubertForCTC:
-    model = recognizer.model
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not isinstance(base, MambaHubertForCTC):
-        raise HostError(
-            f"a {type(base).__name__} has no streaming step; expected a causal Mamba-HuBERT with a CTC head"
-        )
-    return base

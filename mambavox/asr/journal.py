@@ -11,6 +11,7 @@ from mambavox.asr.decoding import Word
 from mambavox.asr.live import LiveSegment
 from mambavox.asr.long_form import LongFormState
 from mambavox.errors import DataError
+from mambavox.files import write_atomically
 
 _SETTINGS, _SEGMENTS, _STATE = "settings.json", "segments.jsonl", "state.safetensors"
 
@@ -50,7 +51,7 @@ class Journal:
             pass  # nothing was begun, or it was damaged: begin anew
         self.remove()
         self.folder.mkdir()
-        _replace(self.folder / _SETTINGS, self._settings)
+        write_atomically(self.folder / _SETTINGS, self._settings)
         return [], None
 
     def add(self, segments: Sequence[LiveSegment]) -> None:
@@ -76,9 +77,3 @@ class Journal:
 
 def _segment(row: Mapping[str, Any]) -> LiveSegment:
     return LiveSegment(row["segment"], tuple(Word(**word) for word in row["words"]), row["final"])
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -13,7 +13,7 @@ from mambavox.asr.decoding import Word
 from mambavox.asr.recognizer import SpeechRecognizer
 from mambavox.asr.tokenizer import Vocabulary
 from mambavox.data import Waveform
-from mambavox.errors import ConfigError, DataError, HostError
+from mambavox.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -256,21 +256,10 @@ class LiveRecognizer:
     """
 
     def __init__(self, recognizer: SpeechRecognizer, endpointing: Endpointing | None = None) -> None:
-        model = recognizer.model
-        if not hasattr(model, "init_streaming_state"):
-            raise HostError(
-                f"a {type(model).__name__} cannot be streamed; expected a causal Mamba-HuBERT with a CTC head, such as "
-                "`mambavox finetune` makes of one of `mambavox pretrain --encoder mamba`"
-            )
-        if getattr(recognizer.extractor, "do_normalize", False):
-            raise ConfigError(
-                "the model's extractor normalises each recording by its mean and variance (do_normalize), which are "
-                "not known before its end; expected a model trained with do_normalize false in its "
-                "preprocessor_config.json"
-            )
+        recognizer.check_streamable()
         self._recognizer = recognizer
         self._endpointing = endpointing or Endpointing()
-        self._fresh = model.init_streaming_state(1)
+        self._fresh = recognizer.model.init_streaming_state(1)
         self._state: Any = None  # of all streams, in the order of their decoders
         self._decoders: dict[int, LiveDecoder] = {}
         self._next = 0

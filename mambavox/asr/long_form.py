@@ -51,11 +51,8 @@ class ExactHearing:
     """
 
     def __init__(self, recognizer: SpeechRecognizer) -> None:
+        recognizer.check_streamable()
         self._model = recognizer.model
-        if not hasattr(self._model, "init_streaming_state"):
-            raise HostError(f"a {type(self._model).__name__} cannot be streamed; expected a causal Mamba-HuBERT")
-        if getattr(recognizer.extractor, "do_normalize", False):
-            raise ConfigError("the extractor normalises each recording by its own mean and variance (do_normalize)")
         self._device = next(self._model.parameters()).device
         self._fresh = self._model.init_streaming_state(1)
         if any(isinstance(layer.mixer, AttentionState) for layer in self._fresh.layers):
@@ -90,8 +87,7 @@ class ChunkedHearing:
         self, recognizer: SpeechRecognizer, chunk: float = 20.0, look_ahead: float = 4.0, left_context: float = 4.0
     ) -> None:
         self._recognizer = recognizer
-        model = recognizer.model
-        config = (model.get_base_model() if hasattr(model, "get_base_model") else model).config
+        config = recognizer.base.config
         self._chunks = Chunks.of_seconds(
             int(np.prod(config.conv_stride)),
             shortest_input(config),

@@ -87,6 +87,11 @@ def shortest_input(config: Any) -> int:
     return int(samples)
 
 
+def without_adapters(model: Any) -> Any:
+    """The CTC model itself, of one that PEFT may have put adapters around."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def num_frames(model: Any, samples: int) -> int:
     """Frames of a recording, at least one: what is shorter is lengthened with silence."""
     return int(model._get_feat_extract_output_lengths(max(samples, shortest_input(model.config))))
@@ -134,7 +139,7 @@ def ctc_log_probs(
     Returns:
         ``(frames, tokens)`` for each recording.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = without_adapters(model)
     device = next(model.parameters()).device
     size = batch_size if extractor.return_attention_mask else 1
     # Recordings of like length together, whatever their order.

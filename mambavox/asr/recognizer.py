@@ -14,10 +14,10 @@ from transformers import AutoTokenizer
 from mambavox import assets
 from mambavox.asr.decoding import HotWords, Word, greedy_search, prefix_beam_search, words_in
 from mambavox.asr.language_model import LanguageModelSearch
-from mambavox.asr.model import ctc_log_probs, load_ctc_model, load_extractor
+from mambavox.asr.model import ctc_log_probs, load_ctc_model, load_extractor, without_adapters
 from mambavox.asr.tokenizer import Vocabulary
 from mambavox.data import AudioSource, Waveform, read_audio
-from mambavox.errors import AudioError, ConfigError
+from mambavox.errors import AudioError, ConfigError, HostError
 
 MAX_SECONDS = 600.0
 """Longest recording that is heard as a whole."""
@@ -69,9 +69,33 @@ class SpeechRecognizer:
         self.extractor = extractor
         self.tokenizer = tokenizer
         self.vocabulary = Vocabulary.of(tokenizer)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.sampling_rate = int(extractor.sampling_rate)
-        self.frame_seconds = float(np.prod(base.config.conv_stride)) / self.sampling_rate
+        self.frame_seconds = float(np.prod(self.base.config.conv_stride)) / self.sampling_rate
+
+    @property
+    def base(self) -> Any:
+        """The model without the adapters that may be on it; a Mamba-HuBERT or one of transformers."""
+        return without_adapters(self.model)
+
+    def check_streamable(self) -> None:
+        """Make sure that the model can hear a recording before its end.
+
+        Raises:
+            HostError: it is no Mamba-HuBERT, or an adapter on it cannot be streamed.
+            ConfigError: it is not causal, or its extractor normalises whole recordings.
+        """
+        if not hasattr(self.base, "init_streaming_state"):
+            raise HostError(
+                f"a {type(self.base).__name__} cannot be streamed; expected a causal Mamba-HuBERT with a CTC head, "
+                "such as `mambavox finetune` makes of one of `mambavox pretrain --preset mamba-base`"
+            )
+        if getattr(self.extractor, "do_normalize", False):
+            raise ConfigError(
+                "the model's extractor normalises each recording by its mean and variance (do_normalize), which are "
+                "not known before its end; expected a model trained with do_normalize false in its "
+                "preprocessor_config.json"
+            )
+        self.model.init_streaming_state(1)
 
     @classmethod
     def from_pretrained(

@@ -8,10 +8,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mambavox.benchmarks.limits import limit, measure_rates
-from mambavox.benchmarks.machine import machine_facts
+from mambavox.benchmarks.machine import find_device, find_dtype, machine_facts, working_threads
 from mambavox.benchmarks.measure import arrange, caller, interleave
 from mambavox.benchmarks.memory import peak_extra_bytes
-from mambavox.benchmarks.parity import TOLERANCE, LeftOut, check_small, check_timed
+from mambavox.benchmarks.operation_report import Measurement, OperationReport
+from mambavox.benchmarks.parity import LeftOut, check_small, check_timed
 from mambavox.benchmarks.registry import (
     OPERATIONS,
     PASSES,
@@ -21,11 +22,7 @@ from mambavox.benchmarks.registry import (
     Sizes,
     make_problem,
 )
-from mambavox.benchmarks.report import Measurement, Report
 from mambavox.errors import ConfigError
-
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
-"""By the name that ``mambavox bench --dtype`` takes."""
 
 
 def benchmark(
@@ -38,7 +35,7 @@ def benchmark(
     device: str = "cpu",
     memory: bool = True,
     console: Console | None = None,
-) -> Report:
+) -> OperationReport:
     """Run an operation beside its peers.
 
     Nothing is timed before every candidate has agreed with the definition at small sizes, and our own with float64 at
@@ -68,11 +65,7 @@ def benchmark(
         raise ConfigError(f"{'passes' if chosen else 'shapes'} is empty; expected one at least")
     if repeats < 1:
         raise ConfigError(f"repeats={repeats}; expected at least 1")
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads={threads}; expected at least 1")
-    place = _place(device)
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if threads is None else threads)
+    place, element = find_device(device), find_dtype(dtype)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -82,26 +75,15 @@ def benchmark(
         transient=True,
         disable=console is None or not console.is_terminal,
     )
-    try:
-        with bar:
-            run = _Run(name, operation, place, _one_of("dtype", dtype, DTYPES), repeats, memory, bar, console)
-            return run.report(chosen, directions)
-    finally:
-        torch.set_num_threads(before)
+    with working_threads(threads), bar:
+        run = _Run(name, operation, place, element, repeats, memory, bar, console)
+        return run.report(chosen, directions)
 
 
 def _one_of(argument: str, given: str, known: Mapping[str, Any]) -> Any:
     if given not in known:
         raise ConfigError(f"{argument}: there is no {given!r}; expected {', '.join(known)}")
     return known[given]
-
-
-def _place(device: str) -> torch.device:
-    if device not in ("cpu", "cuda"):
-        raise ConfigError(f"device: there is no {device!r}; expected cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is 'cuda', and torch finds no CUDA GPU; expected 'cpu' here")
-    return torch.device(device)
 
 
 class _Run:
@@ -125,7 +107,7 @@ class _Run:
         self.threads = torch.get_num_threads()
         self.left_out: list[LeftOut] = []
 
-    def report(self, shapes: Mapping[str, Sizes], passes: Sequence[Pass]) -> Report:
+    def report(self, shapes: Mapping[str, Sizes], passes: Sequence[Pass]) -> OperationReport:
         """All steps, in their order."""
         runnable = []
         for candidate in self.operation.candidates:
@@ -153,7 +135,7 @@ class _Run:
                 for name, timing in measurement.timings.items():
                     figure = f"{1e3 * timing.median:.4g} ms, {measurement.over_limit(name):.3g} x limit"
                     self.say(f"{shape}, {PASSES[direction]}: {name} {figure}")
-        return Report(
+        return OperationReport(
             self.operation.name,
             machine_facts(self.device, self.dtype),
             self.dtype.itemsize,

@@ -8,7 +8,6 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,13 +18,14 @@ from transformers import ASTConfig, AutoModelForAudioClassification, PretrainedC
 
 from mambavox.adapters import METHODS, apply_method, trainable_parameters
 from mambavox.adapters.budget import fit_budget, size_option
+from mambavox.benchmarks.machine import find_device, working_threads
 from mambavox.benchmarks.measure import Timing, interleave
 from mambavox.benchmarks.memory import extra_bytes, measure_apart
+from mambavox.benchmarks.report import Report
 from mambavox.errors import ConfigError
 from mambavox.training.backbone import load_config, quiet_transformers, set_max_length
 from mambavox.training.front_end import patched_frames
 from mambavox.training.modes import set_training_mode
-from mambavox.training.run_folder import to_json, write_atomically
 
 SHAPES: Mapping[str, Callable[[], PretrainedConfig]] = {
     "whisper-small": lambda: WhisperConfig(
@@ -75,8 +75,7 @@ class Load:
                 raise ConfigError(f"{name}={getattr(self, name)}; expected above 0")
         if not self.seconds or min(self.seconds) <= 0:
             raise ConfigError(f"seconds={self.seconds}; expected lengths above 0")
-        if self.device not in ("cpu", "cuda") or (self.device == "cuda" and not torch.cuda.is_available()):
-            raise ConfigError(f"device={self.device}; expected cpu, or cuda where torch finds a GPU")
+        find_device(self.device)
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class HostFigures:
 
 
 @dataclass(frozen=True)
-class LatencyReport:
+class LatencyReport(Report):
     """The figures of all hosts.
 
     Attributes:
@@ -124,6 +123,8 @@ class LatencyReport:
         machine: where.
         hosts: figures of each.
     """
+
+    name = "latency"
 
     load: Load
     machine: str
@@ -149,12 +150,6 @@ class LatencyReport:
     def to_mapping(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
-
-    def write(self, folder: Path) -> None:
-        """Write ``latency.md`` and ``latency.json``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "latency.md", self.markdown())
-        write_atomically(folder / "latency.json", to_json(self.to_mapping()))
 
 
 def measure_latency(
@@ -182,12 +177,8 @@ def measure_latency(
         HostError: a backbone is no known host.
     """
     load = load or Load()
-    before = torch.get_num_threads()
-    torch.set_num_threads(load.threads)
-    try:
+    with working_threads(load.threads):
         figures = tuple(_measure_host(host, methods, budget, load, memory, console) for host in hosts)
-    finally:
-        torch.set_num_threads(before)
     machine = torch.cuda.get_device_name() if load.device == "cuda" else f"CPU, {load.threads} threads"
     return LatencyReport(load, machine, figures)
 

@@ -14,15 +14,14 @@ from typing import Any
 import soundfile
 import torch
 from rich.console import Console
-from transformers import Wav2Vec2FeatureExtractor
 
-from mambavox.asr.tokenizer import train_tokenizer
 from mambavox.benchmarks.machine import machine_facts
+from mambavox.benchmarks.random_recognizer import save_random_recognizer
+from mambavox.benchmarks.report import Report, in_words
 from mambavox.data import SAMPLING_RATE, Waveform, read_audio
 from mambavox.data.audio import READABLE_SUFFIXES
+from mambavox.data.class_folders import audio_files
 from mambavox.errors import BackendError, DataError
-from mambavox.hubert import MambaHubertConfig, MambaHubertForCTC
-from mambavox.training.run_folder import to_json, write_atomically
 
 LENGTHS = (600.0, 10_800.0)
 """Seconds of the recordings: ten minutes and three hours."""
@@ -47,13 +46,15 @@ class Run:
 
 
 @dataclass(frozen=True)
-class LongFormReport:
+class LongFormReport(Report):
     """All figures.
 
     Attributes:
         facts: the machine and the settings, by name.
         runs: from the shortest recording to the longest.
     """
+
+    name = "long_form"
 
     facts: Mapping[str, Any]
     runs: Sequence[Run]
@@ -63,7 +64,7 @@ class LongFormReport:
         lines = [
             "# long_form",
             "",
-            ", ".join(f"{name} {value}" for name, value in self.facts.items()),
+            in_words(self.facts),
             "",
             "| recording | peak memory | more than the first | time, with the start | real-time factor |",
             "|---|---|---|---|---|",
@@ -76,16 +77,9 @@ class LongFormReport:
             )
         return "\n".join(lines) + "\n"
 
-    def write(self, folder: Path) -> None:
-        """Write ``long_form.md`` and ``long_form.json``.
-
-        Args:
-            folder: made where it is missing.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        runs = [asdict(run) for run in self.runs]
-        write_atomically(folder / "long_form.json", to_json({"facts": dict(self.facts), "runs": runs}))
-        write_atomically(folder / "long_form.md", self.markdown())
+    def to_mapping(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
 
 
 def measure_long_form(
@@ -115,14 +109,15 @@ def measure_long_form(
     """
     if not hasattr(os, "wait4"):
         raise BackendError("the peak memory of a process is told by Linux and macOS only")
-    clips = sorted(path for path in data.expanduser().rglob("*") if path.suffix in READABLE_SUFFIXES)
+    folder = data.expanduser()
+    clips = audio_files(folder) if folder.is_dir() else []
     if not clips:
         raise DataError(f"{data}: holds no clips; expected files that end in {', '.join(sorted(READABLE_SUFFIXES))}")
     runs = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if model is None:
-            _write_model(folder / "model", encoder)
+            save_random_recognizer(folder / "model", encoder)
         for seconds in sorted(lengths):
             recording = folder / f"{seconds:g}.flac"
             if console is not None:
@@ -157,18 +152,6 @@ def write_recording(path: Path, clips: Sequence[Path], seconds: float) -> None:
 
 def _waveforms(clips: Sequence[Path]) -> Iterator[Waveform]:
     return (read_audio(clip) for clip in itertools.cycle(clips))
-
-
-def _write_model(folder: Path, encoder: str) -> None:
-    tokenizer = train_tokenizer(["abcdefghijklmnopqrstuvwxyz '"])
-    torch.manual_seed(0)
-    config = MambaHubertConfig.nano(encoder, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
-    for part in (
-        MambaHubertForCTC(config),
-        tokenizer,
-        Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True),
-    ):
-        part.save_pretrained(folder)
 
 
 def _transcribe(recording: Path, model: str, seconds: float, threads: int, device: str) -> Run:

@@ -2,12 +2,68 @@
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mambavox.errors import ConfigError
 from mambavox.ops import native
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""By the name that ``mambavox bench --dtype`` takes."""
+
+
+def find_device(name: str) -> torch.device:
+    """Where to measure.
+
+    Args:
+        name: cpu or cuda.
+
+    Raises:
+        ConfigError: it is something else, or not there.
+    """
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f"device: there is no {name!r}; expected cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda', and torch finds no CUDA GPU; expected 'cpu' here")
+    return torch.device(name)
+
+
+def find_dtype(name: str) -> torch.dtype:
+    """Of what to measure.
+
+    Args:
+        name: a key of ``DTYPES``.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if name not in DTYPES:
+        raise ConfigError(f"dtype: there is no {name!r}; expected {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+@contextmanager
+def working_threads(number: int | None) -> Iterator[None]:
+    """Let so many threads of torch work.
+
+    Args:
+        number: of threads; as many as now where not given.
+
+    Raises:
+        ConfigError: it is below 1.
+    """
+    if number is not None and number < 1:
+        raise ConfigError(f"threads={number}; expected at least 1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def machine_facts(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import difflib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,10 @@ from rich.progress import Progress
 from mambavox.asr.live import Endpointing, LiveRecognizer
 from mambavox.asr.recognizer import SpeechRecognizer
 from mambavox.asr.text import normalize_text
-from mambavox.benchmarks.machine import machine_facts
+from mambavox.benchmarks.machine import machine_facts, working_threads
+from mambavox.benchmarks.report import Report, in_words
 from mambavox.data import synth
 from mambavox.errors import ConfigError
-from mambavox.training.run_folder import to_json, write_atomically
 from mambavox.units.phones import SENTENCES, SILENCE, segments_of
 
 BLOCKS = (0.16, 0.32, 0.64)
@@ -100,13 +99,15 @@ class Delays:
 
 
 @dataclass(frozen=True)
-class RecognitionReport:
+class RecognitionReport(Report):
     """All figures.
 
     Attributes:
         facts: the machine and the settings, by name.
         rows: one for each length of blocks.
     """
+
+    name = "recognition"
 
     facts: Mapping[str, Any]
     rows: Sequence[Delays]
@@ -116,7 +117,7 @@ class RecognitionReport:
         lines = [
             "# recognition",
             "",
-            ", ".join(f"{name} {value}" for name, value in self.facts.items()),
+            in_words(self.facts),
             "",
             "Milliseconds, median / 95th percentile; - where nothing was recognised.",
             "",
@@ -133,16 +134,10 @@ class RecognitionReport:
             )
         return "\n".join(lines) + "\n"
 
-    def write(self, folder: Path) -> None:
-        """Write ``recognition.md`` and ``recognition.json``.
-
-        Args:
-            folder: made where it is missing.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
+    def to_mapping(self) -> dict[str, Any]:
+        """For JSON."""
         rows = [{**asdict(row), "real_time_factor": row.real_time_factor} for row in self.rows]
-        write_atomically(folder / "recognition.json", to_json({"facts": dict(self.facts), "rows": rows}))
-        write_atomically(folder / "recognition.md", self.markdown())
+        return {"facts": dict(self.facts), "rows": rows}
 
 
 def measure_recognition(
@@ -183,9 +178,7 @@ def measure_recognition(
         speak(sentence, _SPEAKERS[index % len(_SPEAKERS)], language)
         for index, sentence in enumerate(SENTENCES[:sentences])
     ]
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with working_threads(threads):
         device = next(recognizer.model.parameters()).device
         about = machine_facts(device, torch.float32)
         rows = []
@@ -198,8 +191,6 @@ def measure_recognition(
                     _hear(recognizer, sentence, row, endpointing)
                     bar.advance(task)
                 rows.append(row)
-    finally:
-        torch.set_num_threads(before)
     return RecognitionReport({**about, "sentences": sentences, **(facts or {})}, rows)
 
 
@@ -234,9 +225,7 @@ def speak(text: str, speaker: str | None = None, language: str = "en") -> Spoken
 
 def _reach(recognizer: SpeechRecognizer) -> float:
     """Seconds by which a frame's receptive field is longer than a frame."""
-    config = (
-        recognizer.model.get_base_model() if hasattr(recognizer.model, "get_base_model") else recognizer.model
-    ).config
+    config = recognizer.base.config
     return (config.receptive_field - config.inputs_to_logits_ratio) / config.sampling_rate
 
 

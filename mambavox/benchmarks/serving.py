@@ -25,13 +25,13 @@ from rich.console import Console
 from mambavox.asr.decoding import Word, greedy_search
 from mambavox.asr.model import ctc_log_probs
 from mambavox.asr.recognizer import SpeechRecognizer
-from mambavox.asr.tokenizer import train_tokenizer
 from mambavox.benchmarks.machine import machine_facts
+from mambavox.benchmarks.random_recognizer import save_random_recognizer
+from mambavox.benchmarks.report import Report, in_words
 from mambavox.data import SAMPLING_RATE, Waveform, read_audio
+from mambavox.data.audio import dequantise, quantise
 from mambavox.data.class_folders import audio_files
 from mambavox.errors import BackendError, ConfigError
-from mambavox.hubert import MambaHubertConfig, MambaHubertForCTC
-from mambavox.training.run_folder import to_json, write_atomically
 
 MESSAGE = 0.04
 """Seconds of audio in a message, as the page sends them."""
@@ -88,7 +88,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class ServingReport:
+class ServingReport(Report):
     """All figures.
 
     Attributes:
@@ -97,6 +97,8 @@ class ServingReport:
         steps: the last ones of the model, from the server's status.
         server_mib: the most memory that it held.
     """
+
+    name = "serve"
 
     facts: dict[str, Any]
     rounds: Sequence[Round]
@@ -108,7 +110,7 @@ class ServingReport:
         lines = [
             "# serve",
             "",
-            ", ".join(f"{name} {value}" for name, value in self.facts.items())
+            in_words(self.facts)
             + ". Word delay: from the end of a word in the recording to the event that first shows all of it, at the "
             "client, messages of "
             f"{1e3 * MESSAGE:.0f} ms; server delay: from the arrival of an event's last sample. The last "
@@ -136,16 +138,9 @@ class ServingReport:
             lines += [f"- {row.name}: {problem}" for problem in row.problems[:5]]
         return "\n".join(lines) + "\n"
 
-    def write(self, folder: Path, name: str = "serve") -> None:
-        """Write ``name.md`` and ``name.json``.
-
-        Args:
-            folder: made where it does not exist.
-            name: of the files, without an ending.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / f"{name}.md", self.markdown())
-        write_atomically(folder / f"{name}.json", to_json(asdict(self)))
+    def to_mapping(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
 
 
 def measure_serving(
@@ -179,7 +174,7 @@ def measure_serving(
     say: Callable[[str], Any] = (lambda line: None) if console is None else console.print
     with tempfile.TemporaryDirectory() as folder:
         if model is None:
-            save_random_model(folder)
+            save_random_recognizer(folder)
         path = folder if model is None else str(model)
         rounds = []
         with running_server(path, threads, streams) as (address, process):
@@ -231,28 +226,8 @@ def read_streams(data: str | Path, streams: int, seconds: float) -> list[Wavefor
             pieces += [read_audio(files[order[place % len(files)]]), np.zeros(round(_GAP * SAMPLING_RATE), np.float32)]
             place += 1
         # As 16-bit samples carry it.
-        pcm = (np.concatenate(pieces)[:wanted].clip(-1, 1) * 32767).round()
-        spoken.append((pcm / 32768).astype(np.float32))
+        spoken.append(dequantise(quantise(np.concatenate(pieces)[:wanted])))
     return spoken
-
-
-def save_random_model(folder: str | Path) -> None:
-    """Save a nano model whose random frames differ in their letters.
-
-    Args:
-        folder: for model, tokenizer and extractor.
-    """
-    from transformers import Wav2Vec2FeatureExtractor
-
-    tokenizer = train_tokenizer(["a b"])  # few letters, so that words are short
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        config = MambaHubertConfig.nano("mamba", vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
-        model = MambaHubertForCTC(config)
-        model.lm_head.weight.mul_(20)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(folder)
 
 
 @contextlib.contextmanager
@@ -318,7 +293,7 @@ async def _speak(client: Any, waveform: Waveform) -> Heard:
     ready = json.loads(await client.recv())
     if ready["type"] != "ready":
         return Heard(problem=str(ready))
-    pcm = (waveform * 32768).round().astype("<i2").tobytes()
+    pcm = quantise(waveform).astype("<i2").tobytes()
     size = 2 * round(MESSAGE * SAMPLING_RATE)
     began = clock()
 

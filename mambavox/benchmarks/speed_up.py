@@ -7,7 +7,6 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +14,12 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import DynamicCache, MambaConfig, MambaForCausalLM
 
-from mambavox.benchmarks.machine import machine_facts
+from mambavox.benchmarks.machine import machine_facts, working_threads
 from mambavox.benchmarks.measure import Timing, interleave
+from mambavox.benchmarks.report import Report, in_words
 from mambavox.errors import BackendError, ConfigError
 from mambavox.nn.speed_up import speed_up
 from mambavox.training.backbone import quiet_transformers
-from mambavox.training.run_folder import to_json, write_atomically
 
 SIZES: Mapping[str, int] = {"hidden_size": 768, "num_hidden_layers": 24, "vocab_size": 50280}
 """Of ``state-spaces/mamba-130m``."""
@@ -34,7 +33,7 @@ _OURS, _THEIRS = "mambavox.speed_up", "transformers"
 
 
 @dataclass(frozen=True)
-class SpeedUpReport:
+class SpeedUpReport(Report):
     """Times of a model of transformers as it is and sped up.
 
     Attributes:
@@ -43,6 +42,8 @@ class SpeedUpReport:
         errors: by pass, then by model: relative distance of the logits from transformers in float64, norm by norm.
         timings: by pass, then by model.
     """
+
+    name = "speed_up"
 
     facts: Mapping[str, Any]
     tokens: int
@@ -58,7 +59,7 @@ class SpeedUpReport:
         lines = [
             "# speed_up",
             "",
-            ", ".join(f"{name} {value}" for name, value in self.facts.items()),
+            in_words(self.facts),
             "",
             f"A prompt of {self.tokens} tokens, then one token at a time with the cache; one sequence, random weights. "
             "Relative distance of the logits from transformers in float64: "
@@ -91,16 +92,6 @@ class SpeedUpReport:
             "rows": rows,
         }
 
-    def write(self, folder: Path) -> None:
-        """Write ``speed_up.md`` and ``speed_up.json``.
-
-        Args:
-            folder: made where it does not exist.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "speed_up.md", self.markdown())
-        write_atomically(folder / "speed_up.json", to_json(self.to_mapping()))
-
 
 def measure_speed_up(
     threads: int | None = None, repeats: int = 7, tokens: int = 512, console: Console | None = None
@@ -119,12 +110,10 @@ def measure_speed_up(
         ConfigError: a number below 1.
         BackendError: the logits differ; no figure was printed.
     """
-    for name, value in (("threads", threads), ("repeats", repeats), ("tokens", tokens)):
-        if value is not None and value < 1:
+    for name, value in (("repeats", repeats), ("tokens", tokens)):
+        if value < 1:
             raise ConfigError(f"{name}={value}; expected at least 1")
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if threads is None else threads)
-    try:
+    with working_threads(threads):
         with quiet_transformers(), torch.random.fork_rng():
             torch.manual_seed(0)
             plain = MambaForCausalLM(MambaConfig(**SIZES)).eval()
@@ -143,8 +132,6 @@ def measure_speed_up(
                     if console is not None:
                         console.print(f"{_PASSES[name]}: {report.ratio(name):.3g} x", markup=False)
         return report
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Run:

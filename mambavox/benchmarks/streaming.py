@@ -5,7 +5,6 @@ Weights are random: they change no time. Nothing is timed before streamed output
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,14 +12,13 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
-from mambavox.benchmarks.benchmark import DTYPES
-from mambavox.benchmarks.machine import machine_facts
+from mambavox.benchmarks.machine import find_device, find_dtype, machine_facts, working_threads
 from mambavox.benchmarks.measure import Timing, interleave
+from mambavox.benchmarks.report import Report, add_legend, in_words, make_plain
 from mambavox.errors import BackendError, ConfigError
 from mambavox.hubert import SIZES, MambaHubertConfig, MambaHubertModel, MambaHubertState
 from mambavox.hubert.streaming import AttentionState, LayerState
 from mambavox.nn.streaming import StreamStep
-from mambavox.training.run_folder import to_json, write_atomically
 
 ENCODERS = ("mamba", "mamba2", "causal-transformer")
 HISTORIES = (10.0, 60.0, 300.0, 1200.0)
@@ -57,7 +55,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class StreamingReport:
+class StreamingReport(Report):
     """All figures.
 
     Attributes:
@@ -66,6 +64,8 @@ class StreamingReport:
         errors: largest difference of streamed outputs from the whole model's, by size and encoder.
         rows: in the order in which they were measured.
     """
+
+    name = "streaming"
 
     facts: Mapping[str, Any]
     parameters: Mapping[str, int]
@@ -77,7 +77,7 @@ class StreamingReport:
         lines = [
             "# streaming",
             "",
-            ", ".join(f"{name} {value}" for name, value in self.facts.items())
+            in_words(self.facts)
             + ". One stream, random weights, front end included. Medians and quartiles; the real-time factor (RTF) is "
             "the time of a piece by the time it lasts. The past of the attention is put into its cache, not computed.",
         ]
@@ -109,20 +109,14 @@ class StreamingReport:
         ]
         return {**asdict(replace(self, rows=())), "rows": rows}
 
-    def plot(self, path: Path) -> None:
-        """Draw the time of a step and the bytes of the state against the past.
-
-        Args:
-            path: the picture; its ending says the format.
-        """
+    def figure(self) -> Figure:
+        """Draw the time of a step and the bytes of the state against the past."""
         figure = Figure(figsize=(12, 4.5), layout="constrained")
         panels = figure.subplots(1, len(PIECES) + 1)
         labels: list[str] = [f"{name} of {1e3 * seconds:.0f} ms, ms" for name, seconds in PIECES.items()]
         for axes, label in zip(panels, [*labels, "state, MiB"], strict=True):
             axes.set(xlabel="past of the stream, s", title=label, xscale="log", yscale="log")
-            axes.grid(color="#dddddd", linewidth=0.8)
-            axes.set_axisbelow(True)
-            axes.spines[["top", "right"]].set_visible(False)
+            make_plain(axes)
         for index, model in enumerate(self.parameters):
             rows = [row for row in self.rows if f"{row.size} {row.encoder}" == model]
             past = [row.history for row in rows]
@@ -131,21 +125,8 @@ class StreamingReport:
                 axes.plot(past, curve, color=f"C{index}", marker="o", label=model)
         for axes, seconds in zip(panels, PIECES.values(), strict=False):
             axes.axhline(1e3 * seconds, color="black", linestyle="--", linewidth=1, label="real time")
-        handles, names = panels[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
-        figure.savefig(path, dpi=150)
-
-    def write(self, folder: Path, name: str = "streaming") -> None:
-        """Write ``name.md``, ``name.json`` and ``name.png``.
-
-        Args:
-            folder: made where it does not exist.
-            name: of the files, without an ending.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / f"{name}.md", self.markdown())
-        write_atomically(folder / f"{name}.json", to_json(self.to_mapping()))
-        self.plot(folder / f"{name}.png")
+        add_legend(figure)
+        return figure
 
 
 def measure_streaming(
@@ -182,20 +163,14 @@ def measure_streaming(
             f"sizes={list(sizes)}, encoders={list(encoders)}, histories={list(histories)}, repeats={repeats}; expected "
             "at least one of each, and pasts of at least 1 s"
         )
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype: there is no {dtype!r}; expected {', '.join(DTYPES)}")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise ConfigError(f"device is {device!r}; expected cpu, or cuda where torch finds a GPU")
-    before = torch.get_num_threads()
-    torch.set_num_threads(before if threads is None else threads)
     say: Callable[[str], Any] = (lambda line: None) if console is None else console.print
-    place = torch.device(device)
-    try:
+    place, element = find_device(device), find_dtype(dtype)
+    with working_threads(threads):
         models = {}
         for size in sizes:
             for encoder in encoders:
                 config = getattr(MambaHubertConfig, size)(encoder)
-                models[size, encoder] = MambaHubertModel(config).eval().to(place, DTYPES[dtype])
+                models[size, encoder] = MambaHubertModel(config).eval().to(place, element)
         errors = {}
         for (size, encoder), model in models.items():
             errors[f"{size} {encoder}"] = check_streaming(model, f"{size} {encoder}")
@@ -214,9 +189,7 @@ def measure_streaming(
             f"{size} {encoder}": sum(parameter.numel() for parameter in model.parameters())
             for (size, encoder), model in models.items()
         }
-        return StreamingReport(machine_facts(place, DTYPES[dtype]), parameters, errors, rows)
-    finally:
-        torch.set_num_threads(before)
+        return StreamingReport(machine_facts(place, element), parameters, errors, rows)
 
 
 @torch.inference_mode()

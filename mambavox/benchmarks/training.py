@@ -10,21 +10,19 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from mambavox.benchmarks.benchmark import DTYPES
-from mambavox.benchmarks.machine import machine_facts
+from mambavox.benchmarks.machine import DTYPES, find_device, find_dtype, machine_facts
 from mambavox.benchmarks.measure import Timing
 from mambavox.benchmarks.memory import extra_bytes
+from mambavox.benchmarks.report import Report, add_legend, in_words, make_plain
 from mambavox.errors import ConfigError
 from mambavox.hubert import SIZES, MambaHubertConfig, MambaHubertModel
 from mambavox.hubert.conversion import to_hubert
-from mambavox.training.run_folder import to_json, write_atomically
 
 PEER = "HubertModel"
 """transformers' own, of the sizes of ``transformer``."""
@@ -64,7 +62,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class TrainingReport:
+class TrainingReport(Report):
     """All figures.
 
     Attributes:
@@ -73,6 +71,8 @@ class TrainingReport:
         parameters: of each model.
         rows: by model, then by length.
     """
+
+    name = "training"
 
     facts: Mapping[str, Any]
     size: str
@@ -89,7 +89,7 @@ class TrainingReport:
         lines = [
             f"# training, {self.size}",
             "",
-            ", ".join(f"{name} {value}" for name, value in self.facts.items())
+            in_words(self.facts)
             + ". Forward and backward pass of the encoder, front end included, one recording, random weights; each "
             "figure from a process of its own. Medians and quartiles.",
         ]
@@ -119,12 +119,8 @@ class TrainingReport:
         rows = [{**asdict(row), **({"audio_seconds_a_second": row.speed} if row.timing else {})} for row in self.rows]
         return {**asdict(replace(self, rows=())), "rows": rows}
 
-    def plot(self, path: Path) -> None:
-        """Draw speed and peak memory against the length.
-
-        Args:
-            path: the picture; its ending says the format.
-        """
+    def figure(self) -> Figure:
+        """Draw speed and peak memory against the length."""
         figure = Figure(figsize=(10, 4.5), layout="constrained")
         speed, memory = figure.subplots(1, 2)
         for axes, label in (
@@ -132,29 +128,14 @@ class TrainingReport:
             (memory, "peak memory beyond weights and gradients, MiB"),
         ):
             axes.set(xlabel="length of the recording, s", title=label, xscale="log", yscale="log")
-            axes.grid(color="#dddddd", linewidth=0.8)
-            axes.set_axisbelow(True)
-            axes.spines[["top", "right"]].set_visible(False)
+            make_plain(axes)
         for index, model in enumerate(self.parameters):
             rows = [row for row in self.rows if row.encoder == model and row.timing]
             style: dict[str, Any] = {"color": f"C{index}", "marker": "o", "label": model}
             speed.plot([row.length for row in rows], [row.speed for row in rows], **style)
             memory.plot([row.length for row in rows], [row.bytes / _MIB for row in rows], **style)
-        handles, names = speed.get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
-        figure.savefig(path, dpi=150)
-
-    def write(self, folder: Path, name: str = "training") -> None:
-        """Write ``name.md``, ``name.json`` and ``name.png``.
-
-        Args:
-            folder: made where it does not exist.
-            name: of the files, without an ending.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / f"{name}.md", self.markdown())
-        write_atomically(folder / f"{name}.json", to_json(self.to_mapping()))
-        self.plot(folder / f"{name}.png")
+        add_legend(figure)
+        return figure
 
 
 def measure_training(
@@ -189,10 +170,7 @@ def measure_training(
             f"encoders={list(encoders)}, lengths={list(lengths)}, repeats={repeats}; expected at least one of each, "
             "and lengths of at least 0.1 s"
         )
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype: there is no {dtype!r}; expected {', '.join(DTYPES)}")
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise ConfigError(f"device is {device!r}; expected cpu, or cuda where torch finds a GPU")
+    place, element = find_device(device), find_dtype(dtype)
     parameters = {
         encoder: sum(parameter.numel() for parameter in _model(size, encoder).parameters()) for encoder in encoders
     }
@@ -222,7 +200,7 @@ def measure_training(
                 said = failure or f"{row.speed:.2f} s of audio a second, {row.bytes / _MIB:,.0f} MiB"
                 console.print(f"{size} {encoder}, {length:g} s: {said}", markup=False)
     rows.sort(key=lambda row: encoders.index(row.encoder))
-    facts = {**machine_facts(torch.device(device), DTYPES[dtype]), "threads": threads}
+    facts = {**machine_facts(place, element), "threads": threads}
     return TrainingReport(facts, size, parameters, rows)
 
 

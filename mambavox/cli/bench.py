@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mambavox.cli.console import ERR, OUT
 from mambavox.cli.serve import embedded_recogniser
+
+if TYPE_CHECKING:
+    from mambavox.benchmarks.report import Report
 
 bench_app = typer.Typer(
     help="Measure operations beside other libraries, and what streaming, training and serving cost on this machine.",
@@ -23,16 +26,10 @@ Model = Annotated[str | None, typer.Option(help="run folder of a causal recognis
 _FOLDER = Path("runs/bench")
 
 
-class _Report(Protocol):
-    def write(self, folder: Path) -> None: ...
-
-    def markdown(self) -> str: ...
-
-
-def _publish(report: _Report, output: Path, name: str) -> None:
-    report.write(output)
+def _publish(report: "Report", output: Path, name: str | None = None) -> None:
+    *others, last = report.write(output, name)
     OUT.print(report.markdown(), markup=False)
-    OUT.print(f"{name}.md and {name}.json are in {output}", markup=False)
+    OUT.print(f"{', '.join(others)} and {last} are in {output}", markup=False)
 
 
 def _operation_command(operation: str) -> Callable[..., None]:
@@ -61,9 +58,7 @@ def _operation_command(operation: str) -> Callable[..., None]:
             memory=memory,
             console=ERR,
         )
-        report.write(output, operation)
-        OUT.print(report.markdown(), markup=False)
-        OUT.print(f"{operation}.md, {operation}.json and {operation}.png are in {output}", markup=False)
+        _publish(report, output, operation)
 
     return command
 
@@ -89,7 +84,7 @@ def speed_up_command(
     """A language model of transformers as it is and after mambavox.speed_up, in float32 on the CPU."""
     from mambavox.benchmarks.speed_up import measure_speed_up
 
-    _publish(measure_speed_up(threads, repeats, console=ERR), output, "speed_up")
+    _publish(measure_speed_up(threads, repeats, console=ERR), output)
 
 
 @bench_app.command("streaming")
@@ -108,7 +103,7 @@ def streaming_command(
 
     given = _given(sizes=_words(sizes), encoders=_words(encoders), histories=_numbers("histories", histories))
     report = measure_streaming(threads=threads, repeats=repeats, dtype=dtype, device=device, console=ERR, **given)
-    _publish(report, output, "streaming")
+    _publish(report, output)
 
 
 @bench_app.command("training")
@@ -127,7 +122,7 @@ def training_command(
 
     given = _given(encoders=_words(encoders), lengths=_numbers("lengths", lengths))
     report = measure_training(size, threads=threads, repeats=repeats, dtype=dtype, device=device, console=ERR, **given)
-    _publish(report, output, "training")
+    _publish(report, output)
 
 
 @bench_app.command("recognition")
@@ -152,7 +147,7 @@ def recognition_command(
     given = _given(blocks=_numbers("seconds", blocks))
     facts = {"model": model}
     report = measure_recognition(recognizer, sentences=sentences, threads=threads, facts=facts, console=ERR, **given)
-    _publish(report, output, "recognition")
+    _publish(report, output)
 
 
 @bench_app.command("long_form")
@@ -172,7 +167,7 @@ def long_form_command(
 
     given = _given(lengths=_numbers("seconds", lengths))
     report = measure_long_form(data, model=model, encoder=encoder, threads=threads, device=device, console=ERR, **given)
-    _publish(report, output, "long_form")
+    _publish(report, output)
 
 
 @bench_app.command("serve")
@@ -189,7 +184,7 @@ def serve_bench_command(
     from mambavox.benchmarks.serving import measure_serving
 
     report = measure_serving(data, model or embedded_recogniser(), streams, seconds, threads, hostile, console=ERR)
-    _publish(report, output, "serve")
+    _publish(report, output)
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -62,8 +62,8 @@ def transcribe_command(
     from mambavox.cli.transcribe_microphone import transcribe_microphone
     from mambavox.data import duration
     from mambavox.errors import AudioError
+    from mambavox.files import write_atomically
     from mambavox.training.backbone import quiet_transformers
-    from mambavox.training.run_folder import write_atomically
 
     forms = [form.strip() for form in output.split(",") if form.strip()]
     for form in forms:

@@ -56,7 +56,7 @@ def transcribe_with_whisper(
     from mambavox.data import read_audio
     from mambavox.errors import AudioError
     from mambavox.evaluation.transcriber import WhisperTranscriber, write_srt, write_vtt
-    from mambavox.training.run_folder import to_json, write_atomically
+    from mambavox.files import to_json, write_atomically
 
     if model_dir is not None:
         transcriber = WhisperTranscriber.from_folder(model_dir, backbone=backbone, device=device)

@@ -108,6 +108,11 @@ def quantise(waveform: Waveform) -> NDArray[np.int16]:
     return np.clip(np.rint(waveform * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
 
 
+def dequantise(samples: NDArray[np.integer]) -> Waveform:
+    """What :func:`quantise` was given, but for rounding."""
+    return samples.astype(np.float32) / np.float32(FULL_SCALE)
+
+
 def read_blocks(path: str | Path, sampling_rate: int = SAMPLING_RATE, seconds: float = 5.0) -> Iterator[Waveform]:
     """Read a recording of any length block by block; end to end they are what ``read_audio`` reads.
 

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rich.table import Table
 
+from mambavox.files import to_json, write_atomically
 from mambavox.training.result import AdaptResult
-from mambavox.training.run_folder import to_json, write_atomically
 from mambavox.training.scores import Scores
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")

@@ -3,7 +3,6 @@
 Elsewhere a stream may be cut anywhere; the graph takes blocks of one length, so that nothing in it depends on data.
 """
 
-import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from mambavox.errors import ConfigError
+from mambavox.files import replacing, to_json, write_atomically
 from mambavox.hubert import plain_ops
 from mambavox.hubert.modeling import MambaHubertForCTC
 from mambavox.hubert.streaming import AttentionState, MambaHubertState
@@ -129,8 +129,6 @@ def export_step(
             verbose=False,
         )
     assert program is not None
-    partial = path.with_name(f".{path.name}.partial")
-    program.save(str(partial), external_data=False)
     shapes = {name: list(tensor.shape) for name, tensor in state.items()}
     description = {
         "format": "onnx",
@@ -154,11 +152,9 @@ def export_step(
         ],
         **(about or {}),
     }
-    described = path.with_suffix(".json")
-    aside = described.with_name(f".{described.name}.partial")
-    aside.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.replace(described)
-    partial.replace(path)
+    with replacing(path) as partial:
+        program.save(str(partial), external_data=False)
+        write_atomically(path.with_suffix(".json"), to_json(description))
     return description
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mambavox.errors import ConfigError, DataError
+from mambavox.files import replacing
 
 State = TypeVar("State", bound="StreamState")
 
@@ -145,9 +146,8 @@ class StreamState:
         path = Path(path)
         tensors: dict[str, Tensor] = {}
         tree = json.dumps(_take_apart_state(self, "", tensors))
-        partial = path.with_name(f"{path.name}.partial")
-        save_file(tensors, partial, metadata={_METADATA: tree})
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file(tensors, partial, metadata={_METADATA: tree})
 
     @classmethod
     def load(cls: type[State], path: str | Path, device: torch.device | str = "cpu") -> State:

@@ -32,6 +32,7 @@ from mambavox.data import (
     take_shots,
 )
 from mambavox.errors import ConfigError, DataError
+from mambavox.files import to_json
 from mambavox.training.backbone import Backbone, backbone_limit, load_backbone, quiet_transformers
 from mambavox.training.config import AdaptConfig
 from mambavox.training.features import FeatureDataset
@@ -39,7 +40,7 @@ from mambavox.training.frozen_front import FrozenFront
 from mambavox.training.model_card import model_card
 from mambavox.training.predictions import Outcome, write_predictions
 from mambavox.training.result import AdaptResult
-from mambavox.training.run_folder import LABELS_FILE, METRICS_FILE, PREDICTIONS_FILE, RunFolder, to_json
+from mambavox.training.run_folder import LABELS_FILE, METRICS_FILE, PREDICTIONS_FILE, RunFolder
 from mambavox.training.scores import predict_logits, score
 from mambavox.training.trainer import AdaptTrainer, save_trained
 

@@ -6,11 +6,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
 from mambavox.errors import ConfigError, RunError
+from mambavox.files import write_atomically
 from mambavox.training.run_config import RUN_FILE, RunConfig
 
 METRICS_FILE = "metrics.json"
@@ -202,15 +202,3 @@ class RunFolder:
         # torch's writer says only that it failed, in one of several ways.
         from_torch = any(word in str(error) for word in ("PytorchStreamWriter", "inline_container", "iostream"))
         return from_torch and shutil.disk_usage(self.path).free < _SMALL
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that it is either the old or the new one, whenever the process is killed."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-def to_json(content: Any) -> str:
-    """Readable JSON."""
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -15,6 +15,7 @@ from sklearn.cluster import MiniBatchKMeans, kmeans_plusplus
 from sklearn.metrics import pairwise_distances_argmin_min
 
 from mambavox.errors import ConfigError, DataError
+from mambavox.files import replacing, to_json, write_atomically
 
 WEIGHTS_FILE = "kmeans.safetensors"
 METADATA_FILE = "kmeans.json"
@@ -196,12 +197,9 @@ class UnitQuantizer:
     def save(self, folder: Path) -> None:
         """Write ``kmeans.safetensors`` and ``kmeans.json`` into a folder, each at once."""
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{WEIGHTS_FILE}.partial"
-        save_file({"centers": self.centers}, partial)
-        partial.replace(folder / WEIGHTS_FILE)
-        partial = folder / f".{METADATA_FILE}.partial"
-        partial.write_text(json.dumps(asdict(self.metadata), indent=2) + "\n", encoding="utf-8")
-        partial.replace(folder / METADATA_FILE)
+        with replacing(folder / WEIGHTS_FILE) as partial:
+            save_file({"centers": self.centers}, partial)
+        write_atomically(folder / METADATA_FILE, to_json(asdict(self.metadata)))
 
     @classmethod
     def load(cls, folder: Path) -> "UnitQuantizer":

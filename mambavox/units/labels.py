@@ -1,7 +1,6 @@
 """Unit labels of recordings: a folder of shards, in the order of the recordings."""
 
 import json
-import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mambavox.errors import DataError
+from mambavox.files import replacing, to_json, write_atomically
 
 PLAN_FILE = "targets.json"
 
@@ -60,9 +60,7 @@ class LabelsPlan:
     def save(self, folder: Path) -> None:
         """Write ``targets.json``, at once."""
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{PLAN_FILE}.partial"
-        partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        partial.replace(folder / PLAN_FILE)
+        write_atomically(folder / PLAN_FILE, to_json(asdict(self)))
 
     @classmethod
     def load(cls, folder: Path) -> "LabelsPlan":
@@ -245,12 +243,8 @@ class Shard:
         keys = np.frombuffer(json.dumps([key for key, _ in labels], ensure_ascii=False).encode(), np.uint8)
         frames = np.array([len(units) for _, units in labels], np.int64)
         path = shard_path(folder, number)
-        partial = path.with_name(f".{path.name}.partial")
-        save_file({"keys": keys, "frames": frames, "units": units}, partial, {"crc32": _crc32(keys, frames, units)})
-        with partial.open("rb") as file:
-            # Renamed before its content is on the disk, a power cut could leave an empty file of the final name.
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with replacing(path, sync=True) as partial:
+            save_file({"keys": keys, "frames": frames, "units": units}, partial, {"crc32": _crc32(keys, frames, units)})
         return cls(path, frames)
 
     @classmethod

@@ -10,6 +10,7 @@ import numpy as np
 
 from mambavox.asr.live import LiveSegment
 from mambavox.data import Waveform
+from mambavox.data.audio import dequantise
 
 SAMPLE_BYTES = 2
 """16-bit PCM."""
@@ -128,7 +129,7 @@ def check_samples(data: bytes, max_bytes: int) -> None:
 
 def to_waveform(data: bytes) -> Waveform:
     """Samples ``(samples,)`` between -1 and 1 of little-endian 16-bit PCM."""
-    return np.frombuffer(data, dtype="<i2").astype(np.float32) / 32768.0
+    return dequantise(np.frombuffer(data, dtype="<i2"))
 
 
 def tokens_agree(expected: str | None, given: str | None) -> bool:

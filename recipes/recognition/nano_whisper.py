@@ -39,6 +39,7 @@ from transformers import (
 
 from mambavox.asr.metrics import score_transcripts
 from mambavox.asr.text import normalize_text
+from mambavox.files import replacing
 
 SECONDS = 12
 """The window; Whisper's is 30."""
@@ -273,8 +274,8 @@ def train(arguments: argparse.Namespace) -> dict[str, float]:
             )
             totals.zero_()
             kept = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "step": step}
-            torch.save({"learners": learners.state_dict(), **kept}, state.with_suffix(".partial"))
-            state.with_suffix(".partial").replace(state)
+            with replacing(state) as partial:
+                torch.save({"learners": learners.state_dict(), **kept}, partial)
     model.eval()
     rates = error_rates(model, processor, held_out(arguments.data, arguments.test_phrases, arguments.seed))
     print("word error rates: " + ", ".join(f"{language} {100 * rate:.1f} %" for language, rate in rates.items()))

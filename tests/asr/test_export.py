@@ -74,7 +74,7 @@ def test_what_has_no_step_is_refused_by_name(tmp_path):
             export_recognizer(recognizer, tmp_path / "step.onnx")
     other = recognizer_of()
     other.model = torch.nn.Linear(2, 2)
-    with pytest.raises(HostError, match="a Linear has no streaming step"):
+    with pytest.raises(HostError, match="a Linear cannot be streamed"):
         export_recognizer(other, tmp_path / "step.onnx")
     with pytest.raises(ConfigError, match="0 frames"):
         export_recognizer(recognizer_of(), tmp_path / "step.onnx", 0.0001)

@@ -20,9 +20,9 @@ from mambavox.benchmarks.benchmark import benchmark
 from mambavox.benchmarks.limits import Rates, limit, measure_rates
 from mambavox.benchmarks.measure import Timing, interleave
 from mambavox.benchmarks.memory import peak_extra_bytes
+from mambavox.benchmarks.operation_report import OperationReport
 from mambavox.benchmarks.parity import check_small
 from mambavox.benchmarks.registry import OPERATIONS, Candidate, Operation, make_problem
-from mambavox.benchmarks.report import Report
 from mambavox.cli import app
 from mambavox.errors import BackendError, ConfigError
 from mambavox.ops import native
@@ -58,7 +58,7 @@ def candidate(operation: str, name: str) -> Candidate:
     return next(item for item in OPERATIONS[operation].candidates if item.name == name)
 
 
-def run(name: str, **options: Any) -> Report:
+def run(name: str, **options: Any) -> OperationReport:
     return benchmark(name, **{"threads": 1, "repeats": 2, "memory": False, **options})
 
 

@@ -18,6 +18,7 @@ from safetensors.numpy import save
 from mambavox.data.audio import AUDIO_SUFFIXES, read_audio
 from mambavox.data.checks import AudioProblem
 from mambavox.errors import AudioError, DataError
+from mambavox.files import replacing
 
 INDEX_SUFFIX = ".index.safetensors"
 """Of the index, in place of the tar's ``.tar``."""
@@ -57,7 +58,6 @@ class ShardIndex:
         Args:
             path: of the index.
         """
-        partial_path = path.with_name(f".{path.name}.partial")
         words = json.dumps([*self.keys], ensure_ascii=False).encode()
         left_out = [[problem.name, problem.reason] for problem in self.left_out]
         content = save(
@@ -70,11 +70,8 @@ class ShardIndex:
             },
             {"tar": json.dumps({"tar_bytes": self.tar_bytes, "left_out": left_out, "taken": self.taken})},
         )
-        with partial_path.open("wb") as file:  # safetensors' own writer lets no other user read
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial_path.replace(path)
+        with replacing(path, sync=True) as partial:
+            partial.write_bytes(content)
 
     @classmethod
     def load(cls, tar: Path) -> "ShardIndex":

@@ -24,6 +24,7 @@ from mambavox.data.keys import recording_keys
 from mambavox.data.shards.index import ShardIndex, index_path, to_index, unusable
 from mambavox.data.splits import part_named
 from mambavox.errors import AudioError, ConfigError, DataError
+from mambavox.files import replacing, to_json, write_atomically
 
 PACKING_FILE = "shards.json"
 """What a folder of shards is packed from."""
@@ -58,9 +59,7 @@ class Packing:
 
     def save(self, folder: Path) -> None:
         """Write ``shards.json``, at once."""
-        partial = folder / f".{PACKING_FILE}.partial"
-        partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        partial.replace(folder / PACKING_FILE)
+        write_atomically(folder / PACKING_FILE, to_json(asdict(self)))
 
 
 @dataclass(frozen=True)
@@ -282,9 +281,8 @@ def _write(
     rows: list[tuple[str, int, int, int]] = []
     fields: list[tuple[int, int]] = []
     left_out: list[AudioProblem] = []
-    partial = tar.with_name(f".{tar.name}.partial")
-    with partial.open("wb") as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive:
+    with replacing(tar, sync=True) as partial:
+        with tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as archive:
             for items in recordings:
                 taken += 1
                 if isinstance(items, AudioProblem):
@@ -299,10 +297,7 @@ def _write(
                     fields.append((beside, len(item.fields)))
                 if archive.offset >= shard_bytes:
                     break
-        file.flush()
-        os.fsync(file.fileno())
-    index = to_index(rows, fields, partial.stat().st_size, left_out, taken)
-    partial.replace(tar)
+        index = to_index(rows, fields, partial.stat().st_size, left_out, taken)
     index.save(index_path(tar))
     return index
 

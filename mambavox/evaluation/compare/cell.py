@@ -10,8 +10,8 @@ from typing import Any
 
 from mambavox import __version__
 from mambavox.errors import RunError
+from mambavox.files import to_json, write_atomically
 from mambavox.training.config import AdaptConfig
-from mambavox.training.run_folder import to_json, write_atomically
 
 # Where things lie, and how they are loaded, changes no result.
 _INDIFFERENT = ("data", "output", "backbone", "num_workers", "tensorboard")

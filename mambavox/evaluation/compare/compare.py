@@ -11,7 +11,7 @@ from mambavox.evaluation.compare.plots import write_plots
 from mambavox.evaluation.compare.runner import run_cells, waiting_cells, write_jobs
 from mambavox.evaluation.compare.summary import Summary, choose_rate, summarise
 from mambavox.evaluation.compare.tables import csv_text, latex, markdown
-from mambavox.training.run_folder import to_json, write_atomically
+from mambavox.files import to_json, write_atomically
 
 
 def compare(grid: Grid, output: str | Path, *, workers: int = 1, console: Console | None = None) -> Summary:

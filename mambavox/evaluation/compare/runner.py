@@ -15,7 +15,7 @@ from rich.console import Console
 from mambavox.errors import ConfigError, DataError, RunError
 from mambavox.evaluation.compare.cell import Cell, CellStore
 from mambavox.evaluation.compare.worker import run_cell, serve
-from mambavox.training.run_folder import to_json, write_atomically
+from mambavox.files import to_json, write_atomically
 
 _GPUS = "CUDA_VISIBLE_DEVICES"
 

@@ -18,6 +18,7 @@ from transformers import Wav2Vec2FeatureExtractor, set_seed
 from mambavox.data import Example, ShardedExamples, duration, read_recordings
 from mambavox.data.batching import BatchesBySeconds
 from mambavox.errors import ConfigError
+from mambavox.files import to_json, write_atomically
 from mambavox.hubert import MambaHubertConfig, MambaHubertForPreTraining
 from mambavox.training.backbone import quiet_transformers
 from mambavox.training.pretraining.config import MFCC, PretrainConfig
@@ -30,15 +31,7 @@ from mambavox.training.pretraining.recordings import Recordings, hold_back, load
 from mambavox.training.pretraining.result import PretrainResult
 from mambavox.training.pretraining.teacher import Teacher
 from mambavox.training.pretraining.trainer import PretrainTrainer, training_arguments
-from mambavox.training.run_folder import (
-    CURVE_FILE,
-    HISTORY_FILE,
-    METRICS_FILE,
-    RECORDINGS_FILE,
-    RunFolder,
-    to_json,
-    write_atomically,
-)
+from mambavox.training.run_folder import CURVE_FILE, HISTORY_FILE, METRICS_FILE, RECORDINGS_FILE, RunFolder
 from mambavox.units.features import MfccFeatures
 from mambavox.units.labels import UNIT_BYTES, UnitLabels
 from mambavox.units.targets import make_targets

@@ -9,8 +9,8 @@ import rich.progress
 from rich.console import Console
 from transformers import TrainerCallback, TrainerState
 
+from mambavox.files import write_atomically
 from mambavox.training.pretraining.figures import Figures
-from mambavox.training.run_folder import write_atomically
 
 
 class History(TrainerCallback):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambavox.data import SAMPLING_RATE, AudioProblem, Example, ShardedExamples, recording_keys
-from mambavox.data.audio import FULL_SCALE, quantise
+from mambavox.data.audio import dequantise, quantise
 from mambavox.data.splits import part_named
 from mambavox.errors import AudioError, DataError
 
@@ -82,7 +82,7 @@ class Recordings:
         content = self.kept[index] if self.kept else None
         if content is None:
             content = quantise(self.examples[index].read())
-        return content[start : start + samples].astype(np.float32) / np.float32(FULL_SCALE)
+        return dequantise(content[start : start + samples])
 
 
 def _selected(examples: Sequence[Example], keys: Sequence[str], rows: NDArray[np.int64]) -> dict[str, Any]:

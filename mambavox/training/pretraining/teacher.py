@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mambavox.errors import ConfigError, HostError, RunError
+from mambavox.files import write_atomically
 from mambavox.hubert import MambaHubertConfig, MambaHubertModel
 from mambavox.training.pretraining.config import PretrainConfig, layer_numbers
-from mambavox.training.run_folder import write_atomically
 from mambavox.units.features import LayerFeatures
 
 _FRONT_END = ("feature_extractor.", "feature_projection.")

@@ -20,13 +20,14 @@ from mambavox.asr.metrics import TranscriptScores, score_transcripts
 from mambavox.asr.model import ctc_log_probs, load_ctc_model, load_extractor, num_frames
 from mambavox.asr.tokenizer import Vocabulary, encode, frames_needed, train_tokenizer
 from mambavox.errors import ConfigError, DataError, RunError
+from mambavox.files import to_json
 from mambavox.training.backbone import quiet_transformers
 from mambavox.training.recognition.config import RecognitionConfig
 from mambavox.training.recognition.data import SpeechDataset
 from mambavox.training.recognition.parts import SpeechPart, load_parts
 from mambavox.training.recognition.trainer import RecognitionTrainer, learning_curve
 from mambavox.training.run_config import RUN_FILE
-from mambavox.training.run_folder import METRICS_FILE, RunFolder, to_json
+from mambavox.training.run_folder import METRICS_FILE, RunFolder
 from mambavox.training.trainer import save_trained
 
 TRANSCRIPTS_FILE = "transcripts.csv"

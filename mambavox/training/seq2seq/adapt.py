@@ -19,10 +19,11 @@ from mambavox.asr.whisper_language import add_language, generation_options, lang
 from mambavox.asr.whisper_window import TrimmedEncoder
 from mambavox.data import duration
 from mambavox.errors import HostError
+from mambavox.files import to_json
 from mambavox.training.adapt import LIBRARIES, device_name, learning_curve
 from mambavox.training.backbone import fetching, quiet_transformers
 from mambavox.training.front_end import FrontEnd, longest_seconds
-from mambavox.training.run_folder import METRICS_FILE, PREDICTIONS_FILE, RunFolder, to_json
+from mambavox.training.run_folder import METRICS_FILE, PREDICTIONS_FILE, RunFolder
 from mambavox.training.seq2seq.config import Seq2SeqConfig
 from mambavox.training.seq2seq.result import Seq2SeqResult, model_card, write_transcripts
 from mambavox.training.seq2seq.trainer import TranscriptTrainer, save_adapted
