@@ -11,11 +11,10 @@ from mambavox.cli.console import ERR, OUT
 def export_command(
     model: Annotated[str, typer.Option(help="run folder of `mambavox finetune`, of a causal Mamba-HuBERT")],
     output: Annotated[Path, typer.Option(help="file of the graph; its description gets the ending .json")],
-    format: Annotated[str, typer.Option(help="onnx")] = "onnx",
     block_seconds: Annotated[float, typer.Option(min=0.02, help="length of a block, rounded to frames")] = 0.32,
     base_model: Annotated[str | None, typer.Option(help="where the model under an adapter lies now")] = None,
 ) -> None:
-    """Write the streaming step: a block of samples and the state in, logits and the new state out.
+    """Write the streaming step as ONNX: a block of samples and the state in, logits and the new state out.
 
     Where onnxruntime is installed, the graph is compared with the model before the command ends.
     """
@@ -23,8 +22,6 @@ def export_command(
     from mambavox.asr.recognizer import SpeechRecognizer
     from mambavox.training.backbone import quiet_transformers
 
-    if format != "onnx":
-        raise typer.BadParameter(f"--format {format}; expected onnx")
     if output.suffix != ".onnx":
         raise typer.BadParameter(f"--output {output}; expected a file name that ends in .onnx")
     with quiet_transformers():

@@ -175,7 +175,10 @@ def main() -> None:
             )
             for method in METHODS
         }
-        do([Run(task, method, rates[method], seed) for task in arguments.tasks for method in METHODS for seed in SEEDS])
+        runs = [
+            Run(task, method, rates[method], seed) for task in arguments.tasks for method in METHODS for seed in SEEDS
+        ]
+        do([run for run in runs if run not in figures])
     tables = "\n\n".join(table(figures, rates, arguments.tasks, rate) for rate in ("cer", "wer"))
     (arguments.output / "tables.md").write_text(tables + "\n", encoding="utf-8")
     print(tables)

@@ -92,4 +92,3 @@ def test_the_command(tmp_path):
     assert "320 samples in, 16 frames out, 4 tensors of state" in result.stdout
     assert "largest difference of its logits" in result.stdout or "onnxruntime" in result.stderr
     assert CliRunner().invoke(app, [*flags, str(tmp_path / "step.pt")]).exit_code == 2
-    assert CliRunner().invoke(app, [*flags, str(tmp_path / "step.onnx"), "--format", "tflite"]).exit_code == 2
