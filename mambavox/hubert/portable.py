@@ -23,6 +23,7 @@ AUTO_MAP = {auto: f"{Path(CODE_FILE).stem}.{name}" for auto, name in _MODELS.ite
 
 SOURCES = (
     "errors.py",
+    "files.py",
     "lengths.py",
     "ops/checks.py",
     "ops/scan_reference.py",
