@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from mambavox.files import replacing
+
 MOST_BYTES = 10_000_000
 BESIDE = ("README.md", "preprocessor_config.json", "processor_config.json", "generation_config.json", "vocab.json")
 """What is copied, and all of the tokenizer."""
@@ -33,7 +35,8 @@ def ship(run: Path, asset: Path, most_bytes: int = MOST_BYTES) -> None:
     if size > most_bytes or lost:
         raise SystemExit(f"{run}: {size} bytes in float16, {len(lost)} weights out of its range {lost[:1]}")
     asset.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, asset / "model.safetensors", metadata={"format": "pt"})
+    with replacing(asset / "model.safetensors") as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     # The package is there: no code needs to travel with the model.
     config = {key: value for key, value in config.items() if key != "auto_map"} | {"dtype": "float16"}

@@ -2,32 +2,44 @@
 
     python recipes/recognition/nano_recognizer.py --data ../shared/data --pretrained runs/nano-hubert --output runs/ctc
 
-They hear LibriSpeech recordings, spoken digits and synthesised phrases. Tested are LibriSpeech (``valid`` chooses the
-epoch, ``test_other``), synthesised phrases of held-out sentences, and a reading of minutes, in pieces and as a whole.
-The same command continues where it was interrupted.
+They hear LibriSpeech recordings, spoken digits, wake words and synthesised phrases. Tested are LibriSpeech (``valid``
+chooses the epoch, ``test_other``), synthesised phrases of held-out sentences, and documents: recordings of
+``test_other`` joined, and a reading of minutes, in pieces and as a whole. A bidirectional Mamba shows what hearing a
+stream in chunks costs. The same command continues where it was interrupted.
 """
 
 import argparse
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import documents
 import soundfile
+from documents import CHUNKS, LENGTHS, RATE
+from matplotlib.figure import Figure
 from rich.console import Console
-from speech import RATE, SEEN, Speech, Texts
+from speech import SEEN, Speech, Texts
 
-from mambavox.asr.metrics import score_transcripts
+from mambavox.asr.metrics import TranscriptScores
 from mambavox.asr.recognizer import SpeechRecognizer
-from mambavox.asr.text import normalize_text
-from mambavox.data import read_audio
+from mambavox.evaluation.report import COLORS, MARKERS, style_axes
+from mambavox.files import to_json, write_atomically
 from mambavox.training.recognition.config import RecognitionConfig
 from mambavox.training.recognition.finetune import finetune
 
-ENCODERS = ("mamba", "causal-transformer")
+CAUSAL = ("mamba", "causal-transformer")
+BIDIRECTIONAL = "ext-bimamba"
 SEEDS = (0, 1, 2)
-PHRASES = {"train": 1500, "test_synth": 300}
+"""Of the causal ones; the bidirectional one has the first."""
+PHRASES = {"train": 3000, "test_synth": 300}
 """Synthesised ones of a part."""
+WAKE_WORDS = 4
+"""One in so many recordings of wake words is heard: there are many of few words."""
+
+Rates = dict[str, dict[str, float]]
+"""Word and character error rates (``wer``, ``cer``) by what was recognised."""
 
 
 def synthesise(data: Path, folder: Path) -> list[dict[str, str]]:
@@ -51,86 +63,162 @@ def write_manifest(data: Path, output: Path) -> Path:
     if manifest.is_file():
         return manifest
     rows = synthesise(data, output / "phrases")
-    for corpus in ("librispeech_subset", "fsdd"):
-        for line in (data / corpus / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
-            row: dict[str, Any] = json.loads(line)
-            taken = {"path": str((data / corpus / row["path"]).resolve()), "text": row["text"], "source": corpus}
-            if row["split"] == "train":
-                rows.append({**taken, "split": "train"})
-            elif corpus == "librispeech_subset":
-                rows.append({**taken, "split": row["split"]})
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for corpus, splits in (("librispeech_subset", ("train", "valid", "test_other")), ("fsdd", ("train",))):
+        rows += [
+            {**_taken(data / corpus, row), "split": row["split"]}
+            for row in _rows(data / corpus)
+            if row["split"] in splits
+        ]
+    # Transcribed English of speakers that are in no other folder.
+    english = [row for row in _rows(data / "ssl_speech") if row["language"] == "en" and row["text"]]
+    wake_words = [row for row in english if row["source"] == "wake"][::WAKE_WORDS]
+    for row in [row for row in english if row["source"] == "libri"] + wake_words:
+        rows.append({**_taken(data / "ssl_speech", row), "split": "train"})
+    write_atomically(manifest, "".join(json.dumps(row) + "\n" for row in rows))
     return manifest
 
 
-def long_form(run: Path, data: Path) -> dict[str, float]:
-    """Word error rates on a reading of minutes: piece by piece, and as a whole."""
-    recognizer = SpeechRecognizer.from_pretrained(run)
-    said: list[str] = []
-    pieces: list[str] = []
-    wholes: list[tuple[str, str]] = []
-    for line in (data / "longform_en" / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        waveform = read_audio(data / "longform_en" / row["path"], RATE)
-        cut = [waveform[round(part["start"] * RATE) : round(part["end"] * RATE)] for part in row["segments"]]
-        said += [normalize_text(part["text"], "en") for part in row["segments"]]
-        pieces += [transcript.text for transcript in recognizer.transcribe(cut)]
-        text = " ".join(part["text"] for part in row["segments"])
-        wholes.append((normalize_text(text, "en"), recognizer.transcribe([waveform])[0].text))
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def _taken(folder: Path, row: dict[str, Any]) -> dict[str, str]:
+    source = f"{folder.name}/{row['source']}" if "source" in row else folder.name
+    return {"path": str((folder / row["path"]).resolve()), "text": row["text"], "source": source}
+
+
+def train(encoder: str, seed: int, manifest: Path, arguments: argparse.Namespace, console: Console) -> Rates:
+    """Error rates of a run on single recordings; it is done or continued if it must."""
+    config = RecognitionConfig(
+        data=str(manifest),
+        model=str(arguments.pretrained / encoder / "it2"),
+        output=str(arguments.output / f"{encoder}-seed{seed}"),
+        language="en",
+        train_split="train",
+        valid_split="valid",
+        test_split="test_other,test_synth",
+        train_front=True,
+        epochs=arguments.epochs,
+        batch_size=8,
+        learning_rate=arguments.learning_rate,
+        mask_prob=0.2,
+        seed=seed,
+        bf16=True,
+    )
+    result = finetune(config, resume=config.output_path.exists(), console=console)
     return {
-        "longform, pieces": score_transcripts(said, pieces).wer.rate,
-        "longform, whole": score_transcripts(*map(list, zip(*wholes, strict=True))).wer.rate,
+        part: {rate: scores[rate]["rate"] for rate in ("wer", "cer")}
+        for part, scores in result.figures["scores"].items()
     }
 
 
+def test(run: Path, manifest: Path, data: Path, *, chunked: bool) -> Rates:
+    """Error rates of a run on documents, and in chunks; computed once."""
+    kept = run / "documents.json"
+    if kept.is_file():
+        found: Rates = json.loads(kept.read_text(encoding="utf-8"))
+        return found
+    recognizer = SpeechRecognizer.from_pretrained(run, device="cpu")
+    said = documents.recordings(manifest, "test_other")
+    scores: dict[str, TranscriptScores] = {}
+    if chunked:
+        for chunk, look_ahead in CHUNKS:
+            scores[_chunk(chunk, look_ahead)] = documents.score_chunks(recognizer, said, chunk, look_ahead)
+    for length in LENGTHS:
+        scores[_joined(length)] = documents.score(recognizer, documents.join(said, length))
+    pieces, wholes = documents.readings(data / "longform_en")
+    scores["reading, pieces"] = documents.score(recognizer, pieces)
+    scores["reading, whole"] = documents.score(recognizer, wholes)
+    rates = {name: {"wer": score.wer.rate, "cer": score.cer.rate} for name, score in scores.items()}
+    write_atomically(kept, to_json(rates))
+    return rates
+
+
+def _joined(length: int) -> str:
+    return f"test_other, {length} joined"
+
+
+def _chunk(chunk: float, look_ahead: float) -> str:
+    return f"test_other, chunks of {chunk:g} + {look_ahead:g} s"
+
+
+def table(found: dict[str, list[Rates]]) -> str:
+    """Markdown: a line for each thing recognised, a column for each encoder and rate, mean and deviation over seeds."""
+    columns = [(encoder, rate) for encoder in found for rate in ("wer", "cer")]
+    lines = ["| % | " + " | ".join(f"{encoder} {rate.upper()}" for encoder, rate in columns) + " |"]
+    lines.append("|---|" + "--:|" * len(columns))
+    names = dict.fromkeys(name for runs in found.values() for name in runs[0])
+    for name in names:
+        cells = [_cell([run[name][rate] for run in found[encoder] if name in run]) for encoder, rate in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(rates: list[float]) -> str:
+    if not rates:
+        return ""
+    percent = [100 * rate for rate in rates]
+    deviation = f" ± {statistics.stdev(percent):.1f}" if len(percent) > 1 else ""
+    return f"{statistics.mean(percent):.1f}{deviation}"
+
+
+def plot(found: dict[str, list[Rates]], seconds: Callable[[int], float], path: Path) -> None:
+    """Error rates by the length of documents.
+
+    Args:
+        found: by encoder, of each seed.
+        seconds: mean length of a document of some recordings.
+        path: of the picture.
+    """
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    for axes, rate in zip(figure.subplots(1, 2), ("wer", "cer"), strict=True):
+        for number, (encoder, runs) in enumerate(found.items()):
+            values = [[100 * run[_joined(length)][rate] for run in runs] for length in LENGTHS]
+            axes.errorbar(
+                [seconds(length) for length in LENGTHS],
+                [statistics.mean(value) for value in values],
+                yerr=[statistics.stdev(value) if len(value) > 1 else 0.0 for value in values],
+                color=COLORS[number],
+                marker=MARKERS[number],
+                capsize=2,
+                label=encoder,
+            )
+        axes.set(xscale="log", xlabel="seconds of a document", ylabel=f"{rate.upper()} in %")
+        style_axes(axes)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
-    """Read the arguments, train what is not trained yet, and print the table."""
+    """Read the arguments, train and test what is not done yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--pretrained", type=Path, required=True, help="folder of recipes/nano_hubert/pretrain.py")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=list(ENCODERS))
+    encoders = (*CAUSAL, BIDIRECTIONAL)
+    parser.add_argument("--encoders", nargs="+", choices=encoders, default=list(encoders))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     arguments = parser.parse_args()
     manifest = write_manifest(arguments.data, arguments.output)
     console = Console()
-    lines = []
+    found: dict[str, list[Rates]] = {}
     for encoder in arguments.encoders:
-        found: dict[str, list[float]] = {}
-        for seed in arguments.seeds:
-            config = RecognitionConfig(
-                data=str(manifest),
-                model=str(arguments.pretrained / encoder / "it2"),
-                output=str(arguments.output / f"{encoder}-seed{seed}"),
-                language="en",
-                train_split="train",
-                valid_split="valid",
-                test_split="test_other,test_synth",
-                train_front=True,
-                epochs=arguments.epochs,
-                batch_size=8,
-                learning_rate=arguments.learning_rate,
-                mask_prob=0.2,
-                seed=seed,
-                bf16=True,
-            )
-            result = finetune(config, resume=config.output_path.exists(), console=console)
-            for part, scores in result.figures["scores"].items():
-                for rate in ("wer", "cer"):
-                    found.setdefault(f"{part} {rate.upper()}", []).append(scores[rate]["rate"])
-            for name, value in long_form(config.output_path, arguments.data).items():
-                found.setdefault(f"{name} WER", []).append(value)
-        if not lines:
-            lines = ["| encoder | " + " | ".join(found) + " |", "|---|" + "--:|" * len(found)]
-        cells = (
-            f"{100 * statistics.mean(values):.1f} ± {100 * statistics.pstdev(values):.1f}" for values in found.values()
-        )
-        lines.append(f"| {encoder} | " + " | ".join(cells) + " |")
-    table = "\n".join(lines) + "\n"
-    (arguments.output / "table.md").write_text(table, encoding="utf-8")
-    print(table)
+        for seed in arguments.seeds if encoder in CAUSAL else arguments.seeds[:1]:
+            rates = train(encoder, seed, manifest, arguments, console)
+            run = arguments.output / f"{encoder}-seed{seed}"
+            rates |= test(run, manifest, arguments.data, chunked=encoder == BIDIRECTIONAL)
+            found.setdefault(encoder, []).append(rates)
+    said = documents.recordings(manifest, "test_other")
+
+    def seconds(length: int) -> float:
+        return statistics.mean(len(waveform) for waveform, _ in documents.join(said, length)) / RATE
+
+    plot(found, seconds, arguments.output / "documents.png")
+    text = table(found)
+    write_atomically(arguments.output / "table.md", text)
+    print(text)
 
 
 if __name__ == "__main__":

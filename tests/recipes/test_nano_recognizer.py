@@ -23,7 +23,7 @@ def recipe(monkeypatch):
 
     monkeypatch.setattr(nano_recognizer, "PHRASES", {"train": 4, "test_synth": 2})
     yield nano_recognizer
-    for name in ("nano_recognizer", "speech"):
+    for name in ("nano_recognizer", "documents", "speech"):
         sys.modules.pop(name, None)
 
 
@@ -36,6 +36,7 @@ def packs(tmp_path):
         "librispeech_subset": [("one two", "train"), ("two three", "valid"), ("three one", "test_other")],
         "fsdd": [("one", "train"), ("two", "test")],
         "longform_en": [("One two. Three!", "dev")],
+        "ssl_speech": [("two", "libri"), ("hey one", "wake"), ("three", "wake"), (None, "libri")],
     }
     for pack, recordings in rows.items():
         folder = data / pack
@@ -44,7 +45,9 @@ def packs(tmp_path):
         for number, (text, split) in enumerate(recordings):
             soundfile.write(folder / f"{number}.wav", 0.1 * generator.standard_normal(24_000), 16_000)
             segments = [{"start": 0.0, "end": 0.7, "text": "One two."}, {"start": 0.7, "end": 1.5, "text": "Three!"}]
-            lines.append({"path": f"{number}.wav", "text": text, "split": split, "segments": segments})
+            line = {"path": f"{number}.wav", "text": text, "language": "en"}
+            part = {"source": split} if pack == "ssl_speech" else {"split": split, "segments": segments}
+            lines.append(line | part)
         (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (data / "texts").mkdir()
     sentences = ("one two three", "two one", "three two one", "one one two", "three one")
@@ -65,29 +68,33 @@ def test_which_recordings_are_heard_and_tested(recipe, packs, tmp_path):
         ("librispeech_subset", "valid"): 1,
         ("librispeech_subset", "test_other"): 1,
         ("fsdd", "train"): 1,
+        ("ssl_speech/libri", "train"): 1,
+        ("ssl_speech/wake", "train"): 1,
     }
     words = {word for row in rows if row["split"] == "test_synth" for word in row["text"]}
     assert words <= set("three one "), "phrases of the fifth sentence alone"
 
 
-def test_a_table_of_two_encoders(recipe, packs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(recipe, "PHRASES", {"train": 4, "test_synth": 2})
-    for encoder in recipe.ENCODERS:
+def test_tables_and_a_plot_of_three_encoders(recipe, packs, tmp_path, monkeypatch, capsys):
+    for encoder in (*recipe.CAUSAL, recipe.BIDIRECTIONAL):
         folder = tmp_path / "pretrained" / encoder / "it2"
         MambaHubertForPreTraining(tiny_config(encoder)).save_pretrained(folder)
         Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(folder)
     words = ["--data", str(packs), "--pretrained", str(tmp_path / "pretrained"), "--output", str(tmp_path / "runs")]
-    monkeypatch.setattr(sys, "argv", ["nano_recognizer.py", *words, "--seeds", "0", "--epochs", "1"])
+    monkeypatch.setattr(sys, "argv", ["nano_recognizer.py", *words, "--seeds", "0", "1", "--epochs", "1"])
     recipe.main()
     table = (tmp_path / "runs" / "table.md").read_text()
     assert table in capsys.readouterr().out
-    assert [line.split(" | ")[0].strip("| ") for line in table.splitlines()[2:]] == list(recipe.ENCODERS)
-    heads = (
-        "valid WER",
-        "valid CER",
-        "test_other WER",
-        "test_synth CER",
-        "longform, pieces WER",
-        "longform, whole WER",
-    )
-    assert all(head in table.splitlines()[0] for head in heads)
+    rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in table.splitlines()}
+    encoders = [f"{encoder} {rate}" for encoder in (*recipe.CAUSAL, recipe.BIDIRECTIONAL) for rate in ("WER", "CER")]
+    assert rows["%"] == encoders
+    for name in ("valid", "test_other", "test_synth", "test_other, 1 joined", "reading, pieces", "reading, whole"):
+        assert ["±" in cell for cell in rows[name]] == [True] * 4 + [False] * 2, name
+    assert [bool(cell) for cell in rows["test_other, chunks of 0.32 + 0.16 s"]] == [False] * 4 + [True] * 2
+    assert (tmp_path / "runs" / "documents.png").stat().st_size > 10_000
+
+
+def test_documents_are_recordings_joined_in_order(recipe):
+    said = [(np.full(size, size, dtype=np.float32), str(size)) for size in (1, 2, 3)]
+    joined = recipe.documents.join(said, 2)
+    assert [(list(waveform), text) for waveform, text in joined] == [([1, 2, 2], "1 2"), ([3, 3, 3], "3")]
