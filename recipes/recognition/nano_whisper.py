@@ -7,8 +7,8 @@ and learns the format of Whisper: language, task and, half of the time, timestam
 languages (``speech.UNSEEN``) are kept for adaptation. The same command continues an interrupted training.
 
 To learn on a CPU it sees windows that end with the longest clip of a batch, but for some batches and the last tenth,
-which are whole windows, as in use; and a linear head on the encoder, dropped in the end, also learns the transcript by
-CTC, which finds the alignment sooner than attention does (Watanabe et al., 2017, hybrid CTC/attention).
+which are whole windows, as in use; and a linear head on the encoder, dropped in the end, also learns the bytes of the
+transcript by CTC, which finds the alignment sooner than attention does (Watanabe et al., 2017, hybrid CTC/attention).
 """
 
 import argparse
@@ -143,7 +143,7 @@ class Batches(IterableDataset[dict[str, Tensor]]):
                 yield self.batch(pool[number * self.batch_size : (number + 1) * self.batch_size])
 
     def batch(self, items: list[Spoken]) -> dict[str, Tensor]:
-        """Features, and labels; the decoder's first token is put before the labels by the model."""
+        """Features, labels and bytes; the decoder's first token is put before the labels by the model."""
         whole = self.generator.random() < self.whole
         extracted = self.extractor(
             [item.waveform for item in items],
@@ -153,8 +153,12 @@ class Batches(IterableDataset[dict[str, Tensor]]):
             pad_to_multiple_of=None if whole else RATE // 2,
         )
         labels = [torch.tensor(self._tokens(item)) for item in items]
-        padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
-        return {"input_features": extracted.input_features, "labels": padded}
+        letters = [torch.tensor(list(item.text.encode())) for item in items]
+        return {
+            "input_features": extracted.input_features,
+            "labels": torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100),
+            "bytes": torch.nn.utils.rnn.pad_sequence(letters, batch_first=True, padding_value=-100),
+        }
 
     def _tokens(self, item: Spoken) -> list[int]:
         begin, end = "<|notimestamps|>", ""
@@ -174,15 +178,14 @@ def window(model: Any, frames: int) -> None:
 
 
 def losses(model: Any, head: torch.nn.Linear, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The model's own loss, and that of CTC on the pieces of the transcript (symbol 0 is the blank)."""
+    """The model's own loss, and that of CTC on the bytes of the transcript (symbol 0 is the blank)."""
     window(model, batch["input_features"].shape[-1])
-    output = model(**batch)
+    output = model(input_features=batch["input_features"], labels=batch["labels"])
     window(model, 100 * SECONDS)
     scores = head(output.encoder_last_hidden_state).float().log_softmax(-1).transpose(0, 1)
-    pieces = (batch["labels"] >= 0) & (batch["labels"] < head.out_features - 1)
     frames = torch.full((scores.shape[1],), len(scores))
-    targets = batch["labels"][pieces] + 1
-    ctc = torch.nn.functional.ctc_loss(scores, targets, frames, pieces.sum(1), zero_infinity=True)
+    said = batch["bytes"] >= 0
+    ctc = torch.nn.functional.ctc_loss(scores, batch["bytes"][said] + 1, frames, said.sum(1), zero_infinity=True)
     return output.loss, ctc
 
 
@@ -220,7 +223,7 @@ def train(arguments: argparse.Namespace) -> dict[str, float]:
     processor = WhisperProcessor(WhisperFeatureExtractor(feature_size=80, chunk_length=SECONDS), tokenizer)
     device = torch.device(arguments.device)
     model = make_model(tokenizer, languages).to(device)
-    head = torch.nn.Linear(model.config.d_model, VOCABULARY + 1).to(device)
+    head = torch.nn.Linear(model.config.d_model, 256 + 1).to(device)
     learners = torch.nn.ModuleDict({"model": model, "head": head})
     optimizer = torch.optim.AdamW(
         learners.parameters(), lr=arguments.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
@@ -259,7 +262,7 @@ def train(arguments: argparse.Namespace) -> dict[str, float]:
         batch = {name: tensor.to(device) for name, tensor in next(stream).items()}
         with torch.autocast(device.type, torch.bfloat16):
             loss, ctc = losses(model, head, batch)
-        (0.7 * loss + 0.3 * ctc).backward()
+        (0.5 * loss + 0.5 * ctc).backward()
         torch.nn.utils.clip_grad_norm_(learners.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
