@@ -101,6 +101,15 @@ class Utterance:
     characters: ErrorCounts
     alignment: tuple[tuple[str, str, str], ...]
 
+    def aligned(self) -> tuple[str, str]:
+        """Reference and hypothesis, word under word: stars stand for a missing word, errors are in capitals."""
+        lines: tuple[list[str], list[str]] = ([], [])
+        for kind, *pair in self.alignment:
+            width = max(map(len, pair))
+            for line, word in zip(lines, pair, strict=True):
+                line.append(((word if kind == "=" else word.upper()) or "*" * width).ljust(width))
+        return " ".join(lines[0]).rstrip(), " ".join(lines[1]).rstrip()
+
     def to_mapping(self) -> dict[str, Any]:
         """For JSON and tables: the rates and counts, without the alignment."""
         return {

@@ -15,31 +15,27 @@ What is decided here, for every script:
 
 import re
 import unicodedata
+from contextlib import suppress
 
-ALIASES = {
-    "abk": "ab",
-    "ara": "ar",
+import langcodes
+
+_STANDARD_FORMS = {
     "arb": "ar",
     "azj": "az",
     "cmn": "zh",
-    "deu": "de",
-    "eng": "en",
-    "epo": "eo",
-    "fas": "fa",
-    "fra": "fr",
-    "jpn": "ja",
-    "kin": "rw",
-    "kor": "ko",
-    "nld": "nl",
+    "ekk": "et",
+    "khk": "mn",
+    "lvs": "lv",
+    "npi": "ne",
+    "ory": "or",
+    "pbt": "ps",
     "pes": "fa",
-    "ron": "ro",
-    "rus": "ru",
-    "spa": "es",
-    "tur": "tr",
-    "urd": "ur",
-    "zho": "zh",
+    "plt": "mg",
+    "swh": "sw",
+    "uzn": "uz",
+    "zsm": "ms",
 }
-"""Three-letter codes of languages that have one of two letters."""
+"""The one variety of a language that its own code commonly stands for (ISO 639-3 macrolanguages)."""
 
 UNSPACED = frozenset({"zh", "yue", "wuu", "ja", "th", "lo", "my", "km", "bo", "dz"})
 """Languages written without spaces between words: their words are counted as characters."""
@@ -88,13 +84,16 @@ _SAME_LETTERS = {
 
 
 def language_code(language: str | None) -> str:
-    """The language of a tag: ``zh-CN``, ``cmn_hans_cn`` and ``zho`` are all ``zh``.
+    """The language of a tag, in its shortest form: ``zh-CN``, ``cmn_hans_cn`` and ``zho`` are all ``zh``.
 
     Args:
-        language: code of two or three letters, whatever region or script follows; ``None`` gives the empty string.
+        language: IETF tag, whatever region or script follows; ``None`` gives the empty string, and what is no tag its
+            first part.
     """
     primary = re.split("[-_]", (language or "").strip().lower())[0]
-    return ALIASES.get(primary, primary)
+    with suppress(langcodes.LanguageTagError):
+        primary = langcodes.standardize_tag(primary) if primary else ""
+    return _STANDARD_FORMS.get(primary, primary)
 
 
 def normalize_text(text: str, language: str | None = None) -> str:

@@ -6,26 +6,32 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 from transformers.tokenization_utils_base import AddedToken
 
+from mambavox.asr.text import language_code
 from mambavox.errors import ConfigError, HostError
 
-_CODE = r"[a-z]{2,4}(-[a-z]{2,8})?"
-_TOKEN = re.compile(rf"<\|{_CODE}\|>")
+_TOKEN = re.compile(r"<\|[a-z]{2,4}\|>")
+_WHISPERS_OWN = {"jv": "jw", "nb": "no", "fil": "tl"}
+"""Codes that Whisper has for what other tags call so."""
 
 
 def language_token(language: str) -> str:
-    """The token of a language: ``ckb``, ``<|ckb|>`` and, of those that Whisper knows, English names are understood.
+    """The token of a language: ``ckb``, ``<|ckb|>``, ``sv-SE``, ``nld``, and English names of Whisper's languages.
 
     Raises:
         ConfigError: it cannot be a code.
     """
     code = language.strip().lower().removeprefix("<|").removesuffix("|>")
     code = TO_LANGUAGE_CODE.get(code, code)
-    if not re.fullmatch(_CODE, code):
+    if code not in LANGUAGES:
+        code = language_code(code)
+        code = _WHISPERS_OWN.get(code, code)
+    token = f"<|{code}|>"
+    if not _TOKEN.fullmatch(token):
         raise ConfigError(f"language={language!r}; expected a code of two or three letters, such as ckb or nl")
-    return f"<|{code}|>"
+    return token
 
 
 def known_languages(model: Any) -> dict[str, int]:

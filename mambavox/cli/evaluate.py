@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mambavox.cli.console import ERR, OUT, print_json
-from mambavox.cli.transcribe_whisper import is_whisper_run
 
 if TYPE_CHECKING:
     from mambavox.evaluation.recognition import RecognitionEvaluation
@@ -28,6 +27,16 @@ def evaluate_command(
     batch_size: Annotated[int | None, typer.Option(min=1, help="recordings at a time (default: the run's)")] = None,
     worst: Annotated[int, typer.Option(min=0, help="how many of the worst classes or utterances to print")] = 5,
     beam_size: Annotated[int, typer.Option(min=1, help="of a recogniser's search; 1: greedy")] = 1,
+    base_model: Annotated[
+        str | None, typer.Option(help="of a recogniser: where the model under its adapter lies now")
+    ] = None,
+    trim_encoder: Annotated[
+        bool | None,
+        typer.Option(
+            "--trim-encoder/--no-trim-encoder",
+            help="Whisper: encode no more than the longest recording of a batch (default: the run's)",
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: a GPU if there is one)")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON, with the confusion counts")] = False,
 ) -> None:
@@ -40,17 +49,21 @@ def evaluate_command(
     if on_error not in ways:
         raise typer.BadParameter(f"--on-error {on_error}; expected {' or '.join(ways)}")
     from mambavox.evaluation.recognition import evaluate_recognition, evaluate_whisper, is_recognition_run
+    from mambavox.training.seq2seq.config import is_whisper_run
 
-    whisper = is_whisper_run(str(run))
+    whisper = is_whisper_run(run)
     if whisper or is_recognition_run(run):
-        given: Any = {"part": part, "on_error": on_error, "batch_size": batch_size, "device": device, "console": ERR}
-        columns: Any = {"data": data, "text_column": text_column, "audio_column": audio_column}
-        if not whisper:
-            _print_error_rates(evaluate_recognition(run, beam_size=beam_size, **given, **columns), worst, as_json)
-        elif beam_size != 1:
+        given: Any = {"data": data, "part": part, "text_column": text_column, "audio_column": audio_column}
+        given |= {"on_error": on_error, "batch_size": batch_size, "base_model": base_model, "device": device}
+        if whisper and beam_size != 1:
             raise typer.BadParameter("--beam-size is for CTC models; a Whisper searches as its run was configured")
+        if not whisper and trim_encoder is not None:
+            raise typer.BadParameter("--trim-encoder is for a Whisper")
+        if whisper:
+            rates = evaluate_whisper(run, trim_encoder=trim_encoder, **given)
         else:
-            _print_error_rates(evaluate_whisper(run, **given, **columns), worst, as_json)
+            rates = evaluate_recognition(run, beam_size=beam_size, console=ERR, **given)
+        _print_error_rates(rates, worst, as_json)
         return
     if part is not None and part not in parts:
         raise typer.BadParameter(f"--part {part}; expected {', '.join(parts)}")
@@ -110,5 +123,6 @@ def _print_error_rates(evaluation: "RecognitionEvaluation", worst: int, as_json:
                 OUT.print(f"most often {title}: {pairs}", markup=False)
         for utterance in scores.worst(worst):
             OUT.print(f"  {utterance.name}: WER {100 * utterance.words.rate:.0f} %", markup=False)
-            OUT.print(f"    said:  {utterance.reference}", markup=False)
-            OUT.print(f"    heard: {utterance.hypothesis}", markup=False)
+            said, heard = utterance.aligned()
+            OUT.print(f"    said:  {said}", markup=False, soft_wrap=True)
+            OUT.print(f"    heard: {heard}", markup=False, soft_wrap=True)

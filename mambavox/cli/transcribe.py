@@ -8,22 +8,30 @@ from typing import Annotated, Any
 import typer
 
 from mambavox.cli.console import ERR, OUT, print_error, print_json
-from mambavox.cli.transcribe_whisper import is_whisper_run, transcribe_with_whisper
+from mambavox.cli.transcribe_whisper import transcribe_with_whisper
 
 
 def transcribe_command(
     files: Annotated[list[Path] | None, typer.Argument(help="recordings: wav, flac, ogg, mp3")] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="run folder of `mambavox finetune` or `adapt --task asr`, or a CTC model of transformers"),
+        typer.Option(help="run folder of `mambavox finetune` or `adapt --task asr`; a CTC model or Whisper"),
     ] = None,
     model_dir: Annotated[
         Path | None, typer.Option(help="folder of runs of `mambavox adapt --task asr`, one a language")
     ] = None,
     language: Annotated[
-        str | None, typer.Option(help="Whisper: code of the language, or auto (default: the only adapter's)")
+        str | None,
+        typer.Option(help="Whisper: code of the language, or auto (default: the only adapter's; of a Whisper, auto)"),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Whisper: recordings at a time")] = 16,
+    trim_encoder: Annotated[
+        bool | None,
+        typer.Option(
+            "--trim-encoder/--no-trim-encoder",
+            help="Whisper: encode no more than the longest recording of a batch (default: as it was trained)",
+        ),
+    ] = None,
     microphone: Annotated[
         bool, typer.Option("--microphone", help="words as they are spoken, until Ctrl-C (extra microphone)")
     ] = False,
@@ -64,6 +72,8 @@ def transcribe_command(
     from mambavox.errors import AudioError
     from mambavox.files import write_atomically
     from mambavox.training.backbone import quiet_transformers
+    from mambavox.training.seq2seq.adapt import is_whisper
+    from mambavox.training.seq2seq.config import is_whisper_run
 
     forms = [form.strip() for form in output.split(",") if form.strip()]
     for form in forms:
@@ -74,13 +84,14 @@ def transcribe_command(
     files = files or []
     if microphone == bool(files):
         raise typer.BadParameter("expected either recordings or --microphone")
-    if microphone and (model is None or is_whisper_run(model)):
+    whisper = model is None or is_whisper_run(Path(model)) or is_whisper(model)
+    if microphone and whisper:
         raise typer.BadParameter("--microphone is for causal CTC models; Whisper hears whole recordings only")
     if microphone and (beam_size != 1 or hot_words or lm is not None):
         raise typer.BadParameter("--beam-size, --hot-words and --lm are for recordings, not for --microphone")
     if device_name is not None and not microphone:
         raise typer.BadParameter("--device-name is for --microphone")
-    if model is None or is_whisper_run(model):
+    if whisper:
         if beam_size != 1 or hot_words or lm is not None:
             raise typer.BadParameter("--beam-size, --hot-words and --lm are for CTC models; Whisper writes text itself")
         transcribe_with_whisper(
@@ -94,9 +105,13 @@ def transcribe_command(
             as_json=as_json,
             batch_size=batch_size,
             backbone=base_model,
+            trim_encoder=trim_encoder,
             device=device,
         )
         return
+    assert model is not None
+    if trim_encoder is not None:
+        raise typer.BadParameter(f"--trim-encoder is for a Whisper; {model} is a CTC model")
     if language is not None:
         raise typer.BadParameter(f"--language {language}: {model} is a CTC model, which knows its own language only")
     with quiet_transformers():

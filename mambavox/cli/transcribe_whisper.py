@@ -1,4 +1,4 @@
-"""``mambavox transcribe`` with a Whisper that `mambavox adapt --task asr` adapted."""
+"""``mambavox transcribe`` with a Whisper, as it is or as `mambavox adapt --task asr` adapted it."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -7,18 +7,7 @@ from typing import Any
 
 import typer
 
-from mambavox.cli.adapt_asr import TASK
 from mambavox.cli.console import OUT, print_error, print_json
-from mambavox.errors import ConfigError
-from mambavox.training.run_config import RUN_FILE, read_yaml
-
-
-def is_whisper_run(model: str) -> bool:
-    """Whether a folder holds a run of ``mambavox adapt --task asr``."""
-    try:
-        return read_yaml(Path(model).expanduser() / RUN_FILE).get("task") == TASK
-    except ConfigError:
-        return False
 
 
 def transcribe_with_whisper(
@@ -33,13 +22,14 @@ def transcribe_with_whisper(
     as_json: bool,
     batch_size: int,
     backbone: str | None,
+    trim_encoder: bool | None,
     device: str | None,
 ) -> None:
     """Transcribe recordings and print or write what is heard.
 
     Args:
         files: the recordings.
-        model: a run folder, or
+        model: a run folder, or a Whisper, or
         model_dir: a folder of run folders.
         language: its code, ``"auto"``, or none.
         forms: endings of the files to write.
@@ -48,6 +38,7 @@ def transcribe_with_whisper(
         as_json: print JSON.
         batch_size: recordings at a time.
         backbone: where the Whisper under the adapters lies now.
+        trim_encoder: encode no more than the longest recording of a batch; as the runs were trained where not given.
         device: where to run.
 
     Raises:
@@ -59,11 +50,15 @@ def transcribe_with_whisper(
     from mambavox.files import to_json, write_atomically
 
     if model_dir is not None:
-        transcriber = WhisperTranscriber.from_folder(model_dir, backbone=backbone, device=device)
+        transcriber = WhisperTranscriber.from_folder(
+            model_dir, backbone=backbone, trim_encoder=trim_encoder, device=device
+        )
     else:
-        transcriber = WhisperTranscriber.from_pretrained(str(model), backbone=backbone, device=device)
+        transcriber = WhisperTranscriber.from_pretrained(
+            str(model), backbone=backbone, trim_encoder=trim_encoder, device=device
+        )
     rate, failed = transcriber.sampling_rate, False
-    timed = timestamps or any(form in ("srt", "vtt") for form in forms)
+    timed = timestamps or as_json or any(form != "txt" for form in forms)
     rows: list[dict[str, Any]] = []
     for start in range(0, len(files), batch_size):
         waveforms: dict[Path, Any] = {}

@@ -10,7 +10,7 @@ from rich.console import Console
 from mambavox.asr.metrics import TranscriptScores, score_transcripts
 from mambavox.asr.recognizer import SpeechRecognizer
 from mambavox.asr.text import normalize_text
-from mambavox.data import Example
+from mambavox.data import AudioProblem, Example, check_audio
 from mambavox.errors import DataError, RunError
 from mambavox.evaluation.transcriber import WhisperTranscriber, load_seq2seq_config
 from mambavox.training.backbone import quiet_transformers
@@ -19,6 +19,7 @@ from mambavox.training.recognition.finetune import RecognitionResult
 from mambavox.training.recognition.parts import SpeechPart, load_all, load_parts
 from mambavox.training.run_config import RUN_FILE, read_yaml
 from mambavox.training.seq2seq import transcripts
+from mambavox.training.seq2seq.result import Seq2SeqResult
 
 _AT_ONCE = 64
 
@@ -45,7 +46,9 @@ class RecognitionEvaluation:
                 "substitutions": score.confusions("S", 50),
                 "deletions": score.confusions("D", 50),
                 "insertions": score.confusions("I", 50),
-                "rows": [utterance.to_mapping() for utterance in score.utterances],
+                "rows": [
+                    {**utterance.to_mapping(), "alignment": utterance.alignment} for utterance in score.utterances
+                ],
             }
             for part, score in self.scores.items()
         }
@@ -68,6 +71,7 @@ def evaluate_recognition(
     on_error: Literal["raise", "skip"] = "raise",
     batch_size: int | None = None,
     beam_size: int = 1,
+    base_model: str | None = None,
     device: str | None = None,
     console: Console | None = None,
 ) -> RecognitionEvaluation:
@@ -82,6 +86,7 @@ def evaluate_recognition(
         on_error: what to do about recordings that cannot be used.
         batch_size: recordings at a time; default as in the run.
         beam_size: of the search; 1 is greedy.
+        base_model: where the model under a run's adapter lies now, if no longer where it was.
         device: where to run; default a GPU if there is one.
         console: where progress goes.
 
@@ -115,7 +120,7 @@ def evaluate_recognition(
                 f"{data or config.data}: has no {name} part; it has {there}: choose one of them with --part"
             )
     with quiet_transformers():
-        recognizer = SpeechRecognizer.from_pretrained(run, device=device)
+        recognizer = SpeechRecognizer.from_pretrained(run, base_model=base_model, device=device)
     scores = {
         name: _score(members, recognizer, config, batch_size or config.batch_size, beam_size)
         for name, members in chosen.items()
@@ -135,8 +140,9 @@ def evaluate_whisper(
     audio_column: str | None = None,
     on_error: Literal["raise", "skip"] = "raise",
     batch_size: int | None = None,
+    base_model: str | None = None,
+    trim_encoder: bool | None = None,
     device: str | None = None,
-    console: Console | None = None,
 ) -> RecognitionEvaluation:
     """Score a finished run's Whisper, with the search that the run was configured with.
 
@@ -148,15 +154,16 @@ def evaluate_whisper(
         audio_column: column of the recordings; default as in the run.
         on_error: what to do about recordings that cannot be used.
         batch_size: recordings at a time; default as in the run.
+        base_model: where the run's backbone lies now, if no longer where it was.
+        trim_encoder: encode no more than the longest recording of a batch; default as in the run.
         device: where to run; default a GPU if there is one.
-        console: where progress goes.
 
     Raises:
         RunError: the folder holds no finished run.
         DataError: the data have no such part or no transcripts.
     """
     config = load_seq2seq_config(Path(run))
-    transcriber = WhisperTranscriber.from_pretrained(run, device=device)
+    transcriber = WhisperTranscriber.from_pretrained(run, backbone=base_model, trim_encoder=trim_encoder, device=device)
     changes: dict[str, Any] = {
         "data": data or config.data,
         "text_column": text_column or config.text_column,
@@ -164,13 +171,20 @@ def evaluate_whisper(
         "on_error": on_error,
     }
     chosen: dict[str, tuple[list[Example], list[str]]]
+    changed = config.replace(**changes)
     if data is not None and data != config.data and part in (None, "all"):
-        everything, left_out = load_all(RecognitionConfig(**changes, language=config.language), console)
-        chosen = {"all": (everything.examples, everything.texts)}
+        examples, problems = transcripts.read_transcribed(changed)
+        usable, unusable = check_audio(examples, min_seconds=config.min_seconds, on_error=on_error)
+        column = transcripts.text_column(usable, changed.text_column, str(changed.data))
+        chosen = {"all": (usable, transcripts.texts_of(usable, column, config.language, normalize=True))}
+        problems += unusable
     else:
-        changed = config.replace(**changes)
-        splits, problems, _ = transcripts.load_transcripts(changed, transcriber.window / transcriber.sampling_rate)
-        left_out = [{"name": problem.name, "reason": problem.reason} for problem in problems]
+        # As at the end of the run, whose scores these are.
+        transcriber.max_new_tokens = Seq2SeqResult.load(Path(run)).max_new_tokens
+        longest = transcriber.window / transcriber.sampling_rate
+        splits, problems, too_long = transcripts.load_transcripts(changed, longest)
+        if too_long:
+            problems.append(AudioProblem(f"{too_long} recordings", f"longer than {changed.max_seconds or longest:g} s"))
         named = {name: getattr(splits, name) for name in ("train", "valid", "test") if getattr(splits, name)}
         if part not in (None, "all", *named):
             raise DataError(f"{changed.data}: has no {part} part; it has {', '.join(named)}: choose one with --part")
@@ -181,6 +195,7 @@ def evaluate_whisper(
         for name in names:
             column = transcripts.text_column(named[name], changed.text_column, str(changed.data))
             chosen[name] = (named[name], transcripts.texts_of(named[name], column, config.language, normalize=True))
+    left_out = [{"name": problem.name, "reason": problem.reason} for problem in problems]
     scores = {}
     for name, (examples, said) in chosen.items():
         heard: list[str] = []

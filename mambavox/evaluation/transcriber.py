@@ -22,11 +22,13 @@ from mambavox.training.backbone import quiet_transformers
 from mambavox.training.result import not_finished
 from mambavox.training.run_config import RUN_FILE
 from mambavox.training.run_folder import METRICS_FILE
-from mambavox.training.seq2seq.adapt import load_whisper
-from mambavox.training.seq2seq.config import Seq2SeqConfig
+from mambavox.training.seq2seq.adapt import is_whisper, load_whisper
+from mambavox.training.seq2seq.config import Seq2SeqConfig, is_whisper_run
 
 BASE = "__base__"
 """Name of the Whisper without an adapter."""
+_OF_ROWS = ("mambadapter", "bottleneck", "conformer", "convpass", "moa", "lora")
+"""Methods whose adapters may differ from row to row of a batch."""
 AUTO = "auto"
 """As the language: the one whose transcript is the likeliest."""
 
@@ -69,8 +71,10 @@ class WhisperTranscriber:
         processor: makes its inputs and reads its tokens.
         languages: code of each adapter's language by the adapter's name; a model of its own, without adapters, has the
             name ``BASE``.
-        max_new_tokens: tokens that are generated for a recording, or a window of a long one, at most.
+        max_new_tokens: tokens that are generated for a recording, or a window of a long one, at most; default as many
+            as the decoder takes.
         num_beams: beams of the search.
+        mixes_languages: whether the rows of a batch may each have an adapter of their own.
     """
 
     def __init__(
@@ -79,28 +83,37 @@ class WhisperTranscriber:
         processor: Any,
         languages: Mapping[str, str | None],
         *,
-        max_new_tokens: int = 80,
+        max_new_tokens: int | None = None,
         num_beams: int = 1,
+        mixes_languages: bool = False,
     ) -> None:
         self.model = model.eval()
         self.processor = processor
         self.languages = dict(languages)
+        self.mixes_languages = mixes_languages
         self.num_beams = num_beams
         self.host = model.get_base_model() if isinstance(model, PeftModel) else model
-        self.max_new_tokens = min(max_new_tokens, self.host.config.max_target_positions - 4)
+        most = self.host.config.max_target_positions - 4
+        self.max_new_tokens = most if max_new_tokens is None else min(max_new_tokens, most)
         extractor = processor.feature_extractor
         self.sampling_rate = int(extractor.sampling_rate)
         self.window = int(extractor.n_samples)
 
     @classmethod
     def from_pretrained(
-        cls, *runs: str | Path, backbone: str | None = None, device: str | torch.device | None = None
+        cls,
+        *runs: str | Path,
+        backbone: str | None = None,
+        trim_encoder: bool | None = None,
+        device: str | torch.device | None = None,
     ) -> "WhisperTranscriber":
         """Load finished runs: one of any kind, or several adapters of one method on one backbone.
 
         Args:
-            runs: folders that ``mambavox adapt --task asr`` wrote.
+            runs: folders that ``mambavox adapt --task asr`` wrote; or one Whisper as it is: an embedded model, a folder
+                or a Hugging Face name.
             backbone: where the runs' backbone lies now, if no longer where ``run.yaml`` says.
+            trim_encoder: encode no more than the longest recording of a batch; default as the runs were trained.
             device: where to run; default a GPU if there is one.
 
         Raises:
@@ -109,16 +122,15 @@ class WhisperTranscriber:
         """
         if not runs:
             raise ConfigError("no runs are given; expected at least one folder that `mambavox adapt --task asr` wrote")
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if len(runs) == 1 and not (Path(runs[0]) / RUN_FILE).is_file() and is_whisper(str(runs[0])):
+            plain, processor = load_whisper(str(runs[0]))
+            return cls(_trimmed(plain.to(device), trim_encoder), processor, {BASE: None})
         folders = [Path(run) for run in runs]
         configs = [load_seq2seq_config(folder) for folder in folders]
         _check_together(folders, configs)
         first = configs[0]
-        options: dict[str, Any] = {
-            "max_new_tokens": max(config.max_new_tokens for config in configs),
-            "num_beams": max(config.num_beams for config in configs),
-        }
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         if first.method == "full":
             model, processor = load_whisper(str(folders[0]))
             names = {BASE: first.language}
@@ -139,20 +151,20 @@ class WhisperTranscriber:
                     else:
                         model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
             lighten_token_rows(model)
-        transcriber = cls(model.to(device), processor, names, **options)
-        if any(config.trim_encoder for config in configs):
-            TrimmedEncoder(transcriber.host)
-        return transcriber
+        host = model.get_base_model() if isinstance(model, PeftModel) else model
+        _trimmed(host, first.trim_encoder if trim_encoder is None else trim_encoder)
+        mixes = first.method in _OF_ROWS
+        return cls(model.to(device), processor, names, num_beams=first.num_beams, mixes_languages=mixes)
 
     @classmethod
     def from_folder(cls, folder: str | Path, **options: Any) -> "WhisperTranscriber":
-        """Load every finished run that lies in a folder, by :meth:`from_pretrained`.
+        """Load every finished run of a Whisper in a folder, by :meth:`from_pretrained`; others are left alone.
 
         Raises:
             RunError: there is none.
             ConfigError: as :meth:`from_pretrained`.
         """
-        runs = sorted(path.parent for path in Path(folder).glob(f"*/{METRICS_FILE}"))
+        runs = sorted(path.parent for path in Path(folder).glob(f"*/{METRICS_FILE}") if is_whisper_run(path.parent))
         if not runs:
             raise RunError(
                 f"{folder}: holds no finished runs; expected a folder of those of `mambavox adapt --task asr`"
@@ -183,9 +195,16 @@ class WhisperTranscriber:
             ConfigError: there is none.
         """
         wanted = language_token(language)
+        if self.languages == {BASE: None} and wanted in known_languages(self.host):
+            return BASE
         for name, own in self.languages.items():
             if own is not None and language_token(own) == wanted:
                 return name
+        if self.languages == {BASE: None}:
+            known = (
+                ", ".join(token[2:-2] for token in sorted(known_languages(self.host))) or "one, and is not told which"
+            )
+            raise ConfigError(f"language={language}; the model knows {known}")
         known = ", ".join(sorted(own for own in self.languages.values() if own)) or "none"
         raise ConfigError(f"language={language}; there are adapters of {known}")
 
@@ -200,14 +219,16 @@ class WhisperTranscriber:
     ) -> list[Transcript]:
         """Transcribe recordings of any length.
 
-        Recordings that fit into Whisper's window go through the model in batches, which may mix languages (greedy
-        search only); longer ones one by one, window after window, with timestamps.
+        Recordings that fit into Whisper's window go through the model in batches, which mix languages where the method
+        can (LoRA and the methods of sublayers; greedy search without timestamps) and are of one language elsewhere;
+        longer ones one by one, window after window, with timestamps.
 
         Args:
             sources: recordings in any form that ``mambavox.data.read_audio`` takes. An array without a rate counts as
                 at ``sampling_rate``.
             language: code of the language, one for all recordings or one for each; ``"auto"``: that of the adapters
-                under which the transcript is the likeliest, each of which is tried; default that of the only adapter.
+                under which the transcript is the likeliest, each of which is tried, and without adapters the one that
+                Whisper itself detects; default that of the only adapter, or as ``"auto"`` without adapters.
             timestamps: divide the transcripts into segments by the timestamps that the model gives.
             batch_size: recordings at a time.
 
@@ -217,17 +238,19 @@ class WhisperTranscriber:
         """
         asked = self._languages(sources, language)
         waveforms = [read_audio(source, self.sampling_rate) for source in sources]
+        if self.languages == {BASE: None}:
+            asked = [None if code == AUTO else code for code in asked]
         if AUTO in asked:
             self._decide(waveforms, asked, batch_size)
         transcripts: dict[int, Transcript] = {}
         short = [index for index, waveform in enumerate(waveforms) if len(waveform) <= self.window]
-        if self.num_beams > 1:
-            # Beam search repeats the rows of a batch, which has to be of one adapter.
+        # Beam search repeats the rows of a batch, and with timestamps transformers takes finished rows out of it.
+        mixed = self.mixes_languages and self.num_beams == 1 and not timestamps
+        if not mixed:
             short.sort(key=lambda index: str(asked[index]))
         for start in range(0, len(short), batch_size):
             rows = short[start : start + batch_size]
-            groups = [rows] if self.num_beams == 1 else _runs_of_equals(rows, asked)
-            for group in groups:
+            for group in [rows] if mixed else _runs_of_equals(rows, asked):
                 heard = self._short([waveforms[i] for i in group], [asked[i] for i in group], timestamps)
                 transcripts.update(zip(group, heard, strict=True))
         for index, waveform in enumerate(waveforms):
@@ -255,6 +278,8 @@ class WhisperTranscriber:
         """Replace ``AUTO`` by the language under which the beginning of a recording is the likeliest."""
         open_rows = [index for index, code in enumerate(asked) if code == AUTO]
         candidates = [code for code in self.languages.values() if code is not None]
+        if not candidates:
+            raise ConfigError(f"language={AUTO}, but the only run was trained without a language; leave it out")
         for start in range(0, len(open_rows), batch_size):
             rows = open_rows[start : start + batch_size]
             likelihoods = torch.stack(
@@ -347,15 +372,22 @@ class WhisperTranscriber:
         return self._transcript(output["segments"][0], language, len(waveform) / self.sampling_rate)
 
     def _transcript(self, segments: Sequence[Mapping[str, Any]], language: str | None, length: float) -> Transcript:
-        found = []
+        found: list[Segment] = []
         for segment in segments:
             text = self.processor.tokenizer.decode(
                 _words(segment["tokens"], self.host), skip_special_tokens=True
             ).strip()
             start, end = (min(max(float(segment[key]), 0.0), length) for key in ("start", "end"))
-            if text:
+            # What Whisper says of the padding behind a short recording is not in it.
+            if text and (start < length or not found):
                 found.append(Segment(start, max(start, end), text))
         return Transcript(" ".join(segment.text for segment in found), language, tuple(found))
+
+
+def _trimmed(host: Any, trim: bool | None) -> Any:
+    if trim:
+        TrimmedEncoder(host)
+    return host
 
 
 def load_seq2seq_config(run: Path) -> Seq2SeqConfig:
@@ -418,7 +450,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _check_together(folders: Sequence[Path], configs: Sequence[Seq2SeqConfig]) -> None:
     if len(configs) < 2:
         return
-    for name in ("backbone", "method", "trim_encoder"):
+    for name in ("backbone", "method", "trim_encoder", "num_beams"):
         values = {str(getattr(config, name)) for config in configs}
         if len(values) > 1 or "full" in values:
             raise ConfigError(

@@ -69,7 +69,15 @@ def test_twice_is_once_and_the_form_is_composed(language, text):
 
 @pytest.mark.parametrize(
     ("tag", "code"),
-    [("zh-CN", "zh"), ("cmn_hans_cn", "zh"), ("ckb_iq", "ckb"), ("epo", "eo"), ("EN_us", "en"), (None, "")],
+    [("zh-CN", "zh"), ("cmn_hans_cn", "zh"), ("ckb_iq", "ckb"), ("epo", "eo"), ("EN_us", "en"), (None, "")]
+    + [
+        ("nld", "nl"),
+        ("sv-SE", "sv"),
+        ("swh", "sw"),
+        ("yue_hant_hk", "yue"),
+        ("kab", "kab"),
+        ("not a tag", "not a tag"),
+    ],
 )
 def test_codes(tag, code):
     assert language_code(tag) == code

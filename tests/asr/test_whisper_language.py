@@ -182,6 +182,15 @@ def logits_of(model: Any, index: int, names: list[str]) -> torch.Tensor:
         return model(input_features=features(), decoder_input_ids=ids, adapter_names=names).logits
 
 
+@pytest.mark.parametrize(
+    ("language", "token"),
+    [("nld", "nl"), ("zh-CN", "zh"), ("cmn_hans_cn", "zh"), ("sv-SE", "sv"), ("Dutch", "nl"), ("<|CKB|>", "ckb")]
+    + [("jw", "jw"), ("jv", "jw"), ("tl", "tl"), ("fil_ph", "tl"), ("nb_no", "no"), ("kab", "kab"), ("yue", "yue")],
+)
+def test_tags_of_one_language_are_one_token(language: str, token: str) -> None:
+    assert language_token(language) == f"<|{token}|>"
+
+
 def test_mistakes(folder: Path) -> None:
     model, tokenizer = load(folder)
     with pytest.raises(ConfigError, match=r"language='klingon\?'.*such as ckb"):

@@ -37,7 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for language, words in {"ckb": "bad", "kab": "dab", "de": "ab"}.items():
         rows = [{"path": f"{n}.wav", "text": words[: n + 1], "split": "train"} for n in range(4)]
         (data / f"{language}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        adapt(root / "runs" / language, data / f"{language}.jsonl", backbone, language, 6)
+        adapt(root / "runs" / language, data / f"{language}.jsonl", backbone, language, 12)
     adapt(root / "whole" / "full", data / "de.jsonl", backbone, "de", 1, method="full", method_options={})
     return root
 

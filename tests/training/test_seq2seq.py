@@ -1,6 +1,10 @@
 """Adaptation of Whisper to transcribed recordings."""
 
 import json
+import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +12,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
+from safetensors.torch import load_file
 from tiny import save_whisper
 
+from mambavox.data import checks, duration
 from mambavox.errors import ConfigError, DataError, HostError, RunError
 from mambavox.training.seq2seq.adapt import adapt_whisper, load_whisper
 from mambavox.training.seq2seq.config import Seq2SeqConfig
 from mambavox.training.seq2seq.result import Seq2SeqResult
+from mambavox.training.seq2seq.transcripts import TranscriptDataset, as_written, load_transcripts
 
 WORDS = {"low": 300.0, "high": 2500.0}
 
@@ -136,6 +144,89 @@ def test_checkpointing_really_computes_layers_again(
         counts.append(sum(calls))
     check, steps = 1, 2
     assert counts == [check + steps, check + 2 * steps]
+
+
+def test_transcripts_are_written_as_whisper_writes_them(whisper: str, sayings: str, tmp_path: Path) -> None:
+    """A space stands before the first word, but in scripts without spaces."""
+    assert as_written(["low", "", "high tone"], "ckb") == [" low", "", " high tone"]
+    assert as_written(["低"], "zh-CN") == ["低"] and as_written(["低"], "yue") == ["低"]
+    seen: list[Any] = []
+    with pytest.MonkeyPatch.context() as patched:
+        make = TranscriptDataset.__init__
+        patched.setattr(
+            TranscriptDataset, "__init__", lambda *args, **options: (seen.append(args[2]), make(*args, **options))[1]
+        )
+        adapt_whisper(config(whisper, sayings, tmp_path / "run", epochs=1))
+    assert {text for texts in seen for text in texts} == {" low", " high"}
+
+
+def test_as_many_tokens_are_generated_as_transcripts_may_need(whisper: str, sayings: str, tmp_path: Path) -> None:
+    result = adapt_whisper(config(whisper, sayings, tmp_path / "run", epochs=1, max_new_tokens=None))
+    longest = len([257, 1, 2, 3]) + len(" high") + len(["end"])  # start, language, task, no timestamps; bytes
+    assert result.max_new_tokens == math.ceil(1.5 * longest)
+
+
+def test_seconds_of_each_part_are_drawn_before_recordings_are_decoded(
+    whisper: str, sayings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    decode = checks.decode_audio
+    monkeypatch.setattr(checks, "decode_audio", lambda source, name: decoded.append(name) or decode(source, name=name))
+    run = config(whisper, sayings, tmp_path / "run", train_seconds=1.0, valid_seconds=0.1, test_seconds=0.7)
+    splits, problems, too_long = load_transcripts(run, 1.0)
+    seconds = {
+        name: sum(duration(item.source) for item in getattr(splits, name)) for name in ("train", "valid", "test")
+    }
+    assert 0.4 < seconds["train"] <= 1.0 and len(splits.valid) == 1 and len(splits.test) == 1
+    drawn = [item.name for part in (splits.train, splits.valid, splits.test) for item in part]
+    assert sorted(decoded) == sorted(drawn) and not problems and not too_long
+
+
+def test_recordings_without_a_transcript_can_be_skipped(whisper: str, sayings: str, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (Path(sayings) / "manifest.jsonl").read_text().splitlines()]
+    rows[0]["sentence"] = None
+    rows = [{**row, "path": str(Path(sayings) / row["path"])} for row in rows]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = config(whisper, str(tmp_path / "data.jsonl"), tmp_path / "run")
+    with pytest.raises(DataError, match=r"no transcript in column 'sentence' of .*low_0.*--on-error skip"):
+        load_transcripts(run, 1.0)
+    splits, problems, _ = load_transcripts(run.replace(on_error="skip"), 1.0)
+    assert len(splits.train) == 7 and ["low_0" in problem.name for problem in problems] == [True]
+
+
+def test_a_multilingual_whisper_must_be_told_the_language(whisper: str, sayings: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no language is given, and .* knows 2; .*--language"):
+        adapt_whisper(config(whisper, sayings, tmp_path / "run", language=None))
+
+
+def test_adalora_moves_its_ranks(whisper: str, sayings: str, tmp_path: Path) -> None:
+    parts = {"split_column": "none", "valid_fraction": 0.0, "test_fraction": 0.2}
+    options = {"init_r": 4, "target_r": 1}
+    adapt_whisper(config(whisper, sayings, tmp_path, method="adalora", method_options=options, epochs=8, **parts))
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    left = [int((tensor != 0).sum()) for name, tensor in tensors.items() if "lora_E" in name]
+    assert sum(left) == len(left) > 0, "target_r for each projection, on average"
+
+
+def test_two_processes_learn_what_one_learns_with_two_batches_an_update(
+    whisper: str, sayings: str, tmp_path: Path
+) -> None:
+    one = config(whisper, sayings, tmp_path / "one", batch_size=2, gradient_accumulation=2, learning_rate=1e-3)
+    alone = adapt_whisper(one)
+    two = one.replace(output=str(tmp_path / "two"), gradient_accumulation=1)
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(two.to_mapping()))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "mambavox", "adapt", "--config", str(tmp_path / "two.yaml"), "--output", str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    together = Seq2SeqResult.load(tmp_path / "two")
+    weights = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two")]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-5)
+    assert together.scores == alone.scores
+    assert done.stdout.count("epoch 1/2") == 1, "the first process speaks"
 
 
 def test_mistakes(whisper: str, sayings: str, tmp_path: Path, backbone: Any) -> None:

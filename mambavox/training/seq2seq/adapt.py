@@ -1,5 +1,6 @@
 """Adapt a Whisper to a language: one run, from transcribed recordings to a run folder."""
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import PeftModel
 from rich.console import Console
 from transformers import AutoConfig, WhisperForConditionalGeneration, WhisperProcessor, set_seed
@@ -15,10 +17,16 @@ from mambavox import assets
 from mambavox.adapters import apply_method, trainable_parameters
 from mambavox.asr.metrics import TranscriptScores, Utterance, score_transcripts
 from mambavox.asr.text import normalize_text
-from mambavox.asr.whisper_language import add_language, generation_options, language_token, prefix_ids
+from mambavox.asr.whisper_language import (
+    add_language,
+    generation_options,
+    known_languages,
+    language_token,
+    prefix_ids,
+)
 from mambavox.asr.whisper_window import TrimmedEncoder
 from mambavox.data import duration
-from mambavox.errors import HostError
+from mambavox.errors import ConfigError, HostError
 from mambavox.files import to_json
 from mambavox.training.adapt import LIBRARIES, device_name, learning_curve
 from mambavox.training.backbone import fetching, quiet_transformers
@@ -30,6 +38,7 @@ from mambavox.training.seq2seq.trainer import TranscriptTrainer, save_adapted
 from mambavox.training.seq2seq.transcripts import (
     IGNORED,
     TranscriptDataset,
+    as_written,
     load_transcripts,
     text_column,
     texts_of,
@@ -59,14 +68,21 @@ def adapt_whisper(
         console: where progress goes; ``None`` is silent.
 
     Raises:
-        ConfigError: a value does not fit the method, the backbone or this machine.
+        ConfigError: a value does not fit the method, the backbone or this machine, or a multilingual backbone is given
+            no language.
         DataError: there is no data, or a column, transcript or part is not what is needed.
         AudioError: recordings cannot be used and ``on_error`` is ``"raise"``.
         HostError: the backbone is no Whisper, or one of a single language and another is asked for.
         RunError: the folder holds something else, the run diverged, or the disk is full.
     """
     folder = RunFolder(config.output_path)
-    folder.check(config, resume=resume, overwrite=overwrite)
+    # Of several processes (torchrun) the first alone writes; accelerate reads their number from the environment.
+    processes = PartialState(cpu=config.device == "cpu" or not torch.cuda.is_available())
+    first = processes.is_main_process
+    console = console if first else None
+    if first:
+        folder.check(config, resume=resume, overwrite=overwrite)
+    processes.wait_for_everyone()
     if resume and folder.is_finished:
         return Seq2SeqResult.load(folder.path)
     set_seed(config.seed)
@@ -78,12 +94,12 @@ def adapt_whisper(
         new = None
         if config.language is not None:
             new = add_language(model, tokenizer, config.language, config.language_like)
+        elif known_languages(model):
+            raise ConfigError(
+                f"no language is given, and {config.backbone} knows {len(known_languages(model))}; "
+                "expected the code of the one that is spoken: --language"
+            )
         prefix = prefix_ids(model, config.language)
-        generation = {
-            **generation_options(model, config.language),
-            "max_new_tokens": min(config.max_new_tokens, model.config.max_target_positions - len(prefix)),
-            "num_beams": config.num_beams,
-        }
         adapted = apply_method(model, config.method, config.method_options, token_rows=[] if new is None else [new])
     if config.trim_encoder:
         TrimmedEncoder(model)
@@ -94,23 +110,35 @@ def adapt_whisper(
         said[name] = texts_of(examples, column, config.language, normalize=True)
         parts[name] = TranscriptDataset(
             examples,
-            said[name] if config.normalize else texts_of(examples, column, config.language, normalize=False),
+            as_written(
+                said[name] if config.normalize else texts_of(examples, column, config.language, normalize=False),
+                config.language,
+            ),
             front_end,
             prefix=prefix,
             tokenizer=tokenizer,
             max_tokens=model.config.max_target_positions,
         )
+    longest_said = max(len(tokens) for part in parts.values() for tokens in part.tokens)
+    generation = {
+        **generation_options(model, config.language),
+        "max_new_tokens": min(
+            config.max_new_tokens or math.ceil(1.5 * longest_said), model.config.max_target_positions - len(prefix)
+        ),
+        "num_beams": config.num_beams,
+    }
 
     def scores(name: str, generated: Sequence[Sequence[int]]) -> TranscriptScores:
-        # Seq2SeqTrainer fills up with -100.
-        heard = tokenizer.batch_decode(
-            [[i for i in row if i != IGNORED] for row in generated], skip_special_tokens=True
-        )
+        # Seq2SeqTrainer fills rows up with -100 and, of several processes, the last batches with the first recordings.
+        rows = [[i for i in row if i != IGNORED] for row in generated[: len(parts[name])]]
+        heard = tokenizer.batch_decode(rows, skip_special_tokens=True)
         names = [example.name for example in parts[name].examples]
         heard = [normalize_text(text, config.language) for text in heard]
         return score_transcripts(said[name], heard, names=names, language=config.language)
 
-    folder.begin(config, resume=resume)
+    if first:
+        folder.begin(config, resume=resume)
+    processes.wait_for_everyone()
     with folder.watching_the_disk(), quiet_transformers():
         trainer = TranscriptTrainer(
             adapted,
@@ -120,7 +148,7 @@ def adapt_whisper(
             generation=generation,
             error_rate=lambda generated: scores("valid", generated).wer.rate,
             checkpoints=folder.checkpoints,
-            tensorboard=folder.tensorboard if config.tensorboard else None,
+            tensorboard=folder.tensorboard if config.tensorboard and first else None,
             console=console,
         )
         checkpoint = folder.last_checkpoint() if resume else None
@@ -151,9 +179,11 @@ def adapt_whisper(
             versions={"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         )
         heard = {name: part.utterances for name, part in scored.items()}
-        folder.publish(lambda path: _write_run(path, folder, config, adapted, processor, result, heard))
-    if not keep_checkpoints:
+        if first:
+            folder.publish(lambda path: _write_run(path, folder, config, adapted, processor, result, heard))
+    if first and not keep_checkpoints:
         folder.remove_checkpoints()
+    processes.wait_for_everyone()
     return result
 
 
@@ -176,6 +206,14 @@ def load_whisper(name: str) -> tuple[Any, Any]:
     # Masking of the host's own would act in full fine-tuning only.
     model.config.apply_spec_augment = False
     return model, processor
+
+
+def is_whisper(name: str) -> bool:
+    """Whether a name is that of a Whisper: an embedded model, a folder, or on the Hub."""
+    try:
+        return bool(AutoConfig.from_pretrained(assets.locate(name)).model_type == "whisper")
+    except (OSError, ValueError):
+        return False
 
 
 def _write_run(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mambavox.errors import ConfigError
-from mambavox.training.run_config import RunConfig, option, require
+from mambavox.training.run_config import RUN_FILE, RunConfig, option, read_yaml, require
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ class Seq2SeqConfig(RunConfig):
     )
     min_seconds: float = option(0.0, "shortest usable recording, in seconds")
     max_seconds: float | None = option(None, "longer recordings are left out", unset="Whisper's window, 30 s")
-    max_train_seconds: float | None = option(None, "seconds of training recordings, drawn with split_seed", unset="all")
+    train_seconds: float | None = option(None, "seconds to train on at most, drawn with split_seed", unset="all")
+    valid_seconds: float | None = option(None, "seconds to validate on at most", unset="all")
+    test_seconds: float | None = option(None, "seconds to test on at most", unset="all")
     trim_encoder: bool = option(False, "encode no more than the longest clip of a batch: faster, not what Whisper does")
 
     epochs: int = option(15, "passes over the training part")
@@ -65,7 +67,11 @@ class Seq2SeqConfig(RunConfig):
     weight_decay: float = option(0.01, "AdamW's weight decay; none on norms, biases, scales, A_log and D")
     warmup_ratio: float = option(0.0, "share of the updates with a rising learning rate")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0 clips nothing")
-    max_new_tokens: int = option(80, "tokens that are generated for a recording at most")
+    max_new_tokens: int | None = option(
+        None,
+        "tokens that are generated for a recording at most",
+        unset="half as many again as the longest transcript has",
+    )
     num_beams: int = option(1, "beams of the search; 1 is greedy")
     gradient_checkpointing: bool = option(False, "compute layers again in the backward pass: less memory, more time")
     patience: int | None = option(None, "stop after so many epochs without a lower valid error rate", unset="never")
@@ -79,7 +85,8 @@ class Seq2SeqConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("epochs", "batch_size", "eval_batch_size", "gradient_accumulation", "max_new_tokens", "num_beams"):
-            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+            value = getattr(self, name)
+            require(name, value, value is None or value >= 1, "at least 1")
         for name in (
             *("weight_decay", "max_grad_norm", "min_seconds", "num_workers", "seed", "split_seed"),
             "final_learning_rate",
@@ -88,7 +95,8 @@ class Seq2SeqConfig(RunConfig):
         for name in ("valid_fraction", "warmup_ratio", "test_fraction"):
             value = getattr(self, name)
             require(name, value, value is None or 0 <= value < 1, "at least 0 and below 1")
-        for name in ("learning_rate", "max_seconds", "max_train_seconds", "patience"):
+        seconds = ("max_seconds", "train_seconds", "valid_seconds", "test_seconds")
+        for name in ("learning_rate", "patience", *seconds):
             value = getattr(self, name)
             require(name, value, value is None or value > 0, "above 0")
         if self.max_seconds is not None and self.max_seconds < self.min_seconds:
@@ -132,3 +140,11 @@ class Seq2SeqConfig(RunConfig):
         path = Path(self.data.removeprefix("hf:")).expanduser()
         name = path.resolve().parent.name if path.is_file() else path.resolve().name
         return Path("runs") / "-".join(filter(None, (name, self.language, self.method)))
+
+
+def is_whisper_run(run: Path) -> bool:
+    """Whether a folder holds a run of ``mambavox adapt --task asr``."""
+    try:
+        return bool(read_yaml(run.expanduser() / RUN_FILE).get("task") == "asr")
+    except ConfigError:
+        return False

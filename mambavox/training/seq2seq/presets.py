@@ -19,7 +19,7 @@ _SHARED: dict[str, Any] = {
     "weight_decay": 0.01,
     "max_grad_norm": 1.0,
     "max_seconds": 10.0,
-    "max_train_seconds": 36_000.0,
+    "train_seconds": 36_000.0,
     "max_new_tokens": 80,
 }
 

@@ -24,6 +24,7 @@ from mambavox.errors import ConfigError
 from mambavox.training.features import EpochSampler
 from mambavox.training.modes import set_training_mode
 from mambavox.training.parameter_groups import parameter_groups
+from mambavox.training.rank_allocation import RankAllocation
 from mambavox.training.seq2seq.config import Seq2SeqConfig
 from mambavox.training.seq2seq.transcripts import TranscriptCollator, TranscriptDataset
 from mambavox.training.trainer import Divergence, TrainingClock
@@ -127,6 +128,9 @@ class TranscriptTrainer(Seq2SeqTrainer):
         self.add_callback(Divergence())
         if config.patience is not None:
             self.add_callback(EarlyStoppingCallback(config.patience))
+        self.rank_allocation = RankAllocation.of(model)
+        if self.rank_allocation is not None:
+            self.add_callback(self.rank_allocation)
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter  # a second of imports that a run without it saves
 
@@ -145,12 +149,16 @@ class TranscriptTrainer(Seq2SeqTrainer):
 
     def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The loss of one batch; puts the frozen parts back into evaluation mode, which ``Trainer`` undoes."""
-        if model.training:
+        training = model.training
+        if training:
             whole = self.accelerator.unwrap_model(model)
             set_training_mode(whole)
             if self.args.activation_checkpointing and isinstance(whole, PeftModel):
                 _train_checkpointed_layers(whole)
-        return super().compute_loss(model, *args, **kwargs)
+        loss = super().compute_loss(model, *args, **kwargs)
+        if self.rank_allocation is None or not training:
+            return loss
+        return loss + self.rank_allocation.penalty()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Transcribe a part and score it; as ``Seq2SeqTrainer``'s, with the run's generation."""
@@ -191,7 +199,15 @@ class TranscriptTrainer(Seq2SeqTrainer):
         return EpochSampler(train_dataset or self.train_dataset, self.args.seed)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        save_adapted(self.model, Path(output_dir or self.args.output_dir))
+        folder = Path(output_dir or self.args.output_dir)
+        save_adapted(self.model, folder)
+        if self.rank_allocation is not None:
+            self.rank_allocation.save(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.rank_allocation is not None:
+            self.rank_allocation.load(Path(resume_from_checkpoint))
 
 
 def save_adapted(model: Any, folder: Path) -> None:

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mambavox.asr.text import language_code, normalize_text
+from mambavox.asr.text import UNSPACED, language_code, normalize_text
 from mambavox.data import AudioProblem, Example, Splits, check_audio, duration, make_splits, read_examples
 from mambavox.data.columns import listed
-from mambavox.errors import ConfigError, DataError
+from mambavox.errors import AudioError, ConfigError, DataError
 from mambavox.training.features import FeatureDataset
 from mambavox.training.front_end import FrontEnd
 from mambavox.training.seq2seq.config import Seq2SeqConfig
@@ -26,7 +26,7 @@ class TranscriptDataset(FeatureDataset):
 
     Args:
         examples: the recordings.
-        texts: what is said in each.
+        texts: what is said in each, as it is to be written.
         front_end: makes the features.
         prefix: tokens with which every transcript begins.
         tokenizer: of the model.
@@ -53,7 +53,7 @@ class TranscriptDataset(FeatureDataset):
         self.texts = texts
         ends = [tokenizer.eos_token_id]
         # Nothing is said in an empty transcript: the decoder learns to end at once.
-        encoded = [tokenizer(text, add_special_tokens=False).input_ids if text else [] for text in texts]
+        encoded = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
         self.tokens = [[*prefix, *ids, *ends] for ids in encoded]
         long = [example.name for example, ids in zip(examples, self.tokens, strict=True) if len(ids) > max_tokens]
         if long:
@@ -106,26 +106,15 @@ def load_transcripts(config: Seq2SeqConfig, longest: float) -> tuple[Splits, lis
         DataError: there are no recordings or transcripts, or a part is not what is needed.
         AudioError: recordings cannot be used and ``on_error`` is ``"raise"``.
     """
-    if config.data is None:
-        raise ConfigError("no data given; expected a manifest or hf:owner/name: --data PATH")
     limit = longest if config.max_seconds is None else config.max_seconds
     if limit > longest:
         raise ConfigError(f"max_seconds={limit:g}; expected at most {longest:g}: Whisper hears no more at once")
-    examples = read_examples(config.data, label_column=None, audio_column=config.audio_column)
-    if config.language_column is not None:
-        wanted = language_code(config.language)
-        examples = [item for item in examples if language_code(str(item.fields.get(config.language_column))) == wanted]
-        if not examples:
-            raise DataError(
-                f"{config.data}: no recording has {config.language} in column {config.language_column!r}; name another "
-                "one with --language-column, or leave it out"
-            )
-    column = text_column(examples, config.text_column, config.data)
-    missing = [example.name for example in examples if not isinstance(example.fields.get(column), str)]
-    if missing:
-        raise DataError(f"{config.data}: no transcript in column {column!r} of {listed(missing)}")
-    usable, problems = check_audio(examples, min_seconds=config.min_seconds, on_error=config.on_error)
-    fitting = [example for example in usable if duration(example.source) <= limit]
+    examples, problems = read_transcribed(config)
+    readable, unreadable = _with_lengths(examples)
+    if unreadable and config.on_error == "raise":
+        check_audio(unreadable)  # names them all
+    problems += [AudioProblem(example.name, f"{example.name}: cannot be read") for example in unreadable]
+    fitting = [example for example, seconds in readable if seconds <= limit]
     if not fitting:
         raise DataError(f"{config.data}: every recording is longer than {limit:g} s; cut them into shorter ones")
     splits = make_splits(
@@ -136,9 +125,60 @@ def load_transcripts(config: Seq2SeqConfig, longest: float) -> tuple[Splits, lis
         test_fraction=config.test_fraction,
         seed=config.split_seed,
     )
-    if config.max_train_seconds is not None:
-        splits.train[:] = take_seconds(splits.train, config.max_train_seconds, config.split_seed)
-    return splits, problems, len(usable) - len(fitting)
+    # Only what is drawn is decoded: of a large corpus a few hours may be wanted.
+    totals = ((splits.train, config.train_seconds), (splits.valid, config.valid_seconds))
+    for part, seconds in (*totals, (splits.test, config.test_seconds)):
+        if part and seconds is not None:
+            part[:] = take_seconds(part, seconds, config.split_seed)
+    drawn = [*splits.train, *splits.valid, *splits.test]
+    usable, unusable = check_audio(drawn, min_seconds=config.min_seconds, on_error=config.on_error)
+    kept = set(map(id, usable))
+    for part in (splits.train, splits.valid, splits.test):
+        part[:] = [example for example in part if id(example) in kept]
+    if not splits.train:
+        raise DataError(f"{config.data}: no training recording can be used, such as {unusable[0].reason}")
+    return splits, [*problems, *unusable], len(readable) - len(fitting)
+
+
+def read_transcribed(config: Seq2SeqConfig) -> tuple[list[Example], list[AudioProblem]]:
+    """All recordings of the language that have a transcript, and those that have none.
+
+    Raises:
+        ConfigError: no data are given.
+        DataError: there are no recordings or transcripts, or some are missing and ``on_error`` is ``"raise"``.
+    """
+    if config.data is None:
+        raise ConfigError("no data given; expected a manifest or hf:owner/name: --data PATH")
+    examples = read_examples(config.data, label_column=None, audio_column=config.audio_column)
+    if config.language_column is not None:
+        wanted = language_code(config.language)
+        examples = [item for item in examples if language_code(str(item.fields.get(config.language_column))) == wanted]
+        if not examples:
+            raise DataError(
+                f"{config.data}: no recording has {config.language} in column {config.language_column!r}; name another "
+                "one with --language-column, or leave it out"
+            )
+    column = text_column(examples, config.text_column, config.data)
+    missing = [example for example in examples if not isinstance(example.fields.get(column), str)]
+    if missing and config.on_error == "raise":
+        names = listed([example.name for example in missing])
+        raise DataError(f"{config.data}: no transcript in column {column!r} of {names}; skip them with --on-error skip")
+    problems = [AudioProblem(example.name, f"{example.name}: no transcript in {column!r}") for example in missing]
+    without = set(map(id, missing))
+    if len(missing) == len(examples):
+        raise DataError(f"{config.data}: no recording has a transcript in column {column!r}")
+    return [example for example in examples if id(example) not in without], problems
+
+
+def _with_lengths(examples: Sequence[Example]) -> tuple[list[tuple[Example, float]], list[Example]]:
+    """Recordings and their seconds, as the files' headers say, and those without a readable header."""
+    readable, unreadable = [], []
+    for example in examples:
+        try:
+            readable.append((example, duration(example.source)))
+        except AudioError:
+            unreadable.append(example)
+    return readable, unreadable
 
 
 def text_column(examples: Sequence[Example], asked: str | None, where: str) -> str:
@@ -170,6 +210,12 @@ def take_seconds(examples: Sequence[Example], seconds: float, seed: int) -> list
 
 
 def texts_of(examples: Sequence[Example], column: str, language: str | None, *, normalize: bool) -> list[str]:
-    """Transcripts as they are learned."""
+    """Transcripts as they are compared: in one line."""
     texts = [" ".join(str(example.fields[column]).split()) for example in examples]
     return [normalize_text(text, language) for text in texts] if normalize else texts
+
+
+def as_written(texts: Sequence[str], language: str | None) -> list[str]:
+    """Transcripts as Whisper writes them: with a space before the first word, where words have spaces between them."""
+    spaced = language_code(language) not in UNSPACED
+    return [f" {text}" if text and spaced else text for text in texts]
