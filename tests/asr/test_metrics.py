@@ -111,3 +111,10 @@ def test_mistakes_are_told():
         score_transcripts(["a", "b"], ["a"])
     with pytest.raises(DataError, match="no transcripts"):
         score_transcripts([], [])
+
+
+def test_both_sides_word_under_word():
+    (utterance,) = score_transcripts(["the cat sat on it"], ["the hat sat quite on"]).utterances
+    said, heard = utterance.aligned()
+    assert said == "the CAT sat ***** on IT"
+    assert heard == "the HAT sat QUITE on **"

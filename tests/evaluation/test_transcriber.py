@@ -14,7 +14,14 @@ from mambavox.asr.text import normalize_text
 from mambavox.cli.application import app
 from mambavox.errors import AudioError, ConfigError, DataError, RunError
 from mambavox.evaluation.recognition import evaluate_whisper
-from mambavox.evaluation.transcriber import BASE, Segment, Transcript, WhisperTranscriber, write_srt
+from mambavox.evaluation.transcriber import (
+    BASE,
+    Segment,
+    Transcript,
+    WhisperTranscriber,
+    load_seq2seq_config,
+    write_srt,
+)
 from mambavox.training.seq2seq.adapt import adapt_whisper
 from mambavox.training.seq2seq.config import Seq2SeqConfig
 
@@ -73,6 +80,13 @@ def test_one_of_many_gives_what_it_gives_alone(runs: Path) -> None:
     assert len({tuple(text) for text in texts.values()}) > 1, "the adapters differ"
     mixed = together.transcribe(sounds, ["kab", "de", "ckb"])
     assert [item.text for item in mixed] == [texts["kab"][0], texts["de"][1], texts["ckb"][2]]
+    # As with a method that cannot have an adapter for each row.
+    together.mixes_languages = False
+    assert together.transcribe(sounds, ["kab", "de", "ckb"]) == mixed
+    together.mixes_languages = True
+    timed = together.transcribe([*sounds, sounds[0]], ["kab", "de", "ckb", "de"], timestamps=True)
+    for transcript, language, sound in zip(timed, ("kab", "de", "ckb", "de"), [*sounds, sounds[0]], strict=True):
+        assert transcript == together.transcribe([sound], language, timestamps=True)[0]
 
 
 def test_a_switch_takes_no_loading(runs: Path) -> None:
@@ -114,6 +128,41 @@ def test_a_model_that_was_trained_whole(runs: Path) -> None:
     transcriber = WhisperTranscriber.from_pretrained(runs / "whole" / "full", device="cpu")
     assert transcriber.languages == {BASE: "de"}
     assert isinstance(transcriber.transcribe([tone(0.4)])[0].text, str)
+
+
+def test_a_whisper_as_it_is(runs: Path, tmp_path: Path) -> None:
+    transcriber = WhisperTranscriber.from_pretrained(runs / "backbone", device="cpu")
+    sounds = [tone(0.4), tone(0.7, 900.0), tone(2.5)]
+    german = transcriber.transcribe(sounds, "de")
+    assert [item.language for item in german] == ["de"] * 3
+    detected = transcriber.transcribe(sounds)
+    assert detected == transcriber.transcribe(sounds, "auto") and {item.language for item in detected} == {None}
+    mixed = transcriber.transcribe(sounds[:2], ["en", "de"])
+    assert mixed[1] == german[1] and mixed[0] == transcriber.transcribe(sounds[:1], "en")[0]
+    with pytest.raises(ConfigError, match="language=ckb; the model knows de, en"):
+        transcriber.transcribe(sounds, "ckb")
+    soundfile.write(tmp_path / "a.wav", sounds[0], RATE)
+    arguments = ["transcribe", str(tmp_path / "a.wav"), "--model", str(runs / "backbone"), "--device", "cpu", "--json"]
+    done = CliRunner().invoke(app, [*arguments, "--language", "de", "--trim-encoder"])
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(done.stdout)
+    assert row["language"] == "de" and all(segment["start"] <= segment["end"] for segment in row["segments"])
+
+
+def test_a_folder_with_other_runs_in_it(runs: Path, tmp_path: Path) -> None:
+    for name in ("ckb", "de"):
+        (tmp_path / name).symlink_to(runs / "runs" / name)
+    (tmp_path / "classifier").mkdir()
+    (tmp_path / "classifier" / "run.yaml").write_text("backbone: nano-ast\n")
+    (tmp_path / "classifier" / "metrics.json").write_text("{}")
+    assert set(WhisperTranscriber.from_folder(tmp_path, device="cpu").languages) == {"ckb", "de"}
+
+
+def test_what_is_said_of_the_padding_is_left_out(runs: Path) -> None:
+    transcriber = WhisperTranscriber.from_pretrained(runs / "backbone", device="cpu")
+    letters = transcriber.processor.tokenizer("ab", add_special_tokens=False).input_ids
+    rows = [{"start": start, "end": start + 0.3, "tokens": letters} for start in (0.0, 0.4, 0.6)]
+    assert [item.start for item in transcriber._transcript(rows, "de", 0.5).segments] == [0.0, 0.4]
 
 
 def test_mistakes(runs: Path, tmp_path: Path) -> None:
@@ -194,5 +243,16 @@ def test_a_run_is_scored_on_its_own_data_and_on_others(runs: Path) -> None:
     other = evaluate_whisper(run_folder, data=str(runs / "data" / "kab.jsonl"), device="cpu")
     assert list(other.scores) == ["all"]
     assert [item.reference for item in other.scores["all"].utterances] == ["d", "da", "dab", "dab"]
+    assert all(row["alignment"] for row in other.to_mapping()["parts"]["all"]["rows"])
+    rows = [json.loads(line) for line in (runs / "data" / "kab.jsonl").read_text().splitlines()]
+    languages = [{**row, "lang": code} for row, code in zip(rows, ("ckb", "kab", "ckb_iq", "kab"), strict=True)]
+    (runs / "data" / "both.jsonl").write_text("".join(json.dumps(row) + "\n" for row in languages))
+    config = load_seq2seq_config(run_folder)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            "mambavox.evaluation.recognition.load_seq2seq_config", lambda run: config.replace(language_column="lang")
+        )
+        some = evaluate_whisper(run_folder, data=str(runs / "data" / "both.jsonl"), device="cpu")
+    assert [item.reference for item in some.scores["all"].utterances] == ["d", "dab"]
     with pytest.raises(DataError, match="has no valid part; it has train, test"):
         evaluate_whisper(run_folder, part="valid", device="cpu")
