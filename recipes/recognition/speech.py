@@ -34,7 +34,7 @@ UNSEEN = {"ca": "ca", "cs": "cs", "hi": "hi", "sw": "sw", "tr": "tr"}
 """Languages that are kept for adaptation."""
 REAL = ("multilingual_asr", "librispeech_subset")
 """Folders of real transcribed speech."""
-_MOST_WORDS = 9
+MOST_WORDS = 9
 
 
 @dataclass
@@ -78,9 +78,9 @@ class Texts:
             found[language] = [text for text in (normalize_text(row, language) for row in kept) if text]
         return cls(found)
 
-    def phrase(self, language: str, generator: np.random.Generator) -> str:
+    def phrase(self, language: str, generator: np.random.Generator, most_words: int = MOST_WORDS) -> str:
         """A piece of a sentence (four times in ten), words in any order (three), or invented words (three)."""
-        count = int(generator.integers(1, _MOST_WORDS + 1))
+        count = int(generator.integers(1, most_words + 1))
         kind = generator.random()
         if kind < 0.3:
             return " ".join(self.invent(language, generator) for _ in range(count))
@@ -133,7 +133,7 @@ def real_speech(data: Path, split: str, seconds: float) -> list[tuple[Path, str,
 
 
 class Speech(IterableDataset[Spoken]):
-    """Endless speech: a synthesised phrase, or with some probability a real recording, with noise and at any level.
+    """Endless speech: a synthesised phrase, or with some probability a real recording, at any level.
 
     Args:
         texts: what is said in synthesised speech.
@@ -141,6 +141,8 @@ class Speech(IterableDataset[Spoken]):
         real: path, transcript and language of real recordings.
         real_share: how often a real one comes.
         seconds: longer ones are drawn anew.
+        most_words: of a synthesised phrase.
+        noise: how often there is some.
         seed: each worker draws from its own stream of it.
     """
 
@@ -152,6 +154,8 @@ class Speech(IterableDataset[Spoken]):
         *,
         real_share: float = 0.3,
         seconds: float = 12.0,
+        most_words: int = MOST_WORDS,
+        noise: float = 0.5,
         seed: int = 0,
     ) -> None:
         self.texts = texts
@@ -159,6 +163,8 @@ class Speech(IterableDataset[Spoken]):
         self.real = real
         self.real_share = real_share if real else 0.0
         self.seconds = seconds
+        self.most_words = most_words
+        self.noise = noise
         self.seed = seed
 
     def __iter__(self) -> Iterator[Spoken]:
@@ -176,7 +182,7 @@ class Speech(IterableDataset[Spoken]):
             waveform = read_audio(path, RATE)
         else:
             language = sorted(self.voices)[int(generator.integers(len(self.voices)))]
-            text = self.texts.phrase(language, generator)
+            text = self.texts.phrase(language, generator, self.most_words)
             names = variants()
             waveform = trim_silence(
                 synthesize(
@@ -189,7 +195,7 @@ class Speech(IterableDataset[Spoken]):
             )
         if not 0.1 * RATE < len(waveform) <= self.seconds * RATE or not text:
             return None
-        if generator.random() < 0.5:
+        if generator.random() < self.noise:
             noise = colored_noise(len(waveform), float(generator.uniform(-0.5, 2.0)), generator)
             waveform = mix_at_snr(waveform, noise, float(generator.uniform(5.0, 35.0)))
         level = 10 ** generator.uniform(-1.5, 0.0) / max(float(np.abs(waveform).max()), 1e-6)
