@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from mambavox.files import replacing
 
 MOST_BYTES = 10_000_000
-BESIDE = ("README.md", "preprocessor_config.json", "processor_config.json", "generation_config.json", "vocab.json")
-"""What is copied, and all of the tokenizer."""
+BESIDE = ("preprocessor_config.json", "processor_config.json", "generation_config.json", "vocab.json")
+"""What is copied, and all of the tokenizer; its README is written by hand."""
 
 
 def ship(run: Path, asset: Path, most_bytes: int = MOST_BYTES) -> None:
