@@ -13,7 +13,6 @@ from transformers import AutoTokenizer
 
 from mambavox import assets
 from mambavox.asr.decoding import HotWords, Word, greedy_search, prefix_beam_search, words_in
-from mambavox.asr.language_model import LanguageModelSearch
 from mambavox.asr.model import ctc_log_probs, load_ctc_model, load_extractor, without_adapters
 from mambavox.asr.tokenizer import Vocabulary
 from mambavox.data import AudioSource, Waveform, read_audio
@@ -160,7 +159,7 @@ class SpeechRecognizer:
         Args:
             audio: in any form that ``mambavox.data.read_audio`` takes.
             beam_size: texts that a beam search keeps; 1 takes the likeliest alignment, unless there are hot words.
-            hot_words: expected words.
+            hot_words: expected words, in the form of the model's transcripts.
             hot_word_weight: bonus of each, in nats.
 
         Raises:
@@ -178,11 +177,11 @@ class SpeechRecognizer:
         beam_size: int = 1,
         hot_words: Sequence[str] = (),
         hot_word_weight: float = 5.0,
-        search: LanguageModelSearch | None = None,
+        search: Search | None = None,
     ) -> list[Transcript]:
         """Transcribe waveforms ``(samples,)`` at the model's rate; see :meth:`__call__`.
 
-        ``search`` takes the place of the beam search; with it there are no hot words.
+        ``search``, such as a ``LanguageModelSearch``, takes the place of the beam search, without hot words.
         """
         found = self.search(beam_size=beam_size, hot_words=hot_words, hot_word_weight=hot_word_weight, search=search)
         transcripts = []
@@ -205,11 +204,11 @@ class SpeechRecognizer:
         beam_size: int = 1,
         hot_words: Sequence[str] = (),
         hot_word_weight: float = 5.0,
-        search: LanguageModelSearch | None = None,
+        search: Search | None = None,
     ) -> Search | None:
         """What finds the tokens of frames, by the arguments of :meth:`transcribe`; none where that is greedy search."""
         if search is not None and hot_words:
-            raise ConfigError("hot words and a language model are both given; expected one of them")
+            raise ConfigError("hot words and another search (a language model) are both given; expected one of them")
         if search is not None or (beam_size == 1 and not hot_words):
             return search
         bonus = HotWords(hot_words, self.vocabulary, hot_word_weight) if hot_words else None

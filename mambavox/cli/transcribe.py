@@ -3,12 +3,16 @@
 import math
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mambavox.cli.console import ERR, OUT, print_error, print_json
 from mambavox.cli.transcribe_whisper import is_whisper_run, transcribe_with_whisper
+from mambavox.training.run_config import RUN_FILE, read_yaml
+
+if TYPE_CHECKING:
+    from mambavox.asr.tokenizer import Vocabulary
 
 
 def transcribe_command(
@@ -56,7 +60,7 @@ def transcribe_command(
     """
     from mambavox.asr.live import Endpointing
     from mambavox.asr.long_form import hearing_of
-    from mambavox.asr.recognizer import SpeechRecognizer
+    from mambavox.asr.recognizer import Search, SpeechRecognizer
     from mambavox.asr.subtitles import FORMATS, render
     from mambavox.cli.transcribe_long import forget, transcribe_long
     from mambavox.cli.transcribe_microphone import transcribe_microphone
@@ -115,14 +119,15 @@ def transcribe_command(
         if as_json:
             print_json(said.to_mapping())
         return
-    expected = [word.strip() for word in hot_words.split(",") if word.strip()]
-    search = None
+    expected = [_normalized(word, model, recognizer.vocabulary) for word in hot_words.split(",") if word.strip()]
+    search: Search | None = None
     if lm is not None:
         from mambavox.asr.language_model import LanguageModelSearch
 
         words = None if lm_words is None else lm_words.read_text(encoding="utf-8").split()
         search = LanguageModelSearch(lm, recognizer.tokenizer, words=words, weight=lm_weight, word_score=word_score)
     options: dict[str, Any] = {"beam_size": beam_size, "hot_words": expected, "hot_word_weight": hot_word_weight}
+    search = recognizer.search(**options, search=search)
     hearing = None
     rows: list[dict[str, Any]] = []
     failed = False
@@ -133,7 +138,7 @@ def transcribe_command(
         try:
             if whole := duration(file) <= max_seconds:
                 waveform = recognizer.read(file, max_seconds=math.inf)
-                transcript = recognizer.transcribe([waveform], **options, search=search)[0]
+                transcript = recognizer.transcribe([waveform], search=search)[0]
             else:
                 if hearing is None:
                     hearing, inexact = hearing_of(recognizer)
@@ -149,7 +154,7 @@ def transcribe_command(
                     recognizer,
                     hearing,
                     endpointing=endpointing,
-                    search=recognizer.search(**options, search=search),
+                    search=search,
                     settings={**settings, **_identify(model)},
                     folder=folder,
                     timestamps=timestamps,
@@ -179,6 +184,20 @@ def transcribe_command(
         print_json(rows)
     if failed:
         raise typer.Exit(1)
+
+
+def _normalized(word: str, model: str, vocabulary: "Vocabulary") -> str:
+    """A word in the form of the transcripts that a model has learned."""
+    from mambavox.asr.text import normalize_text
+    from mambavox.evaluation.recognition import is_recognition_run
+
+    run = Path(model).expanduser()
+    if is_recognition_run(run):
+        config = read_yaml(run / RUN_FILE)
+        return normalize_text(word, config.get("language")) if config.get("normalize", True) else word.strip()
+    # Whose transcripts are not known: a vocabulary without capitals is one of normalised text.
+    capitals = any(token != token.lower() for token in vocabulary.tokens)
+    return word.strip() if capitals else normalize_text(word)
 
 
 def _identify(model: str) -> dict[str, Any]:

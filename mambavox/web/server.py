@@ -187,6 +187,9 @@ def make_server(application: Starlette, limits: Limits) -> uvicorn.Server:
         "ws_max_size": limits.max_message_bytes,
         # A small compressed message can be a large one, and speech does not shrink.
         "ws_per_message_deflate": False,
+        # Pongs wait behind the samples that a busy server leaves unread, so that their lateness says nothing; limits of
+        # idleness and of time end what is dead.
+        "ws_ping_interval": None,
         "limit_concurrency": 4 * limits.max_sessions + 64,
         "timeout_graceful_shutdown": 5,
         "server_header": False,

@@ -81,6 +81,21 @@ def test_transcribe_prints_and_writes_every_format(trained, tmp_path):
     assert json.loads(out)[0]["text"] == "high"
 
 
+def test_hot_words_are_taken_as_transcripts_are(trained, causal, tmp_path):
+    def heard(words, run):
+        flags = ("--model", run, "--hot-words", words, "--hot-word-weight", 100)
+        return _run("transcribe", trained / "test_low.wav", *flags)[0]
+
+    assert "lo lo" in heard("lo", trained / "run")
+    assert heard("lo,one", trained / "run") == heard("Lo!, ONE", trained / "run")
+    run = shutil.copytree(causal, tmp_path / "run")
+    (run / "run.yaml").unlink()
+    # Only the vocabulary says now that the transcripts have no capitals.
+    assert heard("lo", run) == heard("LO", run) != heard("one", run)
+    _, err = _run("transcribe", "a.wav", "--model", trained / "run", "--hot-words", "Low,Kurdistan,one", code=1)
+    assert "hot words kurdistan cannot be written" in err and "a.wav" not in err
+
+
 @pytest.mark.parametrize("suffix", ["flac", "ogg", "mp3"])
 def test_transcribe_reads_other_formats_and_rates(trained, tmp_path, suffix):
     waveform, rate = soundfile.read(trained / "test_high.wav")

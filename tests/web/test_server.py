@@ -370,6 +370,21 @@ class TestPages:
         assert status["steps"]["mean_rows"] >= 1
 
 
+def test_a_client_that_has_to_wait_is_not_taken_for_dead(monkeypatch):
+    # Were there pings, the answers would lie behind the samples that the server does not read for now.
+    from mambavox.web import hardened
+
+    pings = []
+    monkeypatch.setattr(hardened.HardenedProtocol, "schedule_ping", lambda self: pings.append(self))
+    limits = Limits(buffer_seconds=0.64)
+    with serving(limits) as served:
+        with served.begin() as client:
+            pcm = noise(4.0)
+            check(stream(client, pcm, 20_000), pcm)
+        assert served.server.config.ws_ping_interval is None
+    assert pings == []
+
+
 def test_clients_are_told_when_the_server_shuts_down():
     with serving() as served:
         client_events = {}

@@ -195,7 +195,7 @@ def test_a_named_training_part_gives_a_share_for_validation(spoken, tiny_mamba, 
     parts = load_parts(make_config(spoken, tiny_mamba, tmp_path, train_split="train", valid_fraction=0.0))
     assert len(parts.train) == 3 and len(parts.valid) == 0
     assert any("--valid-fraction 0 draws none; the last epoch is kept" in note for note in parts.notes)
-    with pytest.raises(DataError, match="one group .*; valid needs one of its own"):
+    with pytest.raises(DataError, match=r"one group .*; valid needs one of its own"):
         load_parts(make_config(spoken, tiny_mamba, tmp_path, train_split="train", group_column="speaker"))
     parts = load_parts(make_config(spoken, tiny_mamba, tmp_path, train_split="train", valid_split="valid"))
     assert len(parts.train) == len(parts.valid) == 3
