@@ -54,6 +54,19 @@ class Transcript:
         }
 
 
+def model_under(run: str, base_model: str | None = None) -> str | None:
+    """Where the model under a run's adapter lies; none where the run holds a whole model.
+
+    Args:
+        run: its folder.
+        base_model: where it lies now, if no longer where it was.
+    """
+    adapter = Path(run) / "adapter_config.json"
+    if not adapter.is_file():
+        return None
+    return base_model or str(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
 class SpeechRecognizer:
     """Transcribes recordings: ``recognizer("some.wav").text``.
 
@@ -112,7 +125,7 @@ class SpeechRecognizer:
             ConfigError: there is no such model.
         """
         run = assets.locate(str(run))
-        adapter = Path(run) / "adapter_config.json"
+        under = model_under(run, base_model)
         try:
             tokenizer = AutoTokenizer.from_pretrained(run)
         except (OSError, ValueError, KeyError) as error:
@@ -122,13 +135,12 @@ class SpeechRecognizer:
                 "or a CTC model with its tokenizer"
             ) from error
         vocabulary = Vocabulary.of(tokenizer)
-        if adapter.is_file():
+        if under is not None:
             from peft import PeftModel
 
             import mambavox.adapters  # noqa: F401  the import is what makes PEFT know the adapters' types
 
-            base_model = base_model or json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-            host = load_ctc_model(str(base_model), len(vocabulary.tokens), vocabulary.blank)
+            host = load_ctc_model(under, len(vocabulary.tokens), vocabulary.blank)
             model = PeftModel.from_pretrained(host, str(run))
         else:
             model = load_ctc_model(run)

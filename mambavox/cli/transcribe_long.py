@@ -51,18 +51,21 @@ def transcribe_long(
 
     Raises:
         AudioError: it cannot be read at all.
+        OSError: the same.
     """
     length = duration(file)
     about = file.stat()
     journal: Journal | None = Journal(
         folder / f".{file.name}.transcript",
-        {**settings, **asdict(endpointing), "size": about.st_size, "changed": about.st_mtime_ns},
+        {**settings, **asdict(endpointing), "recording": [about.st_size, about.st_mtime_ns]},
     )
     segments: list[LiveSegment] = []
     state = None
     try:
         assert journal is not None
         segments, state = journal.open()
+        if journal.discarded is not None:
+            ERR.print(f"{file}: begins anew, not where it was interrupted: {journal.discarded}", markup=False)
     except OSError as error:
         ERR.print(f"{file}: cannot be taken up again after an interruption: {error}", markup=False)
         journal = None
@@ -95,12 +98,16 @@ def transcribe_long(
                 if journal is not None:
                     journal.add(ended)
                     if now - saved >= _CHECKPOINT_SECONDS:
-                        journal.checkpoint(stream.state())
                         saved = now
+                        try:
+                            journal.checkpoint(stream.state())
+                        except OSError as error:
+                            ERR.print(f"{file}: what was heard lately cannot be saved: {error}", markup=False)
                 factor = f"{(now - start) / (heard - begun):.3f}" if heard > begun else ""
                 bar.update(task, completed=heard, position=clock(heard, "."), factor=factor)
         except AudioError as error:
             if not stream.samples:
+                forget(file, folder)
                 raise
             failure = error
             ended = stream.feed(np.zeros(0, dtype=np.float32), final=True)

@@ -142,12 +142,18 @@ class StreamState:
 
         Args:
             path: the file.
+
+        Raises:
+            OSError: it cannot be written.
         """
         path = Path(path)
         tensors: dict[str, Tensor] = {}
         tree = json.dumps(_take_apart_state(self, "", tensors))
         with replacing(path) as partial:
-            save_file(tensors, partial, metadata={_METADATA: tree})
+            try:
+                save_file(tensors, partial, metadata={_METADATA: tree})
+            except SafetensorError as error:  # what it makes of a full disk
+                raise OSError(f"{path}: cannot be written ({error})") from error
 
     @classmethod
     def load(cls: type[State], path: str | Path, device: torch.device | str = "cpu") -> State:

@@ -92,3 +92,6 @@ def test_the_command(tmp_path):
     assert "320 samples in, 16 frames out, 4 tensors of state" in result.stdout
     assert "largest difference of its logits" in result.stdout or "onnxruntime" in result.stderr
     assert CliRunner().invoke(app, [*flags, str(tmp_path / "step.pt")]).exit_code == 2
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(app, [*flags, str(tmp_path / "file" / "step.onnx")])
+    assert result.exit_code == 1 and f"{tmp_path}/file" in result.stderr

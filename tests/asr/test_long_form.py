@@ -1,6 +1,7 @@
 """Long recordings say block by block what they say as a whole, and go on where they were."""
 
 import itertools
+import resource
 
 import numpy as np
 import pytest
@@ -161,6 +162,32 @@ def test_a_file_is_gone_on_with_where_it_was(tmp_path, rate):
     assert second.samples == len(read_audio(path))
     with pytest.raises(AudioError, match="no such file"):
         list(hear_file(stream, tmp_path / "none.wav", 16_000))
+
+
+def test_a_journal_on_a_full_disk_keeps_its_last_checkpoint(tmp_path):
+    recognizer = recognizer_of()
+    stream = LongFormStream(recognizer, endpointing=QUICK)
+    journal = Journal(tmp_path / "journal", {})
+    journal.open()
+    first = stream.feed(noise(2000))
+    journal.add(first)
+    journal.checkpoint(stream.state())
+    more = stream.feed(noise(2000, 1))
+    journal.add(more)
+    size = (tmp_path / "journal" / "segments.jsonl").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (size, 3 * size):  # for nothing more; for the segments, but not for the state
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        try:
+            with pytest.raises(OSError, match="large"):
+                journal.checkpoint(stream.state())
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        segments, state = Journal(tmp_path / "journal", {}).open()
+        assert segments == first and state.samples == 2000
+    journal.checkpoint(stream.state())
+    segments, state = Journal(tmp_path / "journal", {}).open()
+    assert segments == first + more and state.samples == 4000
 
 
 def test_a_journal_is_whole_whenever_it_was_left(tmp_path):
