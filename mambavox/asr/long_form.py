@@ -55,7 +55,7 @@ class ExactHearing:
         self._model = recognizer.model
         self._device = next(self._model.parameters()).device
         self._fresh = self._model.init_streaming_state(1)
-        if any(isinstance(layer.mixer, AttentionState) for layer in self._fresh.layers):
+        if any(isinstance(part, AttentionState) for part in self._fresh.states()):
             raise ConfigError("causal attention keeps every frame, in memory and time that grow with the recording")
 
     def begin(self) -> Any:

@@ -1,7 +1,7 @@
 """Typed state that a model carries from one piece of a stream to the next, and the pieces themselves."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -119,6 +119,19 @@ class StreamState:
     def nbytes(self) -> int:
         """Bytes of all its tensors."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def states(self) -> Iterator["StreamState"]:
+        """This state and those of all parts in it."""
+        waiting: list[Any] = [self]
+        while waiting:
+            part = waiting.pop()
+            if isinstance(part, StreamState):
+                yield part
+                waiting += [getattr(part, f.name) for f in fields(part)]
+            elif isinstance(part, tuple):
+                waiting += part
+            elif isinstance(part, dict):
+                waiting += part.values()
 
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors by their names, such as ``layers.0.mixer.ssm``; always in the same order."""

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from peft import get_peft_model
 from tiny_hubert import tiny_config
 from transformers import Wav2Vec2FeatureExtractor
 
+from mambavox.adapters import MambAdapterConfig
 from mambavox.asr.journal import Journal
 from mambavox.asr.live import Endpointing
 from mambavox.asr.long_form import ChunkedHearing, ExactHearing, LongFormState, LongFormStream, hear_file, hearing_of
@@ -130,6 +132,11 @@ def test_what_would_grow_or_wait_for_the_end_is_heard_in_chunks():
     hearing, why_not = hearing_of(recognizer_of(normalize=True))
     assert isinstance(hearing, ChunkedHearing) and "do_normalize" in why_not
     hearing, why_not = hearing_of(recognizer_of(["mamba", "causal-transformer"]))
+    assert isinstance(hearing, ChunkedHearing) and "attention keeps every frame" in why_not
+    # An adapter around the attention does not hide it.
+    recognizer = recognizer_of(["mamba", "causal-transformer"])
+    recognizer.model = get_peft_model(recognizer.model, MambAdapterConfig(bottleneck_dim=4, placement="attention"))
+    hearing, why_not = hearing_of(recognizer)
     assert isinstance(hearing, ChunkedHearing) and "attention keeps every frame" in why_not
     with pytest.raises(ConfigError, match="chunk=0"):
         ChunkedHearing(recognizer_of(), 0)
