@@ -53,10 +53,19 @@ class Journal:
                 self.discarded = str(error)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 self.discarded = f"what was saved is damaged ({error})"
+        self.begin()
+        return [], None
+
+    def begin(self) -> None:
+        """Forget what is there and begin.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
         self.remove()
         self.folder.mkdir(parents=True)
         write_atomically(self.folder / _SETTINGS, self._settings)
-        return [], None
+        self._length = 0
 
     def _read(self) -> tuple[list[LiveSegment], LongFormState]:
         before = json.loads((self.folder / _SETTINGS).read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 import itertools
 import resource
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,6 +127,29 @@ def test_a_state_of_other_settings_is_refused():
     broken = LongFormState(state.hearing, state.pending, 0, '{"_frame": 1}', 0, 0)
     with pytest.raises(DataError, match="a decoder's progress"):
         LongFormStream(recognizer, state=broken)
+    stream = LongFormStream(recognizer, endpointing=QUICK)
+    stream.feed(noise(2000))
+    state, search = stream.state(), recognizer.search(beam_size=2)
+    LongFormStream(recognizer, endpointing=QUICK, state=state)
+    for match, options in (
+        ("another pause", {"endpointing": Endpointing(0.01, 0.05)}),
+        ("another longest", {"endpointing": Endpointing(0.005, 0.1)}),
+        ("in another way heard", {"hearing": ChunkedHearing(recognizer, 0.05, 0.02, 0.02), "endpointing": QUICK}),
+        ("of a stream without a search", {"search": search, "endpointing": QUICK}),
+    ):
+        with pytest.raises(DataError, match=match):
+            LongFormStream(recognizer, state=state, **options)
+    for other in (recognizer_of(hidden_size=32), recognizer_of("mamba2")):
+        with pytest.raises(DataError, match="another model"):
+            LongFormStream(other, state=state, endpointing=QUICK)
+    other = recognizer_of()
+    other.vocabulary = replace(other.vocabulary, tokens=(*other.vocabulary.tokens[:-1], "f"))
+    with pytest.raises(DataError, match="another vocabulary"):
+        LongFormStream(other, state=state, endpointing=QUICK)
+    searched = LongFormStream(recognizer, endpointing=QUICK, search=search)
+    searched.feed(noise(2000))
+    with pytest.raises(DataError, match="of a stream with a search"):
+        LongFormStream(recognizer, endpointing=QUICK, state=searched.state())
 
 
 def test_what_would_grow_or_wait_for_the_end_is_heard_in_chunks():

@@ -248,6 +248,11 @@ def test_progress_is_gone_on_with_by_what_it_depends_on(causal, tmp_path, monkey
     (tmp_path / ".long.wav.transcript" / "state.safetensors").write_bytes(b"?")
     assert "begins anew, not where it was interrupted" in _run(*flags, run)[1]
     assert "begins anew" not in _run(*flags, run)[1]
+    killed(monkeypatch, *flags, run, blocks=1)
+    extractor = json.loads((run / "preprocessor_config.json").read_text())
+    (run / "preprocessor_config.json").write_text(json.dumps(extractor | {"do_normalize": True}))
+    _, err = _run(*flags, run)
+    assert "begins anew, not where it was interrupted: the state is of a stream that another model or in another" in err
 
 
 def test_what_cannot_be_written_is_told_before_anything_is_heard(tmp_path):
