@@ -173,18 +173,24 @@ class HotWords:
     turns into another word.
 
     Args:
-        words: the words, in the form of the vocabulary's text.
+        words: the words, in the form of the transcripts that the model has learned.
         vocabulary: of the model.
         weight: bonus of a whole word, in nats.
 
     Raises:
-        ConfigError: a word is empty or more than one word.
+        ConfigError: a word is empty or more than one word, or the vocabulary cannot spell it.
     """
 
     def __init__(self, words: Sequence[str], vocabulary: Vocabulary, weight: float = 5.0) -> None:
         for word in words:
             if not word or len(word.split()) != 1:
                 raise ConfigError(f"hot word {word!r}; expected single words without spaces")
+        strange = [word for word in words if not vocabulary.spells(word)]
+        if strange:
+            raise ConfigError(
+                f"hot words {', '.join(strange)} cannot be written with the tokens of this model; expected words in "
+                "the form of its transcripts"
+            )
         self.words = frozenset(words)
         self.vocabulary = vocabulary
         self.weight = weight

@@ -23,12 +23,16 @@ class Journal:
     it are written again.
 
     Args:
-        folder: made by :meth:`open`; its parent must exist.
+        folder: made by :meth:`open`.
         settings: all that the transcript depends on, for JSON; with others one begins anew.
+
+    Attributes:
+        discarded: why :meth:`open` did not go on from the checkpoint that was there; none where there was none.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
+        self.discarded: str | None = None
         self._settings = json.dumps(settings, sort_keys=True, default=str)
         self._length = 0  # bytes of the segments that the last checkpoint counts
         self._new: list[LiveSegment] = []
@@ -38,28 +42,55 @@ class Journal:
 
         Returns:
             The segments so far and the state behind them; no state where there is nothing to go on from.
+
+        Raises:
+            OSError: the folder cannot be written.
         """
-        try:
-            if (self.folder / _SETTINGS).read_text(encoding="utf-8") == self._settings:
-                state = LongFormState.load(self.folder / _STATE)
-                lines = (self.folder / _SEGMENTS).read_bytes().splitlines(keepends=True)[: state.segments]
-                segments = [_segment(json.loads(line)) for line in lines]
-                if len(segments) == state.segments:
-                    self._length = sum(map(len, lines))
-                    return segments, state
-        except (OSError, ValueError, KeyError, TypeError, DataError):
-            pass  # nothing was begun, or it was damaged: begin anew
-        self.remove()
-        self.folder.mkdir()
-        write_atomically(self.folder / _SETTINGS, self._settings)
+        if (self.folder / _STATE).is_file():
+            try:
+                return self._read()
+            except DataError as error:
+                self.discarded = str(error)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                self.discarded = f"what was saved is damaged ({error})"
+        self.begin()
         return [], None
+
+    def begin(self) -> None:
+        """Forget what is there and begin.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        self.remove()
+        self.folder.mkdir(parents=True)
+        write_atomically(self.folder / _SETTINGS, self._settings)
+        self._length = 0
+
+    def _read(self) -> tuple[list[LiveSegment], LongFormState]:
+        before = json.loads((self.folder / _SETTINGS).read_text(encoding="utf-8"))
+        now = json.loads(self._settings)
+        others = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if others:
+            raise DataError(f"it was begun with another {', another '.join(others)}")
+        state = LongFormState.load(self.folder / _STATE)
+        lines = (self.folder / _SEGMENTS).read_bytes().splitlines(keepends=True)[: state.segments]
+        segments = [_segment(json.loads(line)) for line in lines]
+        if len(segments) < state.segments:
+            raise DataError(f"what was saved is damaged ({len(segments)} of {state.segments} segments are there)")
+        self._length = sum(map(len, lines))
+        return segments, state
 
     def add(self, segments: Sequence[LiveSegment]) -> None:
         """Remember segments until the next checkpoint."""
         self._new += segments
 
     def checkpoint(self, state: LongFormState) -> None:
-        """Write the segments added and the state behind them."""
+        """Write the segments added and the state behind them.
+
+        Raises:
+            OSError: they cannot be written; the last checkpoint stays, and the next one holds them, too.
+        """
         lines = "".join(json.dumps(segment.to_mapping(), ensure_ascii=False) + "\n" for segment in self._new)
         with (self.folder / _SEGMENTS).open("ab") as file:
             file.truncate(self._length)

@@ -4,7 +4,7 @@ import gzip
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ _OTHERS = ("<s>", "</s>", "<unk>")
 class LanguageModelSearch:
     """Finds the text whose sound and words are likeliest together. Only words of the lexicon are written.
 
+    ``BEAM_SIZE`` is the default of ``beam_size``.
+
     Args:
         path: n-gram model: ``.arpa``, ``.arpa.gz`` or kenlm's binary form.
         tokenizer: of characters.
@@ -34,6 +36,8 @@ class LanguageModelSearch:
             one of characters.
     """
 
+    BEAM_SIZE: ClassVar[int] = 100
+
     def __init__(
         self,
         path: str | Path,
@@ -42,7 +46,7 @@ class LanguageModelSearch:
         words: Iterable[str] | None = None,
         weight: float = 2.0,
         word_score: float = 0.0,
-        beam_size: int = 100,
+        beam_size: int = BEAM_SIZE,
         beam_threshold: float = 50.0,
     ) -> None:
         try:

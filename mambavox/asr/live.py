@@ -1,6 +1,7 @@
 """Text while it is spoken: CTC decoding frame by frame, segments that end with pauses, many streams at once."""
 
 import math
+import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -90,8 +91,9 @@ _SETTINGS = {"vocabulary", "frame_seconds", "_pause", "_longest"}  # of a decode
 class LiveDecoder:
     """The likeliest alignment of one stream, written down as its frames come.
 
-    Words are those that ``words_in`` finds in the whole recording for ``greedy_search``, but where ``longest`` cuts a
-    word without end. A text never takes back what it has shown: a later one of the same segment begins with it.
+    Letters are those that ``words_in`` finds in the whole recording for ``greedy_search``. Words are, too, but where a
+    pause ends one without a space, and where ``longest`` cuts one without end. A text never takes back what it has
+    shown: a later one of the same segment begins with it.
     Memory is bounded by ``longest``.
 
     Args:
@@ -127,9 +129,17 @@ class LiveDecoder:
         return bool(self._words or self._letters)
 
     def progress(self) -> dict[str, Any]:
-        """What it remembers of its stream, for JSON; :meth:`go_on` takes it up."""
+        """What it remembers of its stream, and of what settings it is, for JSON; :meth:`go_on` takes it up."""
         remembered = {name: value for name, value in vars(self).items() if name not in _SETTINGS}
-        return {**remembered, "_words": [asdict(word) for word in self._words]}
+        return {**remembered, "_words": [asdict(word) for word in self._words], "settings": self._describe()}
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "vocabulary": zlib.crc32("\n".join(self.vocabulary.tokens).encode()),
+            "frame_seconds": self.frame_seconds,
+            "pause": self._pause,
+            "longest": self._longest,
+        }
 
     def go_on(self, progress: Mapping[str, Any]) -> None:
         """Go on where another decoder of the same settings was.
@@ -138,14 +148,18 @@ class LiveDecoder:
             progress: what its :meth:`progress` returned.
 
         Raises:
-            DataError: it is nothing of the kind.
+            DataError: it is nothing of the kind, or of other settings.
         """
-        known = set(vars(self)) - _SETTINGS
+        known = {*(set(vars(self)) - _SETTINGS), "settings"}
         if set(progress) != known:
             raise DataError(
                 f"a decoder's progress with {', '.join(progress) or 'nothing'}; expected {', '.join(known)}"
             )
-        vars(self).update(progress)
+        settings = self._describe()
+        others = [name for name, value in settings.items() if progress["settings"].get(name) != value]
+        if others:
+            raise DataError(f"a decoder's progress of another {', another '.join(others)}; expected the same")
+        vars(self).update({name: value for name, value in progress.items() if name != "settings"})
         self._words = [Word(**word) for word in progress["_words"]]
         self._tokens = [(total, frames) for total, frames in progress["_tokens"]]
 

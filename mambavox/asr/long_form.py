@@ -16,7 +16,7 @@ from mambavox.asr.live import Endpointing, LiveDecoder, LiveSegment
 from mambavox.asr.model import ctc_log_probs, shortest_input
 from mambavox.asr.recognizer import Search, SpeechRecognizer
 from mambavox.data import Waveform, read_blocks
-from mambavox.errors import ConfigError, HostError
+from mambavox.errors import ConfigError, DataError, HostError
 from mambavox.hubert.approximate_streaming import Chunks
 from mambavox.hubert.streaming import AttentionState
 from mambavox.nn.streaming import StreamState
@@ -55,7 +55,7 @@ class ExactHearing:
         self._model = recognizer.model
         self._device = next(self._model.parameters()).device
         self._fresh = self._model.init_streaming_state(1)
-        if any(isinstance(layer.mixer, AttentionState) for layer in self._fresh.layers):
+        if any(isinstance(part, AttentionState) for part in self._fresh.states()):
             raise ConfigError("causal attention keeps every frame, in memory and time that grow with the recording")
 
     def begin(self) -> Any:
@@ -160,7 +160,7 @@ class LongFormStream:
         state: of another stream of the same recording and settings, to go on from.
 
     Raises:
-        DataError: the state is of other settings.
+        DataError: the state is of another way of hearing, vocabulary or endpointing, or only one of both has a search.
     """
 
     def __init__(
@@ -184,6 +184,17 @@ class LongFormStream:
             self._pending, self._pending_begin = state.pending[0].numpy(), state.pending_begin
             self.samples, self._segments = state.samples, state.segments
             self._decoder.go_on(json.loads(state.decoder))
+            self._check(state)
+
+    def _check(self, state: LongFormState) -> None:
+        fresh = self._hearing.begin()
+        if type(state.hearing) is not type(fresh) or getattr(state.hearing, "model", "") != getattr(fresh, "model", ""):
+            raise DataError("the state is of a stream that another model or in another way heard; expected the same")
+        # A search has the frames from some number on before it; without one there are none.
+        frames = round(self._decoder.seconds / self._frame_seconds)
+        if state.pending_begin + state.pending.shape[1] != (0 if self._search is None else frames):
+            with_search = "without a search" if self._search is not None else "with a search"
+            raise DataError(f"the state is of a stream {with_search}; expected the same search as this one's")
 
     def state(self) -> LongFormState:
         """All that is needed to go on."""

@@ -1,5 +1,6 @@
 """The microphone as a stream of blocks."""
 
+import contextlib
 import queue
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,9 +16,9 @@ _WAIT_SECONDS = 10.0  # without any sound from the device; silence is sound, too
 
 
 class Microphone:
-    """Blocks of what is being said; ``with Microphone() as blocks: for block in blocks``.
+    """Blocks of what is being said; ``with Microphone(...) as blocks: for block in blocks``.
 
-    Sound that comes while a block is being worked on waits; nothing is lost.
+    Sound that comes while a block is being worked on waits; nothing is lost, if :meth:`rest` is asked for at the end.
 
     Args:
         sampling_rate: Hz wanted; the device's own is resampled.
@@ -43,6 +44,7 @@ class Microphone:
         self._open = open_stream
         self._blocks: queue.Queue[NDArray[np.float32]] = queue.Queue()
         self._stream: Any = None
+        self._resampler: soxr.ResampleStream | None = None
 
     def __enter__(self) -> Iterator[Waveform]:
         open_stream, rate = self._open, self._rate
@@ -66,12 +68,20 @@ class Microphone:
                 f"no microphone{'' if self._device is None else f' {self._device!r}'} can be opened ({error}); "
                 "`python -m sounddevice` lists the devices, --device-name chooses one"
             ) from error
-        return self._listen(int(getattr(self._stream, "samplerate", rate)))
+        given = int(getattr(self._stream, "samplerate", rate))
+        self._resampler = None if given == self._rate else soxr.ResampleStream(given, self._rate, 1, dtype="float32")
+        return self._listen()
 
     def __exit__(self, *_: object) -> None:
-        if self._stream is not None:
-            self._stream.stop()
-            self._stream.close()
+        # A device that is gone can neither be stopped nor closed, and what it gave before is still wanted.
+        for end in (self._stream.stop, self._stream.close):
+            with contextlib.suppress(Exception):
+                end()
+
+    def rest(self) -> Waveform:
+        """What has come behind the last block, and what the resampler holds back; nothing comes behind it."""
+        block = self._waiting([np.zeros(0, dtype=np.float32)])
+        return block if self._resampler is None else self._resampler.resample_chunk(block, last=True)
 
     def _sounddevice(self) -> tuple[Callable[..., Any], int]:
         """What opens a stream, and the rate that the device has by itself."""
@@ -98,8 +108,7 @@ class Microphone:
         """Called in a thread of the device's."""
         self._blocks.put(samples.mean(axis=1, dtype=np.float32))
 
-    def _listen(self, rate: int) -> Iterator[Waveform]:
-        resampler = None if rate == self._rate else soxr.ResampleStream(rate, self._rate, 1, dtype="float32")
+    def _listen(self) -> Iterator[Waveform]:
         while True:
             try:
                 block = self._blocks.get(timeout=_WAIT_SECONDS)
@@ -108,8 +117,11 @@ class Microphone:
                     f"the microphone has given nothing for {_WAIT_SECONDS:g} s; is it plugged in and allowed?"
                 ) from None
             # What has come meanwhile is heard with it: a slow machine falls behind no further.
-            waiting = [block]
-            while not self._blocks.empty():
-                waiting.append(self._blocks.get())
-            block = np.concatenate(waiting)
-            yield block if resampler is None else resampler.resample_chunk(block)
+            block = self._waiting([block])
+            yield block if self._resampler is None else self._resampler.resample_chunk(block)
+
+    def _waiting(self, blocks: list[Waveform]) -> Waveform:
+        """Some blocks and those that wait, in one."""
+        while not self._blocks.empty():
+            blocks.append(self._blocks.get())
+        return np.concatenate(blocks)

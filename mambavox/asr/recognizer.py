@@ -13,7 +13,6 @@ from transformers import AutoTokenizer
 
 from mambavox import assets
 from mambavox.asr.decoding import HotWords, Word, greedy_search, prefix_beam_search, words_in
-from mambavox.asr.language_model import LanguageModelSearch
 from mambavox.asr.model import ctc_log_probs, load_ctc_model, load_extractor, without_adapters
 from mambavox.asr.tokenizer import Vocabulary
 from mambavox.data import AudioSource, Waveform, read_audio
@@ -53,6 +52,19 @@ class Transcript:
             "confidence": self.confidence,
             "words": [word.to_mapping() for word in self.words],
         }
+
+
+def model_under(run: str, base_model: str | None = None) -> str | None:
+    """Where the model under a run's adapter lies; none where the run holds a whole model.
+
+    Args:
+        run: its folder.
+        base_model: where it lies now, if no longer where it was.
+    """
+    adapter = Path(run) / "adapter_config.json"
+    if not adapter.is_file():
+        return None
+    return base_model or str(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
 class SpeechRecognizer:
@@ -113,7 +125,7 @@ class SpeechRecognizer:
             ConfigError: there is no such model.
         """
         run = assets.locate(str(run))
-        adapter = Path(run) / "adapter_config.json"
+        under = model_under(run, base_model)
         try:
             tokenizer = AutoTokenizer.from_pretrained(run)
         except (OSError, ValueError, KeyError) as error:
@@ -123,13 +135,12 @@ class SpeechRecognizer:
                 "or a CTC model with its tokenizer"
             ) from error
         vocabulary = Vocabulary.of(tokenizer)
-        if adapter.is_file():
+        if under is not None:
             from peft import PeftModel
 
             import mambavox.adapters  # noqa: F401  the import is what makes PEFT know the adapters' types
 
-            base_model = base_model or json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-            host = load_ctc_model(str(base_model), len(vocabulary.tokens), vocabulary.blank)
+            host = load_ctc_model(under, len(vocabulary.tokens), vocabulary.blank)
             model = PeftModel.from_pretrained(host, str(run))
         else:
             model = load_ctc_model(run)
@@ -160,7 +171,7 @@ class SpeechRecognizer:
         Args:
             audio: in any form that ``mambavox.data.read_audio`` takes.
             beam_size: texts that a beam search keeps; 1 takes the likeliest alignment, unless there are hot words.
-            hot_words: expected words.
+            hot_words: expected words, in the form of the model's transcripts.
             hot_word_weight: bonus of each, in nats.
 
         Raises:
@@ -178,11 +189,11 @@ class SpeechRecognizer:
         beam_size: int = 1,
         hot_words: Sequence[str] = (),
         hot_word_weight: float = 5.0,
-        search: LanguageModelSearch | None = None,
+        search: Search | None = None,
     ) -> list[Transcript]:
         """Transcribe waveforms ``(samples,)`` at the model's rate; see :meth:`__call__`.
 
-        ``search`` takes the place of the beam search; with it there are no hot words.
+        ``search``, such as a ``LanguageModelSearch``, takes the place of the beam search, without hot words.
         """
         found = self.search(beam_size=beam_size, hot_words=hot_words, hot_word_weight=hot_word_weight, search=search)
         transcripts = []
@@ -205,11 +216,11 @@ class SpeechRecognizer:
         beam_size: int = 1,
         hot_words: Sequence[str] = (),
         hot_word_weight: float = 5.0,
-        search: LanguageModelSearch | None = None,
+        search: Search | None = None,
     ) -> Search | None:
         """What finds the tokens of frames, by the arguments of :meth:`transcribe`; none where that is greedy search."""
         if search is not None and hot_words:
-            raise ConfigError("hot words and a language model are both given; expected one of them")
+            raise ConfigError("hot words and another search (a language model) are both given; expected one of them")
         if search is not None or (beam_size == 1 and not hot_words):
             return search
         bonus = HotWords(hot_words, self.vocabulary, hot_word_weight) if hot_words else None

@@ -120,6 +120,20 @@ class Vocabulary:
         """Text of tokens from which repetitions and blanks are gone; single spaces, none at the ends."""
         return " ".join("".join(self.tokens[token] for token in ids).split())
 
+    def spells(self, word: str) -> bool:
+        """Whether tokens make up a word, alone or behind a space."""
+        pieces = set(self.tokens) - {""}
+        longest = max(map(len, pieces), default=0)
+
+        def made_up(text: str) -> bool:
+            reached = [True] + [False] * len(text)
+            for end in range(1, len(reached)):
+                begins = range(max(0, end - longest), end)
+                reached[end] = any(reached[begin] and text[begin:end] in pieces for begin in begins)
+            return reached[-1]
+
+        return made_up(f" {word}") or made_up(word)
+
 
 def encode(tokenizer: Any, text: str) -> list[int]:
     """Numbers of a normalised transcript's tokens."""

@@ -40,6 +40,11 @@ class _Group(TyperGroup):
         except MambavoxError as error:
             print_error(str(error))
             raise typer.Exit(1) from error
+        except OSError as error:
+            if error.filename is None:
+                raise
+            print_error(f"{error.filename}: {error.strerror}")
+            raise typer.Exit(1) from error
 
 
 app = typer.Typer(

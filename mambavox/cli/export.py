@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mambavox.cli.console import ERR, OUT
+from mambavox.errors import ConfigError
 
 
 def export_command(
@@ -32,7 +33,12 @@ def export_command(
         f"{len(description['inputs']) - 1} tensors of state; how to run it is in {output.with_suffix('.json')}",
         markup=False,
     )
-    difference = check_graph(recognizer, output)
+    try:
+        difference = check_graph(recognizer, output)
+    except ConfigError:
+        for path in (output, output.with_suffix(".json")):
+            path.unlink()
+        raise
     if difference is None:
         ERR.print("onnxruntime is not installed: the graph was not compared with the model", markup=False)
     else:

@@ -3,12 +3,17 @@
 import math
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mambavox.cli.console import ERR, OUT, print_error, print_json
 from mambavox.cli.transcribe_whisper import transcribe_with_whisper
+from mambavox.errors import ConfigError
+from mambavox.training.run_config import RUN_FILE, read_yaml
+
+if TYPE_CHECKING:
+    from mambavox.asr.tokenizer import Vocabulary
 
 
 def transcribe_command(
@@ -40,7 +45,9 @@ def transcribe_command(
     output_dir: Annotated[Path | None, typer.Option(help="where to write (default: beside each recording)")] = None,
     timestamps: Annotated[bool, typer.Option("--timestamps", help="print a line of text with its times")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON with the times and confidences of words")] = False,
-    beam_size: Annotated[int, typer.Option(min=1, help="texts that the beam search keeps; 1: greedy")] = 1,
+    beam_size: Annotated[
+        int | None, typer.Option(min=1, help="texts that the search keeps; 1: greedy (default: 1, with --lm 100)")
+    ] = None,
     hot_words: Annotated[str, typer.Option(help="expected words, separated by commas")] = "",
     hot_word_weight: Annotated[float, typer.Option(help="bonus of an expected word, in nats")] = 5.0,
     lm: Annotated[Path | None, typer.Option(help="n-gram model of words: .arpa or kenlm's binary (extra lm)")] = None,
@@ -59,15 +66,18 @@ def transcribe_command(
 ) -> None:
     """Transcribe recordings of any length, or what is being said.
 
-    A recording that cannot be read is reported by name; the others are still done, and the exit code is 1. A longer
-    one is heard block by block, and printed as it is; killed, the same command goes on where it was.
+    A recording that cannot be read, or whose text cannot be written, is reported by name; the others are still done,
+    and the exit code is 1. A longer one is heard block by block, and printed as it is; killed, the same command goes
+    on where it was.
     """
+    from mambavox import assets
     from mambavox.asr.live import Endpointing
     from mambavox.asr.long_form import hearing_of
-    from mambavox.asr.recognizer import SpeechRecognizer
+    from mambavox.asr.recognizer import Search, SpeechRecognizer, model_under
     from mambavox.asr.subtitles import FORMATS, render
     from mambavox.cli.transcribe_long import forget, transcribe_long
     from mambavox.cli.transcribe_microphone import transcribe_microphone
+    from mambavox.cli.transcribe_output import check_folder, check_outputs, write_outputs
     from mambavox.data import duration
     from mambavox.errors import AudioError
     from mambavox.files import write_atomically
@@ -87,12 +97,13 @@ def transcribe_command(
     whisper = model is None or is_whisper_run(Path(model)) or is_whisper(model)
     if microphone and whisper:
         raise typer.BadParameter("--microphone is for causal CTC models; Whisper hears whole recordings only")
-    if microphone and (beam_size != 1 or hot_words or lm is not None):
+    searching = beam_size not in (None, 1) or bool(hot_words) or lm is not None
+    if microphone and searching:
         raise typer.BadParameter("--beam-size, --hot-words and --lm are for recordings, not for --microphone")
     if device_name is not None and not microphone:
         raise typer.BadParameter("--device-name is for --microphone")
     if whisper:
-        if beam_size != 1 or hot_words or lm is not None:
+        if searching:
             raise typer.BadParameter("--beam-size, --hot-words and --lm are for CTC models; Whisper writes text itself")
         transcribe_with_whisper(
             files,
@@ -114,64 +125,82 @@ def transcribe_command(
         raise typer.BadParameter(f"--trim-encoder is for a Whisper; {model} is a CTC model")
     if language is not None:
         raise typer.BadParameter(f"--language {language}: {model} is a CTC model, which knows its own language only")
+    check_outputs(files, forms, output_dir)
+    if microphone and forms:
+        check_folder(output_dir or Path())
+    words = None if lm_words is None else _read_words(lm_words)
     with quiet_transformers():
         recognizer = SpeechRecognizer.from_pretrained(model, base_model=base_model, device=device)
     endpointing = Endpointing(pause, longest)
     if microphone:
-        said = transcribe_microphone(
+        said, broken = transcribe_microphone(
             recognizer, endpointing=endpointing, device=device_name, timestamps=timestamps, quiet=as_json
         )
-        folder = output_dir or Path()
-        folder.mkdir(parents=True, exist_ok=True)
+        if as_json:
+            print_json(said.to_mapping() | ({"error": str(broken)} if broken else {}))
         for form in forms:
-            path = folder / f"microphone-{datetime.now():%Y-%m-%d-%H%M%S}.{form}"
+            path = (output_dir or Path()) / f"microphone-{datetime.now():%Y-%m-%d-%H%M%S}.{form}"
             write_atomically(path, render(said, form, timestamps=timestamps))
             ERR.print(f"written: {path}", markup=False)
-        if as_json:
-            print_json(said.to_mapping())
+        if broken is not None:
+            print_error(f"{broken} What was heard before is kept")
+            raise typer.Exit(1)
         return
-    expected = [word.strip() for word in hot_words.split(",") if word.strip()]
-    search = None
+    expected = [_normalized(word, model, recognizer.vocabulary) for word in hot_words.split(",") if word.strip()]
+    search: Search | None = None
     if lm is not None:
         from mambavox.asr.language_model import LanguageModelSearch
 
-        words = None if lm_words is None else lm_words.read_text(encoding="utf-8").split()
-        search = LanguageModelSearch(lm, recognizer.tokenizer, words=words, weight=lm_weight, word_score=word_score)
-    options: dict[str, Any] = {"beam_size": beam_size, "hot_words": expected, "hot_word_weight": hot_word_weight}
+        search = LanguageModelSearch(
+            lm,
+            recognizer.tokenizer,
+            words=words,
+            weight=lm_weight,
+            word_score=word_score,
+            beam_size=beam_size or LanguageModelSearch.BEAM_SIZE,
+        )
+    options: dict[str, Any] = {"beam_size": beam_size or 1, "hot_words": expected, "hot_word_weight": hot_word_weight}
+    search = recognizer.search(**options, search=search)
+    settings = {
+        **options,
+        "beam_size": beam_size,
+        "lm": _identify(lm),
+        "lm_words": _identify(lm_words),
+        "lm_weight": lm_weight,
+        "word_score": word_score,
+        "model": _identify(assets.locate(model)),
+        "base_model": _identify(model_under(assets.locate(model), base_model)),
+    }
     hearing = None
     rows: list[dict[str, Any]] = []
     failed = False
     for file in files:
         folder = output_dir or file.parent
-        printed = False
-        error: AudioError | None = None
+        whole, error = True, None
         try:
             if whole := duration(file) <= max_seconds:
                 waveform = recognizer.read(file, max_seconds=math.inf)
-                transcript = recognizer.transcribe([waveform], **options, search=search)[0]
+                transcript = recognizer.transcribe([waveform], search=search)[0]
             else:
                 if hearing is None:
                     hearing, inexact = hearing_of(recognizer)
                     if inexact is not None:
                         reason = inexact.partition(". Expected")[0]
                         ERR.print(f"longer recordings are heard in overlapping chunks: {reason}", markup=False)
-                folder.mkdir(parents=True, exist_ok=True)
                 if not as_json and len(files) > 1:
                     OUT.print(f"{file}:", markup=False)
-                settings = {**options, "lm": lm, "lm_weight": lm_weight, "word_score": word_score}
                 transcript, error = transcribe_long(
                     file,
                     recognizer,
                     hearing,
                     endpointing=endpointing,
-                    search=recognizer.search(**options, search=search),
-                    settings={**settings, **_identify(model)},
+                    search=search,
+                    settings=settings,
                     folder=folder,
                     timestamps=timestamps,
                     quiet=as_json,
                 )
-                printed = True
-        except AudioError as unreadable:
+        except (AudioError, OSError) as unreadable:
             failed = True
             print_error(str(unreadable))
             rows.append({"file": str(file), "error": str(unreadable)})
@@ -181,22 +210,51 @@ def transcribe_command(
             failed = True
             print_error(f"{error}. What was heard before is kept")
             rows[-1]["error"] = str(error)
-        for form in forms:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / f"{file.stem}.{form}", render(transcript, form, timestamps=timestamps))
-        if not whole:
-            forget(file, folder)
-        if not as_json and not printed:
+        if whole and not as_json:
             if len(files) > 1:
                 OUT.print(f"{file}:", markup=False)
             OUT.print(render(transcript, "txt", timestamps=timestamps), end="", markup=False)
+        try:
+            contents = {form: render(transcript, form, timestamps=timestamps) for form in forms}
+            write_outputs(file, contents, output_dir)
+        except OSError as unwritable:
+            failed = True
+            print_error(f"{file}: its text cannot be written ({unwritable})")
+            rows[-1]["error"] = str(unwritable)
+            continue
+        if not whole:
+            forget(file, folder)
     if as_json:
         print_json(rows)
     if failed:
         raise typer.Exit(1)
 
 
-def _identify(model: str) -> dict[str, Any]:
-    """What tells whether a model is still the same one."""
-    weights = [path for path in Path(model).expanduser().glob("*.safetensors") if path.is_file()]
-    return {"model": model, "weights": sorted((path.name, path.stat().st_mtime_ns) for path in weights)}
+def _normalized(word: str, model: str, vocabulary: "Vocabulary") -> str:
+    """A word in the form of the transcripts that a model has learned."""
+    from mambavox.asr.text import normalize_text
+    from mambavox.evaluation.recognition import is_recognition_run
+
+    run = Path(model).expanduser()
+    if is_recognition_run(run):
+        config = read_yaml(run / RUN_FILE)
+        return normalize_text(word, config.get("language")) if config.get("normalize", True) else word.strip()
+    # Whose transcripts are not known: a vocabulary without capitals is one of normalised text.
+    capitals = any(token != token.lower() for token in vocabulary.tokens)
+    return word.strip() if capitals else normalize_text(word)
+
+
+def _read_words(path: Path) -> list[str]:
+    """Words of a list."""
+    try:
+        return path.expanduser().read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); expected words, one a line: --lm-words") from error
+
+
+def _identify(source: str | Path | None) -> list[Any]:
+    """What tells whether a file, or a folder's weights, are still the same; a name on the Hub stands for itself."""
+    if source is None or not (path := Path(source).expanduser()).exists():
+        return [source]
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    return [str(path.resolve()), *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]

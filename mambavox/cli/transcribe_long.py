@@ -11,12 +11,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mambavox.asr.journal import Journal
 from mambavox.asr.live import Endpointing, LiveSegment
-from mambavox.asr.long_form import Hearing, LongFormStream, hear_file
+from mambavox.asr.long_form import Hearing, LongFormState, LongFormStream, hear_file
 from mambavox.asr.recognizer import Search, SpeechRecognizer, Transcript
 from mambavox.asr.subtitles import clock, render_segment
 from mambavox.cli.console import ERR, OUT
 from mambavox.data import duration
-from mambavox.errors import AudioError
+from mambavox.errors import AudioError, DataError
 
 _CHECKPOINT_SECONDS = 10.0  # of work that a kill may cost
 
@@ -51,22 +51,34 @@ def transcribe_long(
 
     Raises:
         AudioError: it cannot be read at all.
+        OSError: the same.
     """
     length = duration(file)
     about = file.stat()
     journal: Journal | None = Journal(
         folder / f".{file.name}.transcript",
-        {**settings, **asdict(endpointing), "size": about.st_size, "changed": about.st_mtime_ns},
+        {**settings, **asdict(endpointing), "recording": [about.st_size, about.st_mtime_ns]},
     )
     segments: list[LiveSegment] = []
-    state = None
+
+    def new_stream(state: LongFormState | None = None) -> LongFormStream:
+        return LongFormStream(recognizer, hearing=hearing, endpointing=endpointing, search=search, state=state)
+
+    stream = new_stream()
     try:
         assert journal is not None
         segments, state = journal.open()
+        discarded = journal.discarded
+        try:
+            stream = new_stream(state)
+        except DataError as error:  # such as of another version
+            segments, discarded = [], str(error)
+            journal.begin()
+        if discarded is not None:
+            ERR.print(f"{file}: begins anew, not where it was interrupted: {discarded}", markup=False)
     except OSError as error:
         ERR.print(f"{file}: cannot be taken up again after an interruption: {error}", markup=False)
         journal = None
-    stream = LongFormStream(recognizer, hearing=hearing, endpointing=endpointing, search=search, state=state)
     rate = recognizer.sampling_rate
     begun = stream.samples / rate
     if begun:
@@ -95,12 +107,16 @@ def transcribe_long(
                 if journal is not None:
                     journal.add(ended)
                     if now - saved >= _CHECKPOINT_SECONDS:
-                        journal.checkpoint(stream.state())
                         saved = now
+                        try:
+                            journal.checkpoint(stream.state())
+                        except OSError as error:
+                            ERR.print(f"{file}: what was heard lately cannot be saved: {error}", markup=False)
                 factor = f"{(now - start) / (heard - begun):.3f}" if heard > begun else ""
                 bar.update(task, completed=heard, position=clock(heard, "."), factor=factor)
         except AudioError as error:
             if not stream.samples:
+                forget(file, folder)
                 raise
             failure = error
             ended = stream.feed(np.zeros(0, dtype=np.float32), final=True)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 from rich.live import Live
 from rich.text import Text
 
@@ -13,6 +12,7 @@ from mambavox.asr.microphone import Microphone
 from mambavox.asr.recognizer import SpeechRecognizer, Transcript
 from mambavox.asr.subtitles import render_segment
 from mambavox.cli.console import ERR, OUT
+from mambavox.errors import AudioError
 
 
 def transcribe_microphone(
@@ -23,7 +23,7 @@ def transcribe_microphone(
     timestamps: bool,
     quiet: bool,
     open_stream: Callable[..., Any] | None = None,
-) -> Transcript:
+) -> tuple[Transcript, AudioError | None]:
     """Print what is said until Ctrl-C: on a terminal the words of a sentence as they grow, elsewhere whole ones.
 
     Args:
@@ -35,7 +35,7 @@ def transcribe_microphone(
         open_stream: in place of ``sounddevice.InputStream``.
 
     Returns:
-        All that was said.
+        All that was said, and the error with which the microphone ended, if it was not Ctrl-C.
 
     Raises:
         ConfigError: the model cannot be streamed, or the extra ``microphone`` is missing.
@@ -57,7 +57,9 @@ def transcribe_microphone(
             if growing:
                 display.update(Text("" if segment.final else segment.text, style="dim"))
 
-    with Microphone(live.sampling_rate, device=device, open_stream=open_stream) as blocks, screen as display:
+    failure: AudioError | None = None
+    microphone = Microphone(live.sampling_rate, device=device, open_stream=open_stream)
+    with microphone as blocks, screen as display:
         ERR.print("listening; Ctrl-C ends", markup=False)
         try:
             for block in blocks:
@@ -65,7 +67,11 @@ def transcribe_microphone(
                 show(live.feed({stream: block})[stream], display)
         except KeyboardInterrupt:
             pass
-        nothing = np.zeros(0, dtype=np.float32)
-        show(live.feed({stream: nothing}, [stream])[stream], display)
+        except AudioError as error:
+            failure = error
+        rest = microphone.rest()
+        samples += len(rest)
+        show(live.feed({stream: rest}, [stream])[stream], display)
     words = tuple(word for segment in finals for word in segment.words)
-    return Transcript("\n".join(segment.text for segment in finals), words, samples / live.sampling_rate)
+    said = Transcript("\n".join(segment.text for segment in finals), words, samples / live.sampling_rate)
+    return said, failure

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from mambavox.cli.console import OUT, print_error, print_json
+from mambavox.cli.transcribe_output import check_outputs, write_outputs
 
 
 def transcribe_with_whisper(
@@ -42,13 +43,15 @@ def transcribe_with_whisper(
         device: where to run.
 
     Raises:
-        typer.Exit: a recording could not be read; the others are done.
+        ConfigError: two recordings would write the same file, or a folder cannot be written into.
+        typer.Exit: a recording could not be read, or its text not be written; the others are done.
     """
     from mambavox.data import read_audio
     from mambavox.errors import AudioError
     from mambavox.evaluation.transcriber import WhisperTranscriber, write_srt, write_vtt
-    from mambavox.files import to_json, write_atomically
+    from mambavox.files import to_json
 
+    check_outputs(files, forms, output_dir)
     if model_dir is not None:
         transcriber = WhisperTranscriber.from_folder(
             model_dir, backbone=backbone, trim_encoder=trim_encoder, device=device
@@ -65,7 +68,7 @@ def transcribe_with_whisper(
         for file in files[start : start + batch_size]:
             try:
                 waveforms[file] = (read_audio(file, rate), rate)
-            except AudioError as error:
+            except (AudioError, OSError) as error:
                 failed = True
                 print_error(str(error))
                 rows.append({"file": str(file), "error": str(error)})
@@ -73,19 +76,19 @@ def transcribe_with_whisper(
         for file, transcript in zip(waveforms, heard, strict=True):
             row = {"file": str(file), **asdict(transcript)}
             rows.append(row)
-            for form in forms:
-                content = {"txt": transcript.text + "\n", "json": to_json(row)}
-                content |= {"srt": write_srt(transcript), "vtt": write_vtt(transcript)}
-                folder = file.parent if output_dir is None else output_dir
-                folder.mkdir(parents=True, exist_ok=True)
-                write_atomically(folder / f"{file.stem}.{form}", content[form])
-            if as_json:
-                continue
-            if timestamps:
+            if timestamps and not as_json:
                 for item in transcript.segments:
                     OUT.print(f"{file}  [{item.start:.2f} - {item.end:.2f}] {item.text}", markup=False)
-            else:
+            elif not as_json:
                 OUT.print(f"{file}  {transcript.text}", markup=False)
+            content = {"txt": transcript.text + "\n", "json": to_json(row)}
+            content |= {"srt": write_srt(transcript), "vtt": write_vtt(transcript)}
+            try:
+                write_outputs(file, {form: content[form] for form in forms}, output_dir)
+            except OSError as error:
+                failed = True
+                print_error(f"{file}: its text cannot be written ({error})")
+                row["error"] = str(error)
     if as_json:
         print_json(rows)
     if failed:

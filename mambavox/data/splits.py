@@ -131,6 +131,29 @@ def make_splits(
     return Splits(parts["train"], parts["valid"], parts["test"], draw.notes)
 
 
+def draw_part(
+    examples: Sequence[Example], part: Part, fraction: float, *, group_column: str | None = None, seed: int = 0
+) -> tuple[list[Example], list[Example], list[str]]:
+    """Draw one part from the training recordings.
+
+    Args:
+        examples: to draw from.
+        part: that is drawn, for messages.
+        fraction: share of them, above 0 and below 1.
+        group_column: column whose values must not straddle both.
+        seed: of the draw.
+
+    Returns:
+        What train keeps and what is drawn, each in the order given, and notes.
+
+    Raises:
+        DataError: there are too few recordings or groups, or the column is missing.
+    """
+    draw = _Draw(group_column, seed)
+    kept, drawn = draw.take(list(examples), fraction, part)
+    return kept, drawn, draw.notes
+
+
 def take_shots(splits: Splits, shots: int, seed: int = 0) -> Splits:
     """Keep a few training recordings of each class; valid and test stay as they are.
 

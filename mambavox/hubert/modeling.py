@@ -1,5 +1,6 @@
 """Mamba-HuBERT as transformers models: the encoder, and its heads for pre-training, CTC and classification."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -295,7 +296,7 @@ class MambaHubertModel(MambaHubertPreTrainedModel):
         input_values: Tensor,
         state: MambaHubertState,
         lengths: Tensor | None = None,
-        final: bool | Tensor = False,
+        final: bool | Tensor | Sequence[bool] = False,
     ) -> tuple[MambaHubertStreamingOutput, MambaHubertState]:
         """Encode the next samples of a batch of streams: waveforms cut anywhere give the uncut output.
 
@@ -569,7 +570,7 @@ class MambaHubertForCTC(MambaHubertPreTrainedModel):
         input_values: Tensor,
         state: MambaHubertState,
         lengths: Tensor | None = None,
-        final: bool | Tensor = False,
+        final: bool | Tensor | Sequence[bool] = False,
     ) -> tuple[MambaHubertStreamingOutput, MambaHubertState]:
         """Logits of the next samples of a batch of streams; arguments and errors of :meth:`MambaHubertModel.stream`."""
         output, state = self.mamba_hubert.stream(input_values, state, lengths, final)

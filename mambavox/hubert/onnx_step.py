@@ -51,7 +51,7 @@ class StreamingStep(nn.Module):
         if frames < 1:
             raise ConfigError(f"a block of {frames} frames; expected at least 1")
         fresh = model.init_streaming_state(1)
-        if any(isinstance(layer.mixer, AttentionState) for layer in fresh.layers):
+        if any(isinstance(part, AttentionState) for part in fresh.states()):
             raise ConfigError(
                 "causal attention keeps every frame, so that its state grows with the stream; expected a model whose "
                 "layers are all Mamba or Mamba-2"

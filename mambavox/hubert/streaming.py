@@ -1,6 +1,6 @@
 """Exact streaming: what a Mamba-HuBERT remembers of a batch of streams, and how new samples join it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,7 +195,7 @@ def take_in(
     state: MambaHubertState,
     input_values: Tensor,
     lengths: Tensor | None,
-    final: bool | Tensor,
+    final: bool | Tensor | Sequence[bool],
 ) -> Intake:
     """Put new samples behind those that wait, and see which frames they finish.
 
@@ -249,7 +249,8 @@ def take_in(
     else:
         whole, left = _append_rows(state.waveform, new, waiting, added, [count * stride for count in counts])
     ready = whole[:, : (step.time - 1) * stride + field] if step.time else None
-    given = final.tolist() if isinstance(final, Tensor) else [bool(final)] * state.batch_size
+    ends = final.tolist() if isinstance(final, Tensor) else final
+    given = list(ends) if isinstance(ends, Iterable) else [ends] * state.batch_size
     if len(given) != state.batch_size:
         raise ConfigError(f"final has {len(given)} entries; expected one for each of the {state.batch_size} rows")
     ended = [before or bool(now) for before, now in zip(state.ended, given, strict=True)]

@@ -1,7 +1,7 @@
 """Typed state that a model carries from one piece of a stream to the next, and the pieces themselves."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -120,6 +120,19 @@ class StreamState:
         """Bytes of all its tensors."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
+    def states(self) -> Iterator["StreamState"]:
+        """This state and those of all parts in it."""
+        waiting: list[Any] = [self]
+        while waiting:
+            part = waiting.pop()
+            if isinstance(part, StreamState):
+                yield part
+                waiting += [getattr(part, f.name) for f in fields(part)]
+            elif isinstance(part, tuple):
+                waiting += part
+            elif isinstance(part, dict):
+                waiting += part.values()
+
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors by their names, such as ``layers.0.mixer.ssm``; always in the same order."""
         found: dict[str, Tensor] = {}
@@ -142,12 +155,18 @@ class StreamState:
 
         Args:
             path: the file.
+
+        Raises:
+            OSError: it cannot be written.
         """
         path = Path(path)
         tensors: dict[str, Tensor] = {}
         tree = json.dumps(_take_apart_state(self, "", tensors))
         with replacing(path) as partial:
-            save_file(tensors, partial, metadata={_METADATA: tree})
+            try:
+                save_file(tensors, partial, metadata={_METADATA: tree})
+            except SafetensorError as error:  # what it makes of a full disk
+                raise OSError(f"{path}: cannot be written ({error})") from error
 
     @classmethod
     def load(cls: type[State], path: str | Path, device: torch.device | str = "cpu") -> State:

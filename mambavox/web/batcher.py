@@ -59,6 +59,7 @@ class Batcher:
         self._wake = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="mambavox-model")
         self._task: asyncio.Task[None] | None = None
+        self._closing: Refusal | None = None
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -67,10 +68,19 @@ class Batcher:
         """Begin to make steps."""
         self._task = asyncio.create_task(self._run())
 
+    def dismiss(self) -> None:
+        """Let no session in any more; those that are there are told so once what they have sent is recognised."""
+        self._closing = Refusal(Close.GOING_AWAY, "shutdown", "the server shuts down; try again later")
+        for session in self._sessions:
+            if not session.ending:
+                session.dismiss(self._closing)
+
     async def stop(self) -> None:
         """Make no more steps; sessions that are still there are told so."""
+        self.dismiss()
+        assert self._closing is not None
         for session in self._sessions:
-            session.refuse(Refusal(Close.GOING_AWAY, "shutdown", "the server shuts down; try again later"))
+            session.refuse(self._closing)
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -81,8 +91,10 @@ class Batcher:
         """A new session.
 
         Raises:
-            Refusal: there are as many as are allowed.
+            Refusal: there are as many as are allowed, or the server shuts down.
         """
+        if self._closing is not None:
+            raise self._closing
         if len(self._sessions) >= self.limits.max_sessions:
             raise Refusal(
                 Close.TRY_LATER, "full", f"{len(self._sessions)} sessions are open, as many as may be; try again later"

@@ -22,7 +22,7 @@ from mambavox.web.session import Session
 
 _Result = TypeVar("_Result")
 
-_MILD = ("session_length", "idle")
+_MILD = ("session_length", "idle", "shutdown")
 """Errors after which a client still gets the text of what it has sent."""
 
 
@@ -33,6 +33,9 @@ class Connection:
         websocket: not accepted yet.
         batcher: that recognises its stream.
         token: that it must offer, if any.
+
+    Attributes:
+        begun: whether it has been let in.
     """
 
     def __init__(self, websocket: WebSocket, batcher: Batcher, token: str | None) -> None:
@@ -40,6 +43,7 @@ class Connection:
         self._batcher = batcher
         self._limits = batcher.limits
         self._token = token
+        self.begun = False
 
     async def serve(self) -> None:
         """Talk to the client until one of both ends it."""
@@ -66,6 +70,7 @@ class Connection:
         if not tokens_agree(self._token, start.token):
             raise Refusal(Close.REFUSED, "token", "the token is missing or wrong; expected the server's --token")
         session = self._batcher.add()
+        self.begun = True
         session.outbox.put(
             {
                 "type": "ready",

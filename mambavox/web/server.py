@@ -1,5 +1,6 @@
 """The application: the page, the WebSocket and the status, and who may talk to them."""
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -31,6 +32,7 @@ _PAGE = Path(__file__).parent / "static"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
 _WAITING_ROOM = 16
 """Connections beyond twice the sessions that may be open, so that whoever is refused can be told why."""
+_GRACE = 5.0  # seconds that sessions have to end in when the server shuts down
 _HEADERS = {
     # The page loads nothing from elsewhere and talks to its own server only.
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -107,7 +109,7 @@ def make_application(live: LiveRecognizer, limits: Limits, access: Access, name:
         name: of the model, for the status.
     """
     batcher = Batcher(live, limits)
-    connections: set[WebSocket] = set()  # those that have not begun a session among them
+    connections: set[Connection] = set()  # those that have not begun a session among them
 
     @contextlib.asynccontextmanager
     async def lifespan(application: Starlette) -> AsyncIterator[None]:
@@ -122,11 +124,17 @@ def make_application(live: LiveRecognizer, limits: Limits, access: Access, name:
         if len(connections) >= 2 * limits.max_sessions + _WAITING_ROOM:
             await websocket.close()
             return
-        connections.add(websocket)
+        connection = Connection(websocket, batcher, access.token)
+        connections.add(connection)
         try:
-            await Connection(websocket, batcher, access.token).serve()
+            await connection.serve()
         finally:
-            connections.remove(websocket)
+            connections.remove(connection)
+
+    async def end_sessions() -> None:
+        batcher.dismiss()
+        while any(connection.begun for connection in connections):
+            await asyncio.sleep(0.02)
 
     async def status(request: Request) -> JSONResponse:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -138,7 +146,7 @@ def make_application(live: LiveRecognizer, limits: Limits, access: Access, name:
             )
         return JSONResponse({"model": name, **batcher.status()})
 
-    return Starlette(
+    application = Starlette(
         routes=[
             WebSocketRoute("/listen", listen),
             Route("/status", status),
@@ -147,6 +155,8 @@ def make_application(live: LiveRecognizer, limits: Limits, access: Access, name:
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=access.hosts, www_redirect=False)],
         lifespan=lifespan,
     )
+    application.state.end_sessions = end_sessions
+    return application
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -175,6 +185,19 @@ def address_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+class _Server(uvicorn.Server):
+    """Ends the sessions before it closes their connections, so that each client gets its text and the reason."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Shut down."""
+        for server in self.servers:
+            server.close()  # no connections come any more
+        application: Any = self.config.app
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(application.state.end_sessions(), _GRACE)
+        await super().shutdown(sockets)
+
+
 def make_server(application: Starlette, limits: Limits) -> uvicorn.Server:
     """The server; ``run(sockets=[bind(...)])`` serves until it is interrupted.
 
@@ -187,10 +210,13 @@ def make_server(application: Starlette, limits: Limits) -> uvicorn.Server:
         "ws_max_size": limits.max_message_bytes,
         # A small compressed message can be a large one, and speech does not shrink.
         "ws_per_message_deflate": False,
+        # Pongs wait behind the samples that a busy server leaves unread, so that their lateness says nothing; limits of
+        # idleness and of time end what is dead.
+        "ws_ping_interval": None,
         "limit_concurrency": 4 * limits.max_sessions + 64,
-        "timeout_graceful_shutdown": 5,
+        "timeout_graceful_shutdown": round(_GRACE),
         "server_header": False,
         "access_log": False,
         "log_level": "warning",
     }
-    return uvicorn.Server(uvicorn.Config(application, **settings))
+    return _Server(uvicorn.Config(application, **settings))

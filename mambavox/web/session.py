@@ -189,6 +189,10 @@ class Session:
 
     def refuse(self, refusal: Refusal) -> None:
         """End the session with an error."""
+        self.dismiss(refusal)
+        self.done.set()
+
+    def dismiss(self, refusal: Refusal) -> None:
+        """End the session with an error, once what has come is recognised."""
         if not self.refusal.done():
             self.refusal.set_result(refusal)
-        self.done.set()

@@ -157,3 +157,12 @@ def test_hot_words_are_preferred_only_as_whole_words():
     assert LETTERS.text(hot) == "ab"
     with pytest.raises(ConfigError, match="'a b'"):
         HotWords(["a b"], LETTERS)
+
+
+def test_hot_words_that_cannot_be_spelled_are_named():
+    with pytest.raises(ConfigError, match="hot words Ab, xa cannot be written"):
+        HotWords(["Ab", "cab", "xa"], LETTERS)
+    pieces = Vocabulary(("", " ab", "c", " d", "", ""), blank=0)
+    HotWords(["abc", "dc"], pieces)
+    with pytest.raises(ConfigError, match="hot words cab, b cannot be written"):
+        HotWords(["cab", "abc", "b"], pieces)

@@ -1,14 +1,17 @@
 """An exported streaming step says what the model says."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from peft import get_peft_model
 from tiny_hubert import tiny_config
 from transformers import Wav2Vec2FeatureExtractor
 from typer.testing import CliRunner
 
+from mambavox.adapters import MambAdapterConfig
 from mambavox.asr.export import check_graph, export_recognizer, run_graph
 from mambavox.asr.recognizer import SpeechRecognizer
 from mambavox.asr.tokenizer import train_tokenizer
@@ -48,6 +51,35 @@ def test_blocks_in_onnxruntime_give_the_logits_of_the_eager_stream(tmp_path):
     assert check_graph(recognizer, path) < 1e-4
 
 
+def adapted(recognizer, **options):
+    """The same with an adapter that says something."""
+    model = get_peft_model(recognizer.model, MambAdapterConfig(bottleneck_dim=4, placement="attention", **options))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return SpeechRecognizer(model, recognizer.extractor, TOKENIZER)
+
+
+def test_an_adapted_model_is_exported_with_its_adapter(tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    recognizer = adapted(recognizer_of(["mamba", "mamba2"]))
+    path = tmp_path / "step.onnx"
+    description = export_recognizer(recognizer, path, 0.02)
+    assert any("branches" in name for name in description["inputs"])
+    waveform = torch.randn(16_000)
+    heard = torch.cat([torch.zeros(description["inputs"]["waveform"][1]), waveform])[None]
+    logits = run_graph(path, waveform.numpy())
+    with torch.inference_mode():
+        expected = recognizer.model(heard).logits[0, : len(logits)].numpy()
+        with recognizer.model.disable_adapter():
+            plain = recognizer.model(heard).logits[0, : len(logits)].numpy()
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    assert np.abs(logits - plain).max() > 1e-2
+    assert check_graph(recognizer, path) < 1e-4
+
+
 def test_the_step_in_torch_is_the_stream_from_the_very_first_sample():
     recognizer = recognizer_of()
     step = StreamingStep(recognizer.model, 4).eval()
@@ -68,6 +100,7 @@ def test_what_has_no_step_is_refused_by_name(tmp_path):
     for recognizer, message in (
         (recognizer_of("ext-bimamba"), r"not causal.*0 \(ext-bimamba\)"),
         (recognizer_of("causal-transformer"), "state grows"),
+        (adapted(recognizer_of(["mamba", "causal-transformer"])), "state grows"),
         (recognizer_of(normalize=True), "do_normalize"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -81,7 +114,7 @@ def test_what_has_no_step_is_refused_by_name(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command(tmp_path):
+def test_the_command(tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
     recognizer = recognizer_of(num_hidden_layers=1)
     for part in (recognizer.model, recognizer.extractor, TOKENIZER):
@@ -92,3 +125,18 @@ def test_the_command(tmp_path):
     assert "320 samples in, 16 frames out, 4 tensors of state" in result.stdout
     assert "largest difference of its logits" in result.stdout or "onnxruntime" in result.stderr
     assert CliRunner().invoke(app, [*flags, str(tmp_path / "step.pt")]).exit_code == 2
+    pytest.importorskip("onnxruntime")
+
+    def copy(model, path, *_):
+        for ending in (".onnx", ".json"):
+            shutil.copy(tmp_path / f"step{ending}", path.with_suffix(ending))
+        return json.loads(path.with_suffix(".json").read_text())
+
+    monkeypatch.setattr("mambavox.asr.export.export_step", copy)
+    monkeypatch.setattr("mambavox.asr.export._TOLERANCE", -1.0)
+    result = CliRunner().invoke(app, [*flags, str(tmp_path / "wrong.onnx")])
+    assert result.exit_code == 1 and "differ from the model's" in result.stderr
+    assert list(tmp_path.glob("wrong*")) == []
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(app, [*flags, str(tmp_path / "file" / "step.onnx")])
+    assert result.exit_code == 1 and f"{tmp_path}/file" in result.stderr

@@ -1,14 +1,18 @@
 """Long recordings say block by block what they say as a whole, and go on where they were."""
 
 import itertools
+import resource
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from peft import get_peft_model
 from tiny_hubert import tiny_config
 from transformers import Wav2Vec2FeatureExtractor
 
+from mambavox.adapters import MambAdapterConfig
 from mambavox.asr.journal import Journal
 from mambavox.asr.live import Endpointing
 from mambavox.asr.long_form import ChunkedHearing, ExactHearing, LongFormState, LongFormStream, hear_file, hearing_of
@@ -123,12 +127,40 @@ def test_a_state_of_other_settings_is_refused():
     broken = LongFormState(state.hearing, state.pending, 0, '{"_frame": 1}', 0, 0)
     with pytest.raises(DataError, match="a decoder's progress"):
         LongFormStream(recognizer, state=broken)
+    stream = LongFormStream(recognizer, endpointing=QUICK)
+    stream.feed(noise(2000))
+    state, search = stream.state(), recognizer.search(beam_size=2)
+    LongFormStream(recognizer, endpointing=QUICK, state=state)
+    for match, options in (
+        ("another pause", {"endpointing": Endpointing(0.01, 0.05)}),
+        ("another longest", {"endpointing": Endpointing(0.005, 0.1)}),
+        ("in another way heard", {"hearing": ChunkedHearing(recognizer, 0.05, 0.02, 0.02), "endpointing": QUICK}),
+        ("of a stream without a search", {"search": search, "endpointing": QUICK}),
+    ):
+        with pytest.raises(DataError, match=match):
+            LongFormStream(recognizer, state=state, **options)
+    for other in (recognizer_of(hidden_size=32), recognizer_of("mamba2")):
+        with pytest.raises(DataError, match="another model"):
+            LongFormStream(other, state=state, endpointing=QUICK)
+    other = recognizer_of()
+    other.vocabulary = replace(other.vocabulary, tokens=(*other.vocabulary.tokens[:-1], "f"))
+    with pytest.raises(DataError, match="another vocabulary"):
+        LongFormStream(other, state=state, endpointing=QUICK)
+    searched = LongFormStream(recognizer, endpointing=QUICK, search=search)
+    searched.feed(noise(2000))
+    with pytest.raises(DataError, match="of a stream with a search"):
+        LongFormStream(recognizer, endpointing=QUICK, state=searched.state())
 
 
 def test_what_would_grow_or_wait_for_the_end_is_heard_in_chunks():
     hearing, why_not = hearing_of(recognizer_of(normalize=True))
     assert isinstance(hearing, ChunkedHearing) and "do_normalize" in why_not
     hearing, why_not = hearing_of(recognizer_of(["mamba", "causal-transformer"]))
+    assert isinstance(hearing, ChunkedHearing) and "attention keeps every frame" in why_not
+    # An adapter around the attention does not hide it.
+    recognizer = recognizer_of(["mamba", "causal-transformer"])
+    recognizer.model = get_peft_model(recognizer.model, MambAdapterConfig(bottleneck_dim=4, placement="attention"))
+    hearing, why_not = hearing_of(recognizer)
     assert isinstance(hearing, ChunkedHearing) and "attention keeps every frame" in why_not
     with pytest.raises(ConfigError, match="chunk=0"):
         ChunkedHearing(recognizer_of(), 0)
@@ -161,6 +193,32 @@ def test_a_file_is_gone_on_with_where_it_was(tmp_path, rate):
     assert second.samples == len(read_audio(path))
     with pytest.raises(AudioError, match="no such file"):
         list(hear_file(stream, tmp_path / "none.wav", 16_000))
+
+
+def test_a_journal_on_a_full_disk_keeps_its_last_checkpoint(tmp_path):
+    recognizer = recognizer_of()
+    stream = LongFormStream(recognizer, endpointing=QUICK)
+    journal = Journal(tmp_path / "journal", {})
+    journal.open()
+    first = stream.feed(noise(2000))
+    journal.add(first)
+    journal.checkpoint(stream.state())
+    more = stream.feed(noise(2000, 1))
+    journal.add(more)
+    size = (tmp_path / "journal" / "segments.jsonl").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (size, 3 * size):  # for nothing more; for the segments, but not for the state
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        try:
+            with pytest.raises(OSError, match="large"):
+                journal.checkpoint(stream.state())
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        segments, state = Journal(tmp_path / "journal", {}).open()
+        assert segments == first and state.samples == 2000
+    journal.checkpoint(stream.state())
+    segments, state = Journal(tmp_path / "journal", {}).open()
+    assert segments == first + more and state.samples == 4000
 
 
 def test_a_journal_is_whole_whenever_it_was_left(tmp_path):

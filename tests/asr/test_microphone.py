@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+import soxr
 import torch
 from tiny_hubert import tiny_config
 from transformers import Wav2Vec2FeatureExtractor
@@ -77,7 +78,7 @@ def test_what_is_said_is_what_the_recording_says(monkeypatch, capsys, timestamps
     interrupted(monkeypatch)
     recognizer, waveform = recognizer_of(), noise(8000)
     fake = FakeStream(waveform)
-    said = transcribe_microphone(
+    said, failure = transcribe_microphone(
         recognizer,
         endpointing=Endpointing(1e6, 1e6),
         device="3",
@@ -85,7 +86,7 @@ def test_what_is_said_is_what_the_recording_says(monkeypatch, capsys, timestamps
         quiet=False,
         open_stream=fake.open,
     )
-    assert fake.calls == ["start", "stop", "close"]
+    assert failure is None and fake.calls == ["start", "stop", "close"]
     assert fake.options["device"] == 3 and fake.options["channels"] == 1 and fake.options["samplerate"] == 16_000
     expected = recognizer.transcribe([waveform])[0]
     assert said.text == expected.text and said.seconds == 0.5
@@ -96,10 +97,31 @@ def test_what_is_said_is_what_the_recording_says(monkeypatch, capsys, timestamps
 
 def test_another_rate_is_resampled():
     fake = FakeStream(np.sin(np.arange(48_000) / 48_000 * 2 * np.pi * 440).astype(np.float32), 48_000)
-    with Microphone(16_000, 0.1, open_stream=fake.open) as blocks:
+    with (microphone := Microphone(16_000, 0.1, open_stream=fake.open)) as blocks:
         heard = next(blocks)
-    assert 15_000 < len(heard) <= 16_000  # a second; a resampler holds back its last samples
+        assert 15_000 < len(heard) < 16_000  # a second; a resampler holds back its last samples
+        heard = np.concatenate([heard, microphone.rest()])
+    assert len(heard) == 16_000
     assert np.argmax(np.abs(np.fft.rfft(heard, 16_000))) == 440
+
+
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+def test_what_was_said_before_the_microphone_failed_is_kept(monkeypatch, tmp_path, rate):
+    recognizer, waveform = recognizer_of(), noise(rate // 2)
+    for part in (recognizer.model, recognizer.extractor, TOKENIZER):
+        part.save_pretrained(tmp_path / "run")
+    fake = FakeStream(waveform, rate)
+    fake.close = fake.stop = lambda: 1 / 0  # a device that is gone
+    monkeypatch.setattr(Microphone, "_sounddevice", lambda self: (fake.open, rate))
+    monkeypatch.setattr(microphone, "_WAIT_SECONDS", 0.01)
+    flags = ("--model", str(tmp_path / "run"), "--output", "txt", "--output-dir", str(tmp_path / "out"))
+    result = CliRunner().invoke(app, ["transcribe", "--microphone", *flags])
+    expected = recognizer.transcribe([soxr.resample(waveform, rate, 16_000)])[0]
+    assert result.exit_code == 1, result.output
+    assert "is it plugged in and allowed? What was heard before is kept" in result.stderr
+    (written,) = (tmp_path / "out").iterdir()
+    assert "".join(written.read_text().split()) == "".join(expected.text.split())
+    assert written.read_text() == result.stdout
 
 
 def test_what_is_missing_is_said(monkeypatch):

@@ -69,8 +69,13 @@ def test_twice_is_once_and_the_form_is_composed(language, text):
 
 @pytest.mark.parametrize(
     ("tag", "code"),
-    [("zh-CN", "zh"), ("cmn_hans_cn", "zh"), ("ckb_iq", "ckb"), ("epo", "eo"), ("EN_us", "en"), (None, "")]
-    + [
+    [
+        ("zh-CN", "zh"),
+        ("cmn_hans_cn", "zh"),
+        ("ckb_iq", "ckb"),
+        ("epo", "eo"),
+        ("EN_us", "en"),
+        (None, ""),
         ("nld", "nl"),
         ("sv-SE", "sv"),
         ("swh", "sw"),

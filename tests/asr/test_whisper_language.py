@@ -184,8 +184,21 @@ def logits_of(model: Any, index: int, names: list[str]) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("language", "token"),
-    [("nld", "nl"), ("zh-CN", "zh"), ("cmn_hans_cn", "zh"), ("sv-SE", "sv"), ("Dutch", "nl"), ("<|CKB|>", "ckb")]
-    + [("jw", "jw"), ("jv", "jw"), ("tl", "tl"), ("fil_ph", "tl"), ("nb_no", "no"), ("kab", "kab"), ("yue", "yue")],
+    [
+        ("nld", "nl"),
+        ("zh-CN", "zh"),
+        ("cmn_hans_cn", "zh"),
+        ("sv-SE", "sv"),
+        ("Dutch", "nl"),
+        ("<|CKB|>", "ckb"),
+        ("jw", "jw"),
+        ("jv", "jw"),
+        ("tl", "tl"),
+        ("fil_ph", "tl"),
+        ("nb_no", "no"),
+        ("kab", "kab"),
+        ("yue", "yue"),
+    ],
 )
 def test_tags_of_one_language_are_one_token(language: str, token: str) -> None:
     assert language_token(language) == f"<|{token}|>"

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from peft import get_peft_model
 from tiny_hubert import tiny_config
 from transformers import Wav2Vec2FeatureExtractor
 from typer.testing import CliRunner
 
+from mambavox.adapters import MambAdapterConfig
 from mambavox.cli import app
 from mambavox.hubert import MambaHubertForCTC
 
@@ -79,6 +81,21 @@ def test_transcribe_prints_and_writes_every_format(trained, tmp_path):
     assert out.startswith("[00:00:00.") and out.endswith("] low one\n")
     out, _ = _run("transcribe", files[1], "--model", trained / "run", "--json", "--hot-words", "low")
     assert json.loads(out)[0]["text"] == "high"
+
+
+def test_hot_words_are_taken_as_transcripts_are(trained, causal, tmp_path):
+    def heard(words, run):
+        flags = ("--model", run, "--hot-words", words, "--hot-word-weight", 100)
+        return _run("transcribe", trained / "test_low.wav", *flags)[0]
+
+    assert "lo lo" in heard("lo", trained / "run")
+    assert heard("lo,one", trained / "run") == heard("Lo!, ONE", trained / "run")
+    run = shutil.copytree(causal, tmp_path / "run")
+    (run / "run.yaml").unlink()
+    # Only the vocabulary says now that the transcripts have no capitals.
+    assert heard("lo", run) == heard("LO", run) != heard("one", run)
+    _, err = _run("transcribe", "a.wav", "--model", trained / "run", "--hot-words", "Low,Kurdistan,one", code=1)
+    assert "hot words kurdistan cannot be written" in err and "a.wav" not in err
 
 
 @pytest.mark.parametrize("suffix", ["flac", "ogg", "mp3"])
@@ -158,38 +175,142 @@ def test_a_longer_recording_is_heard_block_by_block(trained, causal, tmp_path):
     assert "igh" in json.loads(again)[0]["text"]
 
 
-def test_a_killed_transcription_goes_on_where_it_was(causal, tmp_path, monkeypatch):
+def killed(monkeypatch, *flags, blocks=3):
+    """Run a command that is killed behind some blocks, each with a checkpoint; returns the samples heard."""
     from mambavox.asr.long_form import LongFormStream
     from mambavox.cli import transcribe_long
+
+    feed, heard = LongFormStream.feed, []
+
+    def feed_until_killed(stream, samples, **options):
+        if len(heard) == blocks:
+            raise KeyboardInterrupt
+        heard.append(len(samples))
+        return feed(stream, samples, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transcribe_long, "_CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(LongFormStream, "feed", feed_until_killed)
+        CliRunner().invoke(app, [str(flag) for flag in flags])
+    return sum(heard)
+
+
+def test_a_killed_transcription_goes_on_where_it_was(causal, tmp_path, monkeypatch):
+    from mambavox.asr.long_form import LongFormStream
 
     file = long_recording(tmp_path / "long.wav", ["low one", "high"] * 8)
     flags = ("transcribe", file, "--model", causal, "--max-seconds", 1, "--pause", 0.4, "--output", "json")
     expected, _ = _run(*flags)
     result = (tmp_path / "long.json").read_text()
     (tmp_path / "long.json").unlink()
-    monkeypatch.setattr(transcribe_long, "_CHECKPOINT_SECONDS", 0.0)
-    feed, heard = LongFormStream.feed, []
-
-    def feed_until_killed(stream, samples, **options):
-        if len(heard) == 3:
-            raise KeyboardInterrupt
-        heard.append(len(samples))
-        return feed(stream, samples, **options)
-
-    with monkeypatch.context() as killed:
-        killed.setattr(LongFormStream, "feed", feed_until_killed)
-        CliRunner().invoke(app, [str(flag) for flag in flags])
+    heard = killed(monkeypatch, *flags)
     assert not (tmp_path / "long.json").exists()
     assert (tmp_path / ".long.wav.transcript" / "state.safetensors").exists()
-    counted = []
+    counted, feed = [], LongFormStream.feed
     monkeypatch.setattr(
         LongFormStream, "feed", lambda stream, samples, **o: counted.append(len(samples)) or feed(stream, samples, **o)
     )
     out, err = _run(*flags)
     assert "goes on from 00:00:15.000" in err
     assert out == expected and (tmp_path / "long.json").read_text() == result
-    assert sum(counted) + sum(heard) == len(soundfile.read(file)[0])
+    assert sum(counted) + heard == len(soundfile.read(file)[0])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long.json", "long.wav"]
+
+
+def test_progress_is_gone_on_with_by_what_it_depends_on(causal, tmp_path, monkeypatch):
+    file = long_recording(tmp_path / "long.wav", ["low one", "high"] * 4)
+    run = shutil.copytree(causal, tmp_path / "run")
+    flags = ("transcribe", file, "--max-seconds", 1, "--model")
+    killed(monkeypatch, *flags, run, blocks=1)
+    monkeypatch.chdir(tmp_path)
+    killed(monkeypatch, *flags, "./run", blocks=0)
+    assert "goes on from 00:00:05.000" in _run(*flags, "run", "--json")[1]  # another name of the same folder
+    words = tmp_path / "words.txt"
+    words.write_text("low")
+    adapted = tmp_path / "adapted"
+    model = MambaHubertForCTC.from_pretrained(causal)
+    get_peft_model(model, MambAdapterConfig(bottleneck_dim=4, placement="attention")).save_pretrained(adapted)
+    for name in ("tokenizer_config.json", "vocab.json", "preprocessor_config.json"):
+        shutil.copy(causal / name, adapted / name)
+    for name, model, *other in (
+        ("pause", run, "--pause", 0.5),
+        ("word_score", run, "--word-score", 1.0),
+        ("lm_words", run, "--lm-words", words),
+        ("base_model", adapted, "--base-model", run),
+    ):
+        killed(monkeypatch, *flags, model, blocks=1)
+        _, err = _run(*flags, model, *other)
+        assert f"begins anew, not where it was interrupted: it was begun with another {name}" in err
+    killed(monkeypatch, *flags, run, "--lm-words", words, blocks=1)
+    words.write_text("low one")
+    assert "it was begun with another lm_words" in _run(*flags, run, "--lm-words", words)[1]
+    killed(monkeypatch, *flags, run, blocks=1)
+    (tmp_path / ".long.wav.transcript" / "state.safetensors").write_bytes(b"?")
+    assert "begins anew, not where it was interrupted" in _run(*flags, run)[1]
+    assert "begins anew" not in _run(*flags, run)[1]
+    killed(monkeypatch, *flags, run, blocks=1)
+    extractor = json.loads((run / "preprocessor_config.json").read_text())
+    (run / "preprocessor_config.json").write_text(json.dumps(extractor | {"do_normalize": True}))
+    _, err = _run(*flags, run)
+    assert "begins anew, not where it was interrupted: the state is of a stream that another model or in another" in err
+
+
+def test_what_cannot_be_written_is_told_before_anything_is_heard(tmp_path):
+    (tmp_path / "file").touch()
+    into = ("--output", "txt", "--output-dir", tmp_path / "file" / "in")
+    for model in (("--model", "/no/such/model"), ("--model-dir", "/no/such/models")):
+        _, err = _run("transcribe", "a.wav", *model, *into, code=1)
+        assert f"{tmp_path}/file/in: cannot be written into (Not a directory)" in err and "--output-dir" in err
+        for pair in ((tmp_path / "a.wav", tmp_path / "a.flac"), (tmp_path / "one/a.wav", tmp_path / "two/a.wav")):
+            flags = ("--output", "srt,txt", "--output-dir", tmp_path / "out")
+            _, err = _run("transcribe", *pair, *model, *flags, code=1)
+            assert f"{pair[0]} and {pair[1]} would both be written to {tmp_path}/out/a.srt" in err
+    _, err = _run("transcribe", "--microphone", "--model", "/no/such/model", *into, code=1)
+    assert "cannot be written into" in err
+
+
+def test_what_cannot_be_written_of_one_recording_is_told_and_the_others_are_done(trained, tmp_path):
+    files = (trained / "test_low.wav", trained / "test_high.wav")
+    (tmp_path / "test_low.txt").mkdir()
+    flags = ("--model", trained / "run", "--output", "txt", "--output-dir", tmp_path)
+    out, err = _run("transcribe", *files, *flags, code=1)
+    assert out == f"{files[0]}:\nlow one\n{files[1]}:\nhigh\n"
+    assert "test_low.wav: its text cannot be written" in err
+    assert (tmp_path / "test_high.txt").read_text() == "high\n"
+    rows = json.loads(_run("transcribe", *files, *flags, "--json", code=1)[0])
+    assert [(row["text"], "error" in row) for row in rows] == [("low one", True), ("high", False)]
+
+
+def test_a_long_recording_that_cannot_be_saved_meanwhile_is_heard_to_its_end(causal, tmp_path, monkeypatch):
+    from mambavox.asr.journal import Journal
+    from mambavox.cli import transcribe_long
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    file = long_recording(tmp_path / "long.wav", ["low one", "high"] * 4)
+    flags = ("transcribe", file, "--model", causal, "--max-seconds", 1)
+    expected, _ = _run(*flags)
+    monkeypatch.setattr(transcribe_long, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(Journal, "checkpoint", full)
+    out, err = _run(*flags)
+    assert out == expected and "what was heard lately cannot be saved: [Errno 28] No space left" in err
+    # What cannot be written at the end can be written later.
+    monkeypatch.undo()
+    monkeypatch.setattr(transcribe_long, "_CHECKPOINT_SECONDS", 0.0)
+    (tmp_path / "long.txt").mkdir()
+    out, err = _run(*flags, "--output", "txt", code=1)
+    assert out == expected and "its text cannot be written" in err
+    (tmp_path / "long.txt").rmdir()
+    out, err = _run(*flags, "--output", "txt")
+    assert "goes on from" in err and (tmp_path / "long.txt").read_text() == out == expected
+
+
+def test_a_long_recording_that_cannot_be_read_leaves_nothing_behind(causal, tmp_path):
+    soundfile.write(tmp_path / "nan.wav", np.full(48_000, np.nan, dtype=np.float32), 16_000, subtype="FLOAT")
+    _, err = _run("transcribe", tmp_path / "nan.wav", "--model", causal, "--max-seconds", 1, code=1)
+    assert "nan.wav" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["nan.wav"]
 
 
 def test_what_was_heard_before_a_recording_breaks_off_is_kept(causal, tmp_path):
@@ -251,3 +372,25 @@ def test_transcribe_with_a_language_model(trained, tmp_path):
     assert set(out.split()) == {"low"}
     _, err = _run("transcribe", trained / "test_low.wav", "--model", trained / "run", "--lm", tmp_path / "no", code=1)
     assert "no such file" in err
+
+
+def test_the_search_with_a_language_model_is_as_wide_as_asked(trained, tmp_path, monkeypatch):
+    from mambavox.asr import language_model
+
+    made = []
+
+    class Search(language_model.LanguageModelSearch):
+        def __init__(self, path, tokenizer, **options):
+            made.append(options)
+
+        def __call__(self, log_probs):
+            return []
+
+    monkeypatch.setattr(language_model, "LanguageModelSearch", Search)
+    flags = ("transcribe", trained / "test_low.wav", "--model", trained / "run", "--lm", tmp_path / "lm.arpa")
+    _run(*flags)
+    _run(*flags, "--beam-size", 7)
+    assert [options["beam_size"] for options in made] == [100, 7]
+    _, err = _run(*flags, "--lm-words", tmp_path / "none.txt", code=1)
+    assert "none.txt: cannot be read" in err and "--lm-words" in err
+    assert "hot words and another search" in _run(*flags, "--hot-words", "low", code=1)[1]

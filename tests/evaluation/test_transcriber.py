@@ -221,6 +221,11 @@ def test_commands(runs: Path, tmp_path: Path) -> None:
     assert heard.exit_code == 1 and "c.wav" in heard.output
     assert json.loads((tmp_path / "b.json").read_text())["language"] == "ckb"
     assert (tmp_path / "a.srt").exists() and (tmp_path / "a.txt").exists() and not (tmp_path / "c.txt").exists()
+    (tmp_path / "out" / "a.txt").mkdir(parents=True)
+    flags = ["--output", "txt", "--output-dir", str(tmp_path / "out"), "--device", "cpu"]
+    heard = run(app, ["transcribe", *files[:2], "--model", output, *flags])
+    assert heard.exit_code == 1 and "a.wav: its text cannot be written" in heard.output
+    assert (tmp_path / "out" / "b.txt").exists()
     many = run(app, ["transcribe", files[0], "--model-dir", str(runs / "runs"), "--language", "auto", "--json"])
     assert many.exit_code == 0 and json.loads(many.output)[0]["language"] in ("ckb", "kab", "de")
     assert run(app, ["transcribe", files[0]]).exit_code == 2

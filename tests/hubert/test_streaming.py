@@ -97,11 +97,20 @@ class TestSplits:
         close(streamed(model, waveforms, [1])[0], whole(model, waveforms))
 
     @pytest.mark.parametrize("encoder", ["mamba", "mamba2", "causal-transformer"])
-    @pytest.mark.parametrize("milliseconds", [20, 333, 10_000])
+    @pytest.mark.parametrize("milliseconds", [20, 333])
     def test_pieces_of_real_front_ends(self, encoder, milliseconds):
         model = MambaHubertModel(MambaHubertConfig.nano(encoder, num_hidden_layers=2)).eval()
         waveforms = torch.randn(1, 16_000)
         got, _ = streamed(model, waveforms, [16 * milliseconds])
+        close(got, whole(model, waveforms))
+
+    @pytest.mark.parametrize("encoder", CAUSAL)
+    def test_pieces_of_ten_seconds(self, encoder):
+        front = {"conv_dim": (8,) * 7, "conv_kernel": (10, 3, 3, 3, 3, 2, 2), "conv_stride": (5, 2, 2, 2, 2, 2, 2)}
+        model = new_model(encoder, **front)
+        waveforms = torch.randn(1, 16 * 21_000)
+        got, state = streamed(model, waveforms, [16 * 10_000])
+        assert got.shape[1] == 1049 and state.samples == [16 * 21_000]
         close(got, whole(model, waveforms))
 
     def test_a_frame_is_put_out_with_its_last_sample(self):
@@ -231,6 +240,16 @@ class TestRows:
         close(after[1], whole(model, waveforms[1:2, :700])[0, -len(after[1]) :])
         with pytest.raises(ConfigError, match="1 rows are to be replaced by 2"):
             state.put([0], some)
+
+    @pytest.mark.parametrize("form", [list, tuple, torch.tensor], ids=["list", "tuple", "tensor"])
+    def test_some_rows_end(self, form):
+        model = new_model()
+        _, state = model.stream(torch.randn(2, 110), model.init_streaming_state(2), final=form([False, True]))
+        assert state.ended == [False, True]
+        _, state = model.stream(torch.randn(2, 110), state, torch.tensor([110, 0]), torch.tensor(True))
+        assert state.ended == [True, True]
+        with pytest.raises(ConfigError, match="final has 1 entries"):
+            model.stream(torch.randn(2, 50), model.init_streaming_state(2), final=[True])
 
     def test_lengths_that_are_all_full_are_as_none(self):
         model = new_model("causal-transformer")
@@ -445,20 +464,31 @@ def _adapted(model, config):
 
 
 class TestAdapters:
-    @pytest.mark.parametrize("pre_norm", [False, True])
     @pytest.mark.parametrize(
         ("encoder", "placement"),
         [(encoder, "attention") for encoder in CAUSAL] + [(HYBRID, "both"), ("causal-transformer", "ffn")],
     )
-    def test_mambadapter(self, encoder, placement, pre_norm):
+    @HYPOTHESIS
+    @given(
+        sizes=st.lists(st.integers(0, 300), min_size=1, max_size=8).filter(any),
+        plan=TestRows.PLANS,
+        seed=st.integers(0, 9),
+    )
+    def test_mambadapter(self, encoder, placement, sizes, plan, seed):
+        torch.manual_seed(seed)
         config = MambAdapterConfig(bottleneck_dim=4, d_conv=5, placement=placement, insertion="sequential")
-        model = _adapted(new_model(encoder, MambaHubertForCTC, do_stable_layer_norm=pre_norm), config)
+        model = _adapted(new_model(encoder, MambaHubertForCTC, do_stable_layer_norm=bool(seed % 2)), config)
         waveforms = torch.randn(3, 700)
         expected = whole(model, waveforms)
         with model.disable_adapter():
             assert (whole(model, waveforms) - expected).abs().max() > 1e-3
-        close(streamed(model, waveforms, [50, 130])[0], expected)
-        rows, _ = streamed_rows(model, waveforms, [(30, 400, 0), (670, 300, 700)])
+        close(streamed(model, waveforms, [*sizes, 100])[0], expected)
+        # Each row goes as far as the plan, and then to its end.
+        done, steps = [0, 0, 0], []
+        for counts in [*plan, (700,) * 3]:
+            steps.append(tuple(min(count, 700 - at) for count, at in zip(counts, done, strict=True)))
+            done = [at + count for at, count in zip(done, steps[-1], strict=True)]
+        rows, _ = streamed_rows(model, waveforms, steps)
         close(torch.stack(rows), expected)
 
     @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from serving import RATE, new_recognizer, pcm_of, serving, waveform_of
 
 from mambavox.asr.live import Endpointing, LiveRecognizer
 from mambavox.asr.recognizer import SpeechRecognizer
+from mambavox.web.limits import Limits
 
 CHROMIUM = next(
     (path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")) if path), None
@@ -47,7 +48,7 @@ def open_page(served):
     with sync_playwright() as driver:
         browsers = []
 
-        def go(microphone=None, headers=None):
+        def go(microphone=None, address=served.address, script=None):
             flags = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--no-sandbox"]
             if microphone is not None:
                 flags.append(f"--use-file-for-fake-audio-capture={microphone}%noloop")
@@ -58,8 +59,10 @@ def open_page(served):
             page.on(
                 "console", lambda line: page.problems.append(line.text) if line.type in ("error", "warning") else None
             )
-            page.route(lambda url: not url.startswith(served.address), lambda route: route.abort())
-            page.goto(served.address)
+            page.route(lambda url: not url.startswith(address), lambda route: route.abort())
+            if script is not None:
+                page.add_init_script(script)
+            page.goto(address)
             return page
 
         yield go
@@ -127,6 +130,40 @@ def test_a_recording_that_is_opened_is_heard_as_the_recognizer_hears_it(open_pag
     expected = recognizer().transcribe([waveform_of(pcm)])[0].text
     assert text_of(page) == expected
     assert page.problems == []
+
+
+LATE = """
+const sounds = [[MediaDevices.prototype, "getUserMedia"], [BaseAudioContext.prototype, "decodeAudioData"]];
+for (const [object, name] of sounds) {
+    const sound = object[name];
+    object[name] = async function (...given) {
+        await new Promise((resolve) => setTimeout(resolve, 2500));
+        return (window.sound = await sound.apply(this, given));
+    };
+}
+"""
+
+
+def test_a_session_begins_when_the_sound_is_there(open_page, recordings, tmp_path):
+    # The user may think about the permission for longer than a server waits.
+    sound = tmp_path / "said.wav"
+    soundfile.write(sound, soxr.resample(clip(recordings), RATE, 48_000), 48_000)
+    limits = Limits(idle_seconds=1.0, max_seconds=2.0)
+    with serving(limits, live=LiveRecognizer(new_recognizer(), Endpointing(pause=0.4))) as served:
+        page = open_page(sound, served.address, LATE)
+        page.get_by_role("button", name="Start the microphone").click()
+        wait_for(page, "#partial", lambda text: text)
+        assert page.locator("#error").is_hidden()
+        # The server ends the session; the microphone is let go.
+        wait_for(page, "#state", lambda state: state == "ready")
+        assert "a session may hold 2 s" in page.locator("#error").text_content()
+        assert page.evaluate("window.sound.active") is False
+        soundfile.write(tmp_path / "short.wav", clip(recordings)[: int(1.5 * RATE)], RATE)
+        page.locator("#file").set_input_files(tmp_path / "short.wav")
+        wait_for(page, "#state", lambda state: state == "waiting for the sound")
+        wait_for(page, "#state", lambda state: state == "ready")
+        assert page.locator("#error").is_hidden()
+        assert page.locator("#heard").text_content() == "1.5 s"
 
 
 def test_what_is_no_recording_is_told(open_page, tmp_path):

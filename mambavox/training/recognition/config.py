@@ -40,7 +40,7 @@ class RecognitionConfig(RunConfig):
     test_split: str | None = option(None, "values of the split column that are tested, each for itself")
     split_column: str | None = option(None, "column that names the part", unset="subset or split, if any")
     group_column: str | None = option(None, "column, such as speaker, whose values must not straddle parts")
-    valid_fraction: float = option(0.1, "share of the recordings drawn for validation where no column gives them")
+    valid_fraction: float = option(0.1, "share drawn for validation where no valid part is given; 0: none")
     test_fraction: float | None = option(None, "share drawn for testing", unset="0.1, or 0 beside a split column")
     on_error: Literal["raise", "skip"] = option("raise", "about recordings that cannot be used: raise, or skip them")
     min_seconds: float = option(0.0, "shortest usable recording, in seconds")

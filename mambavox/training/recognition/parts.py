@@ -10,6 +10,7 @@ from rich.progress import Progress
 from mambavox.asr.text import normalize_text
 from mambavox.data import Example, check_audio, duration, make_splits, read_examples
 from mambavox.data.columns import listed, require_column
+from mambavox.data.splits import draw_part
 from mambavox.errors import ConfigError, DataError
 from mambavox.training.recognition.config import RecognitionConfig
 
@@ -158,7 +159,16 @@ def _divide(examples: list[Example], config: RecognitionConfig) -> tuple[dict[st
     for part, members in chosen.items():
         if part != "train" and any(id(example) in both for example in members):
             raise DataError(f"{config.data}: {part} shares recordings with train; name other values: --train-split")
-    return chosen, [f"parts as named, by {' or '.join(columns)}"]
+    notes = [f"parts as named, by {' or '.join(columns)}"]
+    if config.valid_split:
+        return chosen, notes
+    if not config.valid_fraction:
+        why = "none is named (--valid-split), and --valid-fraction 0 draws none"
+        return chosen, [*notes, f"no valid part: {why}; the last epoch is kept"]
+    chosen["train"], chosen["valid"], drawn = draw_part(
+        chosen["train"], "valid", config.valid_fraction, group_column=config.group_column, seed=config.split_seed
+    )
+    return chosen, [*notes, *drawn]
 
 
 def _named(

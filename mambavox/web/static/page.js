@@ -117,19 +117,23 @@ function state(text) {
   at("microphone").textContent = text === "listening" ? "Stop" : "Start the microphone";
 }
 
-// Runs one session from its beginning to its end; `feed` sends the sound.
-async function run(name, feed) {
+// Runs one session from its beginning to its end. `open` gets the sound, however long the user is asked for it, and gives
+// what feeds it to the session and lets it go: the server does not wait for a session that says nothing.
+async function run(name, open) {
   if (session) return;
   session = new Session();
   at("error").hidden = true;
   at("hint").hidden = true;
   delays.length = 0;
   for (const id of ["delay", "delays", "server-delay"]) at(id).textContent = "–";
-  state("connecting");
+  let sound = null;
   try {
+    state("waiting for the sound");
+    sound = await open();
+    state("connecting");
     if (await session.open(at("token").value)) {
       state(name);
-      await feed(session);
+      await sound.feed(session);
       if (session.live) state("finishing");
       session.end();
     }
@@ -137,42 +141,50 @@ async function run(name, feed) {
   } catch (error) {
     complain(error.message);
     session.socket?.close(1000);
+  } finally {
+    session.stop = () => {};
+    await sound?.close();
   }
   session = null;
   at("level").value = 0;
   state("ready");
 }
 
-async function microphone(session) {
+async function microphone() {
   if (!navigator.mediaDevices) throw new Error("the browser gives the microphone to pages of https and localhost only");
   const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
   const context = new AudioContext();
+  const close = () => {
+    stream.getTracks().forEach((track) => track.stop());
+    return context.close();
+  };
   try {
     await context.audioWorklet.addModule("capture.js");
-    const capture = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0, processorOptions: { rate: RATE } });
-    await new Promise((resolve) => {
-      session.stop = () => capture.port.postMessage("stop");
-      stream.getTracks().forEach((track) => (track.onended = session.stop));
-      capture.port.onmessage = ({ data }) => {
-        if (data === null) return resolve();
-        if (session.socket.bufferedAmount > UNSENT) {
-          complain("the connection or the server is too slow for the microphone");
-          return session.stop();
-        }
-        session.send(data.pcm);
-        session.began = performance.now() - 1000 * session.sent;
-        at("level").value = Math.min(1, 4 * data.loudness);
-      };
-      context.createMediaStreamSource(stream).connect(capture);
-    });
-  } finally {
-    session.stop = () => {};
-    stream.getTracks().forEach((track) => track.stop());
-    await context.close();
+  } catch (error) {
+    await close();
+    throw error;
   }
+  const hear = (session, resolve) => {
+    if (!session.live || !stream.active) return resolve(); // either may have gone while the other came
+    const capture = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0, processorOptions: { rate: RATE } });
+    session.stop = () => capture.port.postMessage("stop");
+    stream.getTracks().forEach((track) => (track.onended = session.stop));
+    capture.port.onmessage = ({ data }) => {
+      if (data === null) return resolve();
+      if (session.socket.bufferedAmount > UNSENT) {
+        complain("the connection or the server is too slow for the microphone");
+        return session.stop();
+      }
+      session.send(data.pcm);
+      session.began = performance.now() - 1000 * session.sent;
+      at("level").value = Math.min(1, 4 * data.loudness);
+    };
+    context.createMediaStreamSource(stream).connect(capture);
+  };
+  return { feed: (session) => new Promise((resolve) => hear(session, resolve)), close };
 }
 
-const recording = (file) => async (session) => {
+const recording = (file) => async () => {
   let sound;
   try {
     // Decodes what the browser can play, at the rate of the context.
@@ -184,6 +196,10 @@ const recording = (file) => async (session) => {
   for (let channel = 0; channel < sound.numberOfChannels; channel++) {
     sound.getChannelData(channel).forEach((sample, index) => (mono[index] += sample / sound.numberOfChannels));
   }
+  return { feed: (session) => read(session, mono), close: () => {} };
+};
+
+async function read(session, mono) {
   const slow = at("real-time").checked;
   const began = performance.now();
   if (slow) session.began = began;
@@ -197,7 +213,7 @@ const recording = (file) => async (session) => {
     const loudness = Math.sqrt(samples.reduce((sum, sample) => sum + sample * sample, 0) / samples.length);
     at("level").value = Math.min(1, 4 * loudness);
   }
-};
+}
 
 const listenTo = (file) => file && run("reading", recording(file));
 

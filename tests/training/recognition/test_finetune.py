@@ -12,6 +12,7 @@ from mambavox.asr.recognizer import SpeechRecognizer
 from mambavox.errors import ConfigError, DataError, HostError, RunError
 from mambavox.training.recognition.config import RecognitionConfig
 from mambavox.training.recognition.finetune import RecognitionResult, finetune
+from mambavox.training.recognition.parts import load_parts
 from mambavox.training.recognition.trainer import RecognitionTrainer, tri_stage
 
 
@@ -183,6 +184,21 @@ def test_limits_of_seconds(spoken, tiny_mamba, tmp_path):
 def test_mistakes_are_told(changes, error, message, spoken, tiny_mamba, tmp_path):
     with pytest.raises(error, match=message):
         finetune(make_config(spoken, **{"model": tiny_mamba, "output": tmp_path, **changes}))
+
+
+def test_a_named_training_part_gives_a_share_for_validation(spoken, tiny_mamba, tmp_path):
+    config = make_config(spoken, tiny_mamba, tmp_path / "run", epochs=1, train_split="train", valid_fraction=0.3)
+    result = finetune(config)
+    assert result.figures["recordings"]["train"] == 2 and result.figures["recordings"]["valid"] == 1
+    assert result.figures["learning_curve"][0]["valid_wer"] > 0
+    assert "valid: 1 of 3 training recordings, drawn with seed 0" in result.figures["notes"]
+    parts = load_parts(make_config(spoken, tiny_mamba, tmp_path, train_split="train", valid_fraction=0.0))
+    assert len(parts.train) == 3 and len(parts.valid) == 0
+    assert any("--valid-fraction 0 draws none; the last epoch is kept" in note for note in parts.notes)
+    with pytest.raises(DataError, match=r"one group .*; valid needs one of its own"):
+        load_parts(make_config(spoken, tiny_mamba, tmp_path, train_split="train", group_column="speaker"))
+    parts = load_parts(make_config(spoken, tiny_mamba, tmp_path, train_split="train", valid_split="valid"))
+    assert len(parts.train) == len(parts.valid) == 3
 
 
 def test_tri_stage():
