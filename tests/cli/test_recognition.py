@@ -337,7 +337,7 @@ def test_evaluate_tells_error_rates(trained, tmp_path):
     assert "WER 100.00 %" in out
     assert "1 substitutions, 0 deletions, 1 insertions in 2 words" in out
     assert "most often substituted: slow -> low (1)" in out
-    assert "said:  slow one" in out and "heard: low one" in out
+    assert "said:  SLOW one" in out and "heard: LOW  one" in out
     out, _ = _run("evaluate", trained / "run", "--part", "all", "--json")
     parts = json.loads(out)["parts"]
     assert parts.keys() == {"train", "valid", "test"}
