@@ -76,7 +76,7 @@ def pretrain(
     """
     folder = RunFolder(config.output_path)
     model_config = config.model_config()
-    arguments = training_arguments(config, folder.checkpoints)
+    arguments = training_arguments(config, folder.checkpoints, console)
     first = arguments.process_index == 0
     console = console if first else None
     if first:

@@ -16,6 +16,7 @@ from mambavox.data.batching import BatchesBySeconds, Crop, ShardedBatches
 from mambavox.data.shards.ahead import ReadAhead
 from mambavox.errors import ConfigError
 from mambavox.hubert import MambaHubertPreTrainedModel
+from mambavox.training.devices import take_one_gpu
 from mambavox.training.parameter_groups import parameter_groups
 from mambavox.training.pretraining.config import PretrainConfig
 from mambavox.training.pretraining.dataset import CropDataset, WaveformCrops, collate
@@ -31,12 +32,13 @@ _FUSED = ("cpu", "cuda")
 _WAITING_SECONDS = 7 * 24 * 3600  # that other processes wait for the one that makes targets
 
 
-def training_arguments(config: PretrainConfig, checkpoints: Path) -> TrainingArguments:
+def training_arguments(config: PretrainConfig, checkpoints: Path, console: Console | None = None) -> TrainingArguments:
     """What ``Trainer`` is told. Under torchrun this joins the other processes.
 
     Args:
         config: the run.
         checkpoints: folder of the checkpoints.
+        console: told of GPUs that are not used.
 
     Raises:
         ConfigError: the device is not there, or the batches cannot be divided among the processes.
@@ -75,6 +77,7 @@ def training_arguments(config: PretrainConfig, checkpoints: Path) -> TrainingArg
         disable_tqdm=True,
         report_to="none",
     )
+    take_one_gpu(arguments, console, f"all of them: torchrun --nproc-per-node {arguments.n_gpu} -m mambavox pretrain ...")
     if config.batches_a_step % arguments.world_size:
         raise ConfigError(
             f"{config.seconds_a_step:g} s an update are {config.batches_a_step} batches of {config.seconds_a_device:g} "

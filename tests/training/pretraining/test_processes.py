@@ -4,12 +4,15 @@ import os
 import socket
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
+from training.devices import pretend_two_gpus
 from training.pretraining.conftest import tiny_run
 from transformers import TrainingArguments
 
@@ -92,3 +95,12 @@ def test_batches_that_processes_cannot_share_are_told(
 def test_a_step_is_a_whole_number_of_batches(speech: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"batch_seconds=5 is 2\.5 times device_batch_seconds=2.*--batch-seconds 4"):
         tiny_run(speech, tmp_path / "run", batch_seconds=5.0)
+
+
+def test_one_process_takes_one_of_several_gpus(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_two_gpus(monkeypatch)
+    said = StringIO()
+    console = Console(file=said, width=200)
+    arguments = training_arguments(tiny_run(speech, tmp_path / "run"), tmp_path, console)
+    assert arguments.n_gpu == 1 and arguments.parallel_mode.value == "not_parallel"
+    assert "one of 2 GPUs is used; all of them: torchrun --nproc-per-node 2" in said.getvalue()
