@@ -157,7 +157,7 @@ def _read_folder(folder: Path, label_column: str | None, audio_column: str | Non
             for path in parts
             for example in _read_folder(path, label_column, audio_column)
         ]
-    examples = read_class_folders(folder)
+    examples = read_class_folders(folder, labels_matter=label_column is not None)
     return examples if label_column is not None else [replace(example, label=None) for example in examples]
 
 

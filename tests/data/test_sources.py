@@ -67,6 +67,10 @@ def test_recordings_beside_class_folders_are_refused(tmp_path, write_tone):
     write_tone(tmp_path / "stray.wav")
     with pytest.raises(DataError, match=r"beside the class folders \(stray\.wav\)"):
         read_examples(tmp_path)
+    # Where labels do not matter, none is missing.
+    beside = read_examples(tmp_path, label_column=None)
+    assert [example.audio.name for example in beside][-1] == "stray.wav" and len(beside) > 1
+    assert all(example.label is None for example in beside)
 
 
 @pytest.mark.parametrize("name", ["manifest.jsonl", "manifest.tsv", "manifest.csv", "metadata.jsonl", "metadata.csv"])
