@@ -28,6 +28,7 @@ from mambavox.training.trainer import TrainingClock
 # HuBERT's and the paper's.
 _BETAS = (0.9, 0.98)
 _EPSILON = 1e-6
+_CHECKPOINTS = 2  # that are kept
 _FUSED = ("cpu", "cuda")
 _WAITING_SECONDS = 7 * 24 * 3600  # that other processes wait for the one that makes targets
 
@@ -62,7 +63,7 @@ def training_arguments(config: PretrainConfig, checkpoints: Path, console: Conso
         logging_nan_inf_filter=False,  # a diverging run must end, not look fine
         save_strategy="steps",
         save_steps=config.steps_between_saves,
-        save_total_limit=2,
+        save_total_limit=_CHECKPOINTS,
         restore_callback_states_from_checkpoint=True,
         use_cpu=not on_gpu,
         bf16=bfloat16,
@@ -77,7 +78,9 @@ def training_arguments(config: PretrainConfig, checkpoints: Path, console: Conso
         disable_tqdm=True,
         report_to="none",
     )
-    take_one_gpu(arguments, console, f"all of them: torchrun --nproc-per-node {arguments.n_gpu} -m mambavox pretrain ...")
+    take_one_gpu(
+        arguments, console, f"all of them: torchrun --nproc-per-node {arguments.n_gpu} -m mambavox pretrain ..."
+    )
     if config.batches_a_step % arguments.world_size:
         raise ConfigError(
             f"{config.seconds_a_step:g} s an update are {config.batches_a_step} batches of {config.seconds_a_device:g} "
@@ -242,6 +245,11 @@ class PretrainTrainer(Trainer):
         norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))
         self.guard.check(norm, self.state.global_step + 1)
         return norm
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        # While the norm explodes none is removed: the last good one may be several back.
+        self.args.save_total_limit = None if self.guard.is_exploding else _CHECKPOINTS
+        super()._save_checkpoint(*args, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self.valid is not None:
