@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from rich.console import Console
+from torch import Tensor
 from transformers import Wav2Vec2FeatureExtractor, set_seed
 
 from mambavox.data import SAMPLING_RATE, Example, ShardedExamples, duration, read_recordings
@@ -141,20 +142,24 @@ def pretrain(
             "console": console,
         }
         trainer: PretrainTrainer
+        model: MambaHubertForPreTraining | DistillationModel
         if teacher is None:
-            trainer = PretrainTrainer(MambaHubertForPreTraining(model_config), config, arguments, **options)
+            model = MambaHubertForPreTraining(model_config)
+            trainer = PretrainTrainer(model, config, arguments, **options)
         else:
-            student = DistillationModel(model_config, list(teacher.layers.values()), teacher.dim)
+            model = DistillationModel(model_config, list(teacher.layers.values()), teacher.dim)
             if config.teacher_front_end:
-                teacher.give_front_end(student.mamba_hubert)
-            trainer = DistillationTrainer(student, teacher, config, arguments, **options)
+                teacher.give_front_end(model.mamba_hubert)
+            trainer = DistillationTrainer(model, teacher, config, arguments, **options)
+        parameters = _parameters(model)  # before they are sharded
         if arguments.world_size > 1:
             torch.manual_seed(config.seed + arguments.process_index)  # each process its own dropout
         checkpoint = folder.last_checkpoint() if resume else None
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        result = _result(config, trainer, recordings, train, valid)
+        result = _result(config, trainer, recordings, train, valid, parameters)
+        weights = trainer.weights()  # all processes take part: each may hold a part of them
         if first:
-            folder.publish(lambda path: _write_run(path, folder, config, trainer, result))
+            folder.publish(lambda path: _write_run(path, folder, config, trainer, weights, result))
     _wait()
     if first and not keep_checkpoints:
         folder.remove_checkpoints()
@@ -428,6 +433,7 @@ def _result(
     recordings: Recordings,
     train: CropDataset | WaveformCrops,
     valid: CropDataset | WaveformCrops,
+    parameters: dict[str, int],
 ) -> PretrainResult:
     history = trainer.state.log_history
     last = next(line for line in reversed(history) if "loss" in line)
@@ -439,7 +445,7 @@ def _result(
         preset=config.preset,
         targets=f"{config.teacher}:{','.join(map(str, layers))}" if layers else config.targets,
         num_clusters=None if layers else config.units,
-        parameters=_parameters(trainer.model),
+        parameters=parameters,
         train={key: value for key, value in last.items() if key not in ("epoch", "step")},
         valid={key.removeprefix("eval_"): value for key, value in scores.items() if key.startswith("eval_")},
         steps=trainer.state.global_step,
@@ -458,9 +464,14 @@ def _result(
 
 
 def _write_run(
-    path: Path, folder: RunFolder, config: PretrainConfig, trainer: PretrainTrainer, result: PretrainResult
+    path: Path,
+    folder: RunFolder,
+    config: PretrainConfig,
+    trainer: PretrainTrainer,
+    weights: dict[str, Tensor],
+    result: PretrainResult,
 ) -> None:
-    trainer.trained.save_pretrained(path)
+    trainer.trained.save_pretrained(path, state_dict=weights)
     Wav2Vec2FeatureExtractor(
         sampling_rate=trainer.model_config.sampling_rate, do_normalize=False, return_attention_mask=True
     ).save_pretrained(path)

@@ -26,7 +26,9 @@ from mambavox.training.pretraining.trainer import training_arguments
 _NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "feat_proj_dropout", "layerdrop"), 0.0)
 
 
-def _together(config: PretrainConfig, folder: Path) -> list[subprocess.CompletedProcess[str]]:
+def _together(
+    config: PretrainConfig, folder: Path, script: str = "ddp_worker.py", *flags: str
+) -> list[subprocess.CompletedProcess[str]]:
     """Run in two processes with the environment that torchrun gives them."""
     file = folder / "together.yaml"
     file.write_text(config.to_yaml())
@@ -35,10 +37,10 @@ def _together(config: PretrainConfig, folder: Path) -> list[subprocess.Completed
         port = free.getsockname()[1]
     shared = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     shared |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    worker = str(Path(__file__).with_name("ddp_worker.py"))
+    worker = str(Path(__file__).with_name(script))
     processes = [
         subprocess.Popen(
-            [sys.executable, worker, str(file)],
+            [sys.executable, worker, str(file), *flags],
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
