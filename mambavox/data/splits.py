@@ -110,8 +110,8 @@ def make_splits(
     The first of these that applies decides:
 
     1. ``split_column``, or a column ``split`` that names at least two parts (train, training; valid, validation,
-       val, dev; test, testing, heldout). A valid part that it lacks is drawn from train; a test part only when
-       ``test_fraction`` asks for one.
+       val, dev; test, testing, heldout; or words that begin so, as ``train.clean.100``). A valid part that it lacks
+       is drawn from train; a test part only when ``test_fraction`` asks for one.
     2. ``fold_column``, or a column ``fold``: ``test_fold`` is the test part, ``valid_fold`` the valid part, the
        other folds train. Asking for a fold puts this before a column ``split``.
     3. A draw, stratified by label: each class gives each part its fraction, rounded, but at least one recording,
@@ -228,14 +228,14 @@ def _use_split_column(examples: Sequence[Example], split_column: str | None) -> 
         return split_column != NO_COLUMN
     if not _has(examples, "split"):
         return False
-    parts = {part_named(example.fields.get("split")) for example in examples}
+    parts = {part_led_by(example.fields.get("split")) for example in examples}
     return not _has(examples, "fold") if None in parts else len(parts) > 1
 
 
 def _by_column(examples: Sequence[Example], column: str) -> dict[Part, list[Example]]:
     parts: dict[Part, list[Example]] = {"train": [], "valid": [], "test": []}
     values = _column(examples, column, "--split-column")
-    words = {value: part_named(value) for value in sorted(set(values))}
+    words = {value: part_led_by(value) for value in sorted(set(values))}
     unknown = [value for value, part in words.items() if part is None]
     if unknown:
         raise DataError(

@@ -126,20 +126,29 @@ class RunFolder:
             )
 
     def begin(self, config: RunConfig, *, resume: bool) -> None:
-        """Make the folder ready and write the configuration; removes a run that is not resumed."""
+        """Make the folder ready and write the configuration; removes a run that is not resumed.
+
+        Raises:
+            RunError: the disk is full.
+        """
         partial = self.path / PARTIAL
         shutil.rmtree(partial, ignore_errors=True)
         if not resume:
-            # A kill on the way leaves what --overwrite takes: run.yaml is there until the new one takes its place.
-            for name in (METRICS_FILE, *(name for name in RUN_FILES if name not in (METRICS_FILE, RUN_FILE))):
+            self._remove_run(partial)
+        with self.watching_the_disk():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / RUN_FILE, config.to_yaml())
+
+    def _remove_run(self, partial: Path) -> None:
+        """Remove all of a run but run.yaml, by which --overwrite knows the folder after a kill on the way."""
+        for name in (METRICS_FILE, *RUN_FILES):
+            if name != RUN_FILE:
                 (self.path / name).unlink(missing_ok=True)
-            for folder in (self.checkpoints, self.tensorboard, self.targets):
-                if folder.is_dir():
-                    # At once: --resume after a kill finds a checkpoint whole or not at all.
-                    folder.replace(partial)
-                    shutil.rmtree(partial, ignore_errors=True)
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / RUN_FILE, config.to_yaml())
+        for folder in (self.checkpoints, self.tensorboard, self.targets):
+            if folder.is_dir():
+                # At once: --resume after a kill finds a checkpoint whole or not at all.
+                folder.replace(partial)
+                shutil.rmtree(partial, ignore_errors=True)
 
     def last_checkpoint(self) -> Path | None:
         """The newest complete checkpoint; those that a kill left incomplete are removed."""

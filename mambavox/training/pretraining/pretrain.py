@@ -79,7 +79,7 @@ def pretrain(
     Raises:
         ConfigError: a value does not fit the model or this machine.
         DataError: there are no usable recordings, or targets do not fit them.
-        AudioError: recordings cannot be used and ``on_error`` is ``"raise"``.
+        AudioError: recordings cannot be used and ``on_error`` is ``"raise"``, or are too long for the targets' model.
         HostError: the teacher is no speech model of a known kind, or its checkpoint lacks weights.
         RunError: the folder holds something else, or the disk is full; the teacher is another than before.
         DivergedError: the run diverged.
