@@ -42,7 +42,7 @@ def test_a_recording_of_an_unread_format_is_not_overlooked(tmp_path, write_tone)
         ("train", "valid", "test"),
         ("Training", "dev", "heldout"),
         ("train", "validation"),
-        ("train-clean-100", "test.other"),
+        ("train.clean", "test.other"),
     ],
 )
 def test_class_folders_below_parts(tmp_path, write_tone, words):
