@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mambavox.files import replacing, to_json, write_atomically
+from mambavox.errors import RunError
+from mambavox.files import is_empty, replacing, to_json, watching_the_disk, write_atomically
 
 
 def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -37,3 +38,21 @@ def test_others_may_read_what_safetensors_writes_for_its_owner(tmp_path, sync):
 
 def test_json_is_readable():
     assert to_json({"a": "ü"}) == '{\n  "a": "ü"\n}\n'
+
+
+def test_leftovers_of_a_kill_are_nothing(tmp_path):
+    assert is_empty(tmp_path)
+    (tmp_path / ".some.txt.partial").touch()
+    assert is_empty(tmp_path)
+    (tmp_path / ".hidden").touch()
+    assert not is_empty(tmp_path)
+
+
+def test_a_full_disk_is_told(tmp_path):
+    with (
+        pytest.raises(RunError, match=r"the disk is full\. Make room$"),
+        watching_the_disk(tmp_path, lambda: "Make room"),
+    ):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(FileNotFoundError), watching_the_disk(tmp_path, lambda: "Make room"):
+        raise FileNotFoundError(2, "No such file")

@@ -39,7 +39,7 @@ def pretrain_command(
     given = {key: value for key, value in flags.items() if value is not None} | parse_options(ctx.args)
     chosen = _configuration(config, given, resume=resume)
 
-    from mambavox.training.pretraining.pretrain import plan, pretrain
+    from mambavox.training.pretraining.pretrain import is_first_process, plan, pretrain
 
     if dry_run:
         _print_plan(plan(chosen), hours_an_hour)
@@ -49,7 +49,8 @@ def pretrain_command(
     except KeyboardInterrupt:
         OUT.print(f"interrupted; continue with: mambavox pretrain --output {chosen.output_path} --resume", markup=False)
         raise typer.Exit(130) from None
-    _print_result(result, chosen.output_path)
+    if is_first_process():
+        _print_result(result, chosen.output_path)
 
 
 def _configuration(file: Path | None, given: Mapping[str, Any], *, resume: bool) -> PretrainConfig:
@@ -62,7 +63,11 @@ def _configuration(file: Path | None, given: Mapping[str, Any], *, resume: bool)
 
 def _print_plan(plan: "Plan", hours_an_hour: float | None) -> None:
     OUT.print(f"{plan.parameters['encoder']:,} parameters, {plan.parameters['whole']:,} with the pre-training head")
-    OUT.print(f"{plan.hours:.2f} h of speech in {plan.clips:,} recordings; an epoch hears {plan.heard:.1%} of it")
+    OUT.print(
+        f"{plan.hours:.2f} h of speech to train on in {plan.clips:,} recordings, of which an epoch hears "
+        f"{plan.heard:.1%}; {plan.held_back:.2f} h held back"
+        + (f"; {plan.unreadable} unreadable recordings left out" if plan.unreadable else "")
+    )
     OUT.print(
         f"{plan.steps:,} updates of at most {plan.seconds_a_step:g} s ({plan.batches_a_step} batches of a device), "
         f"{plan.epochs:.1f} epochs, peak learning rate {plan.learning_rate:g}"
@@ -85,7 +90,13 @@ def _print_result(result: "PretrainResult", output: Path) -> None:
         f"{result.parameters['encoder']:,} parameters, {result.steps:,} updates, {result.epochs:.1f} epochs of "
         f"{result.hours['train']:.2f} h, {result.seconds / 3600:.2f} h on {result.device}"
     )
-    OUT.print(f'saved in {output}; load it with AutoModel.from_pretrained("{output}")', markup=False)
+    OUT.print(
+        f"saved in {output}; load it with\n"
+        "  import mambavox.hubert\n"
+        "  from transformers import AutoModel\n"
+        f'  AutoModel.from_pretrained("{output}")',
+        markup=False,
+    )
 
 
 declare_flags(

@@ -58,10 +58,11 @@ def make_command(
     from mambavox.data import read_examples
     from mambavox.data.shards.pack import make_shards
     from mambavox.errors import ConfigError
+    from mambavox.files import watching_the_disk
 
     if gb <= 0:
         raise ConfigError(f"gb={gb:g}; expected above 0")
-    with _bar("pack") as progress:
+    with watching_the_disk(output, lambda: "Make room; the same call continues"), _bar("pack") as progress:
         packed = make_shards(
             read_examples(data, label_column=None),
             output,
@@ -93,9 +94,14 @@ def index_command(
     from mambavox.data import SAMPLING_RATE
     from mambavox.data.shards.find import find_tars
     from mambavox.data.shards.index import index_shards
+    from mambavox.files import watching_the_disk
 
-    with _bar("index") as progress:
-        indices = index_shards(find_tars(shards), on_error=on_error.value, num_workers=num_workers, progress=progress)
+    tars = find_tars(shards)
+    with (
+        watching_the_disk(tars[0].parent, lambda: "Make room; the same call continues"),
+        _bar("index") as progress,
+    ):
+        indices = index_shards(tars, on_error=on_error.value, num_workers=num_workers, progress=progress)
     hours = float(sum(int(index.samples.sum()) for index in indices)) / SAMPLING_RATE / 3600
     left_out = [problem for index in indices for problem in index.left_out]
     OUT.print(

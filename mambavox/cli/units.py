@@ -35,6 +35,7 @@ def fit_command(
 
     from mambavox.data import read_recordings, recording_keys
     from mambavox.errors import ConfigError
+    from mambavox.files import watching_the_disk
     from mambavox.units import fit_quantizer, load_features
     from mambavox.units.kmeans import METADATA_FILE
 
@@ -51,7 +52,8 @@ def fit_command(
         console=ERR,
         total=len(examples),
     )
-    quantizer.save(output)
+    with watching_the_disk(output, lambda: "Make room, and call it again"):
+        quantizer.save(output)
     if as_json:
         print_json(asdict(quantizer.metadata))
     else:
@@ -80,21 +82,23 @@ def label_command(
         raise typer.BadParameter("expected one of --source (fit units first) and --quantizer (take these)")
 
     from mambavox.data import read_recordings
+    from mambavox.files import watching_the_disk
     from mambavox.units import UnitQuantizer, make_targets
 
     fitted = None if quantizer is None else UnitQuantizer.load(quantizer)
-    labels = make_targets(
-        read_recordings(data),
-        fitted.metadata.source if fitted else str(source),
-        fitted.num_clusters if fitted else num_clusters,
-        output,
-        fraction=fraction,
-        seed=seed,
-        device=device,
-        batch_seconds=batch_seconds,
-        quantizer=fitted,
-        console=ERR,
-    )
+    with watching_the_disk(output, lambda: "Make room; the same call continues"):
+        labels = make_targets(
+            read_recordings(data),
+            fitted.metadata.source if fitted else str(source),
+            fitted.num_clusters if fitted else num_clusters,
+            output,
+            fraction=fraction,
+            seed=seed,
+            device=device,
+            batch_seconds=batch_seconds,
+            quantizer=fitted,
+            console=ERR,
+        )
     frames = int(labels.frames.sum())
     OUT.print(
         f"{len(labels)} recordings in {output}: {frames} labels, {labels.frame_rate:g} a second, of "

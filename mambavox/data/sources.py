@@ -16,7 +16,7 @@ from mambavox.data.hf_dataset import is_saved_dataset, load_hub, load_saved, rea
 from mambavox.data.manifest import MANIFEST_NAMES, MANIFEST_SUFFIXES, find_manifest, read_manifest
 from mambavox.data.shards.examples import read_shards
 from mambavox.data.shards.find import SCHEME
-from mambavox.data.splits import part_named
+from mambavox.data.splits import part_led_by
 from mambavox.errors import DataError
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ def read_examples(
             - a folder with ``manifest.*`` or ``metadata.*``;
             - the folder of a corpus of ``CORPORA`` or ``SPEECH_CORPORA``, known by its layout or named:
               ``"esc10:/data/ESC-50"``;
-            - a folder of one folder per class. Folders all named ``train``, ``valid``, ``test`` (or another word
-              for them) above these become the field ``split``;
+            - a folder of one folder per class. Folders above these whose names all begin with ``train``, ``valid``,
+              ``test`` (or another word for them) become the field ``split``;
             - tars: ``"shards:/data/train-{000000..000999}.tar"``, or a folder of them;
             - a ``datasets`` data set, the folder that its ``save_to_disk`` wrote, or ``"hf:owner/name"``.
         label_column: column of the class; ``None`` reads no labels. ``"label"`` is a corpus's own class, whatever
@@ -151,13 +151,15 @@ def _read_folder(folder: Path, label_column: str | None, audio_column: str | Non
     if manifest is not None:
         return read_manifest(manifest, label_column=label_column, audio_column=audio_column)
     parts = [path for path in sorted(folder.iterdir()) if path.is_dir() and not is_hidden(path) and audio_files(path)]
-    if parts and all(part_named(path.name) for path in parts):
+    named = {part_led_by(path.name) for path in parts}
+    # Where labels do not matter, a folder beside train and test is of an unknown part rather than a class.
+    if parts and (None not in named or (label_column is None and {"train", "test"} <= named)):
         return [
             replace(example, fields={**example.fields, "split": path.name})
             for path in parts
             for example in _read_folder(path, label_column, audio_column)
         ]
-    examples = read_class_folders(folder)
+    examples = read_class_folders(folder, labels_matter=label_column is not None)
     return examples if label_column is not None else [replace(example, label=None) for example in examples]
 
 

@@ -28,6 +28,8 @@ _WORDS: dict[str, Part] = {
     "heldout": "test",
 }
 
+_LEADING = re.compile(rf"({'|'.join(sorted(_WORDS, key=len, reverse=True))})(?:[._-].*)?")
+
 NO_COLUMN = "none"
 """As ``split_column``: divide at random, whatever columns there are."""
 
@@ -35,6 +37,41 @@ NO_COLUMN = "none"
 def part_named(word: object) -> Part | None:
     """The part that a word of a split column, or a folder's name, stands for; ``None`` where it is no such word."""
     return _WORDS.get(str(word).strip().lower())
+
+
+def part_led_by(name: object) -> Part | None:
+    """The part that a name begins with: ``train.clean.100``, ``dev-other``, ``test_1``; ``None`` where it is no word.
+
+    Args:
+        name: of a data set's split, or of a tar.
+    """
+    found = _LEADING.fullmatch(str(name).strip().lower())
+    return _WORDS[found[1]] if found else None
+
+
+def parts_by_split(examples: Sequence[Example]) -> list[Part] | None:
+    """The part of each recording that its column ``split`` names; ``None`` where no recording has the column.
+
+    Args:
+        examples: the recordings.
+
+    Raises:
+        DataError: the column holds words that begin with no part's, or some recordings have none.
+    """
+    words = [str(example.fields.get("split") or "") for example in examples]
+    if not any(words):
+        return None
+    part_of = {word: part_led_by(word) for word in dict.fromkeys(words)}
+    unknown = [repr(word) for word, part in part_of.items() if part is None]
+    if unknown:
+        known = ", ".join(word for word, part in part_of.items() if part is not None)
+        raise DataError(
+            f"column split holds {listed(unknown)}, so that nobody knows which part these recordings are of"
+            + (f" (it also holds {known})" if known else "")
+            + "; expected words that begin with train, valid or test in all rows: rename them, leave the recordings "
+            "out, or take the column away"
+        )
+    return [part for part in map(part_of.get, words) if part is not None]
 
 
 @dataclass(frozen=True)
@@ -73,8 +110,8 @@ def make_splits(
     The first of these that applies decides:
 
     1. ``split_column``, or a column ``split`` that names at least two parts (train, training; valid, validation,
-       val, dev; test, testing, heldout). A valid part that it lacks is drawn from train; a test part only when
-       ``test_fraction`` asks for one.
+       val, dev; test, testing, heldout; or words that begin so, as ``train.clean.100``). A valid part that it lacks
+       is drawn from train; a test part only when ``test_fraction`` asks for one.
     2. ``fold_column``, or a column ``fold``: ``test_fold`` is the test part, ``valid_fold`` the valid part, the
        other folds train. Asking for a fold puts this before a column ``split``.
     3. A draw, stratified by label: each class gives each part its fraction, rounded, but at least one recording,
@@ -214,14 +251,14 @@ def _use_split_column(examples: Sequence[Example], split_column: str | None) -> 
         return split_column != NO_COLUMN
     if not _has(examples, "split"):
         return False
-    parts = {part_named(example.fields.get("split")) for example in examples}
+    parts = {part_led_by(example.fields.get("split")) for example in examples}
     return not _has(examples, "fold") if None in parts else len(parts) > 1
 
 
 def _by_column(examples: Sequence[Example], column: str) -> dict[Part, list[Example]]:
     parts: dict[Part, list[Example]] = {"train": [], "valid": [], "test": []}
     values = _column(examples, column, "--split-column")
-    words = {value: part_named(value) for value in sorted(set(values))}
+    words = {value: part_led_by(value) for value in sorted(set(values))}
     unknown = [value for value, part in words.items() if part is None]
     if unknown:
         raise DataError(

@@ -227,10 +227,15 @@ def _fairseq_config(
         "transformer": "causal-transformer" if options.get("causal_attn", False) else "transformer",
         "mambaformer": f"mamba{mlp}",
         "bimambaformer": f"ext-bimamba{mlp}",
-        "mamba2former": f"mamba2{mlp}",
+        "mamba2former": "mamba2",
     }
     if layer_type not in encoders:
         raise ConfigError(f"layer_type is {layer_type!r}; expected {', '.join(encoders)}")
+    if layer_type == "mamba2former" and mlp:
+        raise ConfigError(
+            f"layer_type is 'mamba2former' with encoder_ffn_embed_dim {width}; a MambaHubert has mamba2 layers without "
+            "a feed-forward sublayer only: expected 0"
+        )
     for option in ("target_glu", "conv_pos_batch_norm"):
         if options.get(option, False):
             raise ConfigError(f"{option} is set; a MambaHubert does not have it")

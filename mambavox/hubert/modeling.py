@@ -128,7 +128,16 @@ class MambaHubertPreTrainedModel(PreTrainedModel):
     input_modalities = "audio"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ("TransformerLayer", "MambaLayer", "ParametrizedConv1d")
+    _no_split_modules: Any = ("TransformerLayer", "MambaLayer", "ParametrizedConv1d")
+
+    def post_init(self) -> None:
+        """Initialise, and name of the modules to be kept whole those that there are: FSDP looks for each."""
+        super().post_init()
+        self._no_split_modules &= {type(module).__name__ for module in self.modules()}
+
+    def get_input_embeddings(self) -> None:
+        """``None``: waveforms are looked up in no table."""
+        return None
 
     def _initialize_weights(self, module: nn.Module, *_: Any) -> None:
         # Models from outside transformers are taken to overwrite loaded tensors, and then a module without parameters

@@ -1,16 +1,13 @@
 """The folder of one run: who may write into it, and what lies in it."""
 
-import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from mambavox.errors import ConfigError, RunError
-from mambavox.files import write_atomically
+from mambavox.files import PARTIAL, is_empty, watching_the_disk, write_atomically
 from mambavox.training.run_config import RUN_FILE, RunConfig
 
 METRICS_FILE = "metrics.json"
@@ -57,11 +54,9 @@ RUN_FILES = (
     "modeling_mamba_hubert.py",
 )
 """What lies at the top of a run folder, of one method or another."""
-_PARTIAL = ".partial"
 _CHECKPOINTS = "checkpoints"
 _TENSORBOARD = "tensorboard"
 _TARGETS = "targets"
-_SMALL = 1 << 20  # bytes
 
 
 class RunFolder:
@@ -103,7 +98,7 @@ class RunFolder:
             raise RunError("--resume continues a run and --overwrite removes it; expected one of them")
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: is a file; expected a folder to write the run into: --output")
-        if not self.path.is_dir() or not any(self.path.iterdir()):
+        if not self.path.is_dir() or is_empty(self.path):
             return
         if not (self.path / RUN_FILE).is_file():
             raise RunError(
@@ -131,15 +126,29 @@ class RunFolder:
             )
 
     def begin(self, config: RunConfig, *, resume: bool) -> None:
-        """Make the folder ready and write the configuration; removes a run that is not resumed."""
+        """Make the folder ready and write the configuration; removes a run that is not resumed.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        partial = self.path / PARTIAL
+        shutil.rmtree(partial, ignore_errors=True)
         if not resume:
-            for name in RUN_FILES:
+            self._remove_run(partial)
+        with self.watching_the_disk():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / RUN_FILE, config.to_yaml())
+
+    def _remove_run(self, partial: Path) -> None:
+        """Remove all of a run but run.yaml, by which --overwrite knows the folder after a kill on the way."""
+        for name in (METRICS_FILE, *RUN_FILES):
+            if name != RUN_FILE:
                 (self.path / name).unlink(missing_ok=True)
-            for folder in (self.checkpoints, self.tensorboard, self.targets):
-                shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(self.path / _PARTIAL, ignore_errors=True)
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / RUN_FILE, config.to_yaml())
+        for folder in (self.checkpoints, self.tensorboard, self.targets):
+            if folder.is_dir():
+                # At once: --resume after a kill finds a checkpoint whole or not at all.
+                folder.replace(partial)
+                shutil.rmtree(partial, ignore_errors=True)
 
     def last_checkpoint(self) -> Path | None:
         """The newest complete checkpoint; those that a kill left incomplete are removed."""
@@ -163,7 +172,7 @@ class RunFolder:
         Args:
             write: writes the files into the folder that it is given.
         """
-        partial = self.path / _PARTIAL
+        partial = self.path / PARTIAL
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write(partial)
@@ -178,27 +187,10 @@ class RunFolder:
         Raises:
             RunError: the disk is full.
         """
-        try:
+        with watching_the_disk(self.path, self._after_a_full_disk):
             yield
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if isinstance(error, RunError) or not self._is_disk_full(error):
-                raise
-            kept = self.last_checkpoint()
-            raise RunError(
-                f"{self.path}: the disk is full. "
-                + (
-                    f"{kept.name} is kept in {self.checkpoints}; make room and continue"
-                    if kept
-                    else "Make room and start"
-                )
-                + " with --resume"
-            ) from error
 
-    def _is_disk_full(self, error: BaseException) -> bool:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left" in str(error) or "Disk quota" in str(error):
-            return True
-        # torch's writer says only that it failed, in one of several ways.
-        from_torch = any(word in str(error) for word in ("PytorchStreamWriter", "inline_container", "iostream"))
-        return from_torch and shutil.disk_usage(self.path).free < _SMALL
+    def _after_a_full_disk(self) -> str:
+        kept = self.last_checkpoint()
+        begun = f"{kept.name} is kept in {self.checkpoints}; make room and continue" if kept else "Make room and start"
+        return f"{begun} with --resume"

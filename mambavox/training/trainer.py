@@ -25,6 +25,7 @@ from transformers.trainer_callback import ExportableState, PrinterCallback
 
 from mambavox.errors import ConfigError, DivergedError
 from mambavox.training.config import AdaptConfig
+from mambavox.training.devices import take_one_gpu
 from mambavox.training.features import Collator, EpochSampler, FeatureDataset
 from mambavox.training.frozen_front import CachedCollator, CachedFeatures, FrozenFront
 from mambavox.training.modes import set_training_mode
@@ -107,6 +108,7 @@ class AdaptTrainer(Trainer):
             disable_tqdm=True,
             report_to="none",
         )
+        take_one_gpu(arguments, console, "CUDA_VISIBLE_DEVICES chooses which")
         super().__init__(
             model=model,
             args=arguments,

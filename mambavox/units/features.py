@@ -18,6 +18,9 @@ from mambavox.errors import AudioError, ConfigError, HostError
 from mambavox.hubert import MambaHubertConfig  # the import makes the Auto classes know Mamba-HuBERT
 from mambavox.units import mfcc
 
+MAX_SECONDS = 900.0
+"""Of a recording that a model takes whole: about 6 GB in base size."""
+
 # Said by WavLM's code about torch's; nothing that a user could mend.
 _HARMLESS = "Support for mismatched key_padding_mask and attn_mask"
 # Only used by masking during pre-training; fine-tuned checkpoints often come without it.
@@ -64,6 +67,14 @@ class Features(Protocol):
         """Features ``(time, dim)`` of each waveform ``(samples,)``; no frames where it is shorter than one."""
         ...
 
+    def num_frames(self, samples: int) -> int:
+        """Frames of a recording of so many samples."""
+        ...
+
+    def check_length(self, samples: int, name: str) -> None:
+        """Raise ``AudioError`` for a recording that is too long to be taken whole."""
+        ...
+
 
 class MfccFeatures:
     """The 39 features of HuBERT's first iteration: 13 cepstra, their deltas, and the deltas of these.
@@ -86,6 +97,13 @@ class MfccFeatures:
     dim = 3 * mfcc.CEPSTRA
     sampling_rate = mfcc.SAMPLING_RATE
     fingerprint = ""
+
+    def num_frames(self, samples: int) -> int:
+        """Frames of a recording of so many samples; none where it is shorter than 25 ms."""
+        return mfcc.num_frames(samples)
+
+    def check_length(self, samples: int, name: str) -> None:
+        """Take recordings of any length: no more than a minute's spectra are in memory."""
 
     def __call__(self, waveforms: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """Features of some recordings.
@@ -120,7 +138,8 @@ class LayerFeatures:
 
     A recording gives the same features alone and in a batch. Models whose front end normalises over time
     (``feat_extract_norm="group"``) would see the padding, so that only recordings of one length are run together.
-    Whisper hears 30 s, one recording at a time; longer ones are cut into stretches of that.
+    Whisper hears 30 s, one recording at a time; longer ones are cut into stretches of that. The others take a recording
+    whole, at most ``MAX_SECONDS``: what a frame depends on is not bounded, so that pieces would give others.
 
     Args:
         model: an embedded model, a folder, a Hugging Face name, or a model.
@@ -208,6 +227,23 @@ class LayerFeatures:
                 return 0
         return int(samples)
 
+    def check_length(self, samples: int, name: str) -> None:
+        """Check that a recording is not too long to be taken whole.
+
+        Args:
+            samples: of the recording.
+            name: of the recording.
+
+        Raises:
+            AudioError: it is.
+        """
+        if not self._is_whisper and samples > MAX_SECONDS * self.sampling_rate:
+            raise AudioError(
+                f"{name}: is {samples / self.sampling_rate / 60:.1f} minutes long; {self.name} takes it whole, and "
+                f"at most {MAX_SECONDS / 60:g} minutes: its memory grows with the length. Cut it, such as with: "
+                "mambavox shards make DATA --output FOLDER --cut-seconds 30"
+            )
+
     def _whisper_frames(self, samples: int) -> int:
         return int(self._model._get_feat_extract_output_lengths(samples // self._extractor.hop_length))
 
@@ -294,6 +330,7 @@ class LayerFeatures:
     @_quiet()
     def _run(self, waveforms: Sequence[NDArray[np.float32]], wanted: Sequence[int]) -> Mapping[int, torch.Tensor]:
         lengths = [len(waveform) for waveform in waveforms]
+        self.check_length(max(lengths), "a waveform")
         batch = torch.zeros(len(waveforms), max(lengths))
         for row, waveform in enumerate(waveforms):
             batch[row, : len(waveform)] = torch.from_numpy(self._normalized(waveform))

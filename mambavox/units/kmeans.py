@@ -125,10 +125,7 @@ class UnitQuantizer:
         stream = _checked(batches)
         buffer, goes_on = _fill(stream, max(num_clusters, batch_frames), buffer_bytes)
         if len(buffer) < num_clusters:
-            raise DataError(
-                f"{len(buffer)} frames for {num_clusters} clusters; expected at least as many frames: give more "
-                "recordings (or a larger fraction of them), or fewer clusters"
-            )
+            raise DataError(too_few_frames(len(buffer), num_clusters))
         model = MiniBatchKMeans(
             num_clusters,
             init=_first_centers(buffer, num_clusters, generator),
@@ -222,6 +219,19 @@ class UnitQuantizer:
                 f"({metadata.num_clusters}, {metadata.dim})"
             )
         return cls(centers, metadata)
+
+
+def too_few_frames(frames: int, num_clusters: int) -> str:
+    """Message about frames that are fewer than the units.
+
+    Args:
+        frames: there are.
+        num_clusters: number of units.
+    """
+    return (
+        f"{frames} frames for {num_clusters} clusters; expected at least as many frames: give more recordings, a "
+        "larger part of them (--cluster-fraction of pretrain, --fraction of units), or fewer clusters (--num-clusters)"
+    )
 
 
 def _version() -> str:

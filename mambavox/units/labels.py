@@ -79,6 +79,18 @@ class LabelsPlan:
             ) from error
 
 
+def are_finished(folder: Path) -> bool:
+    """Whether a folder holds labels of all recordings.
+
+    Args:
+        folder: that ``make_targets`` writes.
+
+    Raises:
+        DataError: what it holds is damaged.
+    """
+    return (folder / PLAN_FILE).is_file() and LabelsPlan.load(folder).finished
+
+
 class UnitLabels(Mapping[str, NDArray[np.int32]]):
     """Labels of recordings by their key (see :func:`mambavox.data.recording_keys`).
 

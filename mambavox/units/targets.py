@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mambavox.data import Example, Waveform, recording_keys
+from mambavox.data import SAMPLING_RATE, Example, Waveform, recording_keys
 from mambavox.errors import ConfigError, DataError
+from mambavox.files import is_empty
 from mambavox.units.features import Features, MfccFeatures, load_features, split_source
-from mambavox.units.kmeans import METADATA_FILE, UnitQuantizer
+from mambavox.units.kmeans import METADATA_FILE, UnitQuantizer, too_few_frames
 from mambavox.units.labels import PLAN_FILE, LabelsPlan, Shard, UnitLabels, read_shards, shard_path
 
 _SHARD_RECORDINGS = 1000
@@ -43,6 +44,8 @@ def make_targets(
     batch_seconds: float = 100.0,
     shard_recordings: int = _SHARD_RECORDINGS,
     quantizer: UnitQuantizer | None = None,
+    features: Features | None = None,
+    fit_on: Sequence[int] | None = None,
     console: Console | None = None,
 ) -> UnitLabels:
     """Make the labels of recordings, or continue where an earlier call with the same arguments was stopped.
@@ -56,7 +59,7 @@ def make_targets(
         source: ``"mfcc"``, or ``"MODEL:LAYER"`` such as ``"runs/it1:6"``.
         num_clusters: number of units.
         folder: where to.
-        fraction: of the recordings that the quantizer is fitted on.
+        fraction: of the recordings that the quantizer is fitted on; at least one is.
         seed: of their choice and of the fit.
         device: of the model.
         batch_seconds: of audio that goes through the model at a time, padding included; a call that continues may
@@ -64,6 +67,8 @@ def make_targets(
         shard_recordings: recordings of a shard.
         quantizer: one that was fitted before, such as on other data; nothing is fitted then, and ``fraction`` and
             ``seed`` change nothing.
+        features: those of the source, where they were loaded before.
+        fit_on: indices of the recordings that the quantizer may be fitted on, those for training; ``None``: all.
         console: shows the progress.
 
     Raises:
@@ -95,7 +100,7 @@ def make_targets(
     before = _begun(folder, plan, keys)
     if before is not None and before.finished:
         return UnitLabels.load(folder)
-    features = load_features(source, device)
+    features = features or load_features(source, device)
     plan = replace(plan, frame_rate=features.frame_rate, fingerprint=features.fingerprint)
     if before is not None and before.fingerprint != features.fingerprint:
         raise DataError(
@@ -110,12 +115,11 @@ def make_targets(
         quantizer.save(folder)
     else:
         # In the order of a corpus the first buffer, and so the first centres, would be of a few speakers.
-        order = sorted((_hash(key, seed), place) for place, key in enumerate(keys) if is_sampled(key, fraction, seed))
+        order = _sampled(keys, fit_on, fraction, seed)
         quantizer = fit_quantizer(
-            ((keys[place], examples[place]) for _, place in order),
+            ((keys[place], examples[place]) for place in order),
             features,
             num_clusters,
-            fraction=fraction,
             seed=seed,
             batch_seconds=batch_seconds,
             console=console,
@@ -136,6 +140,46 @@ def make_targets(
     return UnitLabels.load(folder)
 
 
+def check_targets(
+    examples: Sequence[Example],
+    samples: Sequence[int] | NDArray[np.int64],
+    features: Features,
+    num_clusters: int,
+    *,
+    fraction: float = 1.0,
+    seed: int = 0,
+    fit_on: Sequence[int] | None = None,
+) -> None:
+    """Check, before anything is read, that targets can be made of recordings.
+
+    Args:
+        examples: the recordings.
+        samples: length of each at 16 kHz.
+        features: what units are made of.
+        num_clusters: see :func:`make_targets`.
+        fraction: see :func:`make_targets`.
+        seed: see :func:`make_targets`.
+        fit_on: see :func:`make_targets`.
+
+    Raises:
+        AudioError: a recording is too long for the model.
+        DataError: the frames that the quantizer would be fitted on are fewer than the units.
+    """
+    resampled = np.rint(np.asarray(samples) * (features.sampling_rate / SAMPLING_RATE)).astype(np.int64)
+    longest = int(resampled.argmax())
+    features.check_length(int(resampled[longest]), examples[longest].name)
+    keys, frames = recording_keys(examples), 0
+    rows = range(len(keys)) if fit_on is None else fit_on
+    for place in rows:
+        if is_sampled(keys[place], fraction, seed):
+            frames += features.num_frames(int(resampled[place]))
+            if frames >= num_clusters:
+                return
+    frames = sum(features.num_frames(int(resampled[place])) for place in _sampled(keys, fit_on, fraction, seed))
+    if frames < num_clusters:
+        raise DataError(too_few_frames(frames, num_clusters))
+
+
 def fit_quantizer(
     recordings: Iterable[tuple[str, Example]],
     features: Features,
@@ -153,26 +197,22 @@ def fit_quantizer(
         recordings: key and recording; gone through once.
         features: what to fit to.
         num_clusters: number of units.
-        fraction: of the recordings; which ones depends on their keys and the seed alone.
+        fraction: of the recordings, at least one; which ones depends on their keys and the seed alone.
         seed: of their choice and of the fit.
         batch_seconds: of audio at a time.
         console: shows the progress.
         total: number of recordings, where known.
 
     Raises:
-        DataError: no recording was chosen, or there are too few frames.
+        DataError: there are too few frames.
         AudioError: a recording cannot be read.
     """
     with _progress("fit the units", console, total) as advance:
 
         def batches() -> Iterator[NDArray[np.float32]]:
-            chosen = 0
             for batch in _windows(_counted(recordings, advance, fraction, seed), features, batch_seconds):
-                chosen += len(batch)
                 for part in _computed(batch, features, batch_seconds):
                     yield from (frames for _, frames in part)
-            if not chosen:
-                raise DataError(f"fraction={fraction:g} chooses none of the recordings; give a larger one")
 
         return UnitQuantizer.fit(
             batches(),
@@ -269,7 +309,7 @@ def _check_quantizer(quantizer: UnitQuantizer, source: str, num_clusters: int, f
 def _begun(folder: Path, plan: LabelsPlan, keys: Sequence[str]) -> LabelsPlan | None:
     """The plan that a folder was begun with; ``None`` of a new one."""
     if not (folder / PLAN_FILE).is_file():
-        if folder.is_dir() and any(path for path in folder.iterdir() if not path.name.startswith(".")):
+        if folder.is_dir() and not is_empty(folder):
             raise DataError(f"{folder}: is not empty and holds no unit labels ({PLAN_FILE}); expected a new folder")
         return None
     before = LabelsPlan.load(folder)
@@ -316,10 +356,24 @@ def _groups(stream: Iterator[tuple[str, Example]], size: int) -> Iterator[list[t
 def _counted(
     recordings: Iterable[tuple[str, Example]], advance: Callable[[int], None], fraction: float, seed: int
 ) -> Iterator[tuple[str, Example]]:
+    """The sampled recordings; where there is none, the one that a larger fraction would take first."""
+    first: tuple[int, str, Example] | None = None
+    found = False
     for key, example in recordings:
         advance(1)
         if is_sampled(key, fraction, seed):
+            found = True
             yield key, example
+        elif not found and (first is None or _hash(key, seed) < first[0]):
+            first = _hash(key, seed), key, example
+    if not found and first is not None:
+        yield first[1:]
+
+
+def _sampled(keys: Sequence[str], fit_on: Sequence[int] | None, fraction: float, seed: int) -> list[int]:
+    """The recordings that a quantizer is fitted on, at least one, in an order that is not that of the corpus."""
+    hashes = [(_hash(keys[place], seed), place) for place in (range(len(keys)) if fit_on is None else fit_on)]
+    return [place for _, place in sorted(row for row in hashes if row[0] < fraction * 2**64) or [min(hashes)]]
 
 
 def is_sampled(key: str, fraction: float, seed: int) -> bool:
@@ -382,6 +436,8 @@ def _computed(
 
 
 def _run(batch: Sequence[tuple[str, Waveform]], features: Features) -> list[tuple[str, NDArray[np.float32]]]:
+    for key, waveform in batch:
+        features.check_length(len(waveform), key)
     found = features([waveform for _, waveform in batch])
     for (key, _), frames in zip(batch, found, strict=True):
         if not np.isfinite(frames).all():

@@ -222,3 +222,27 @@ def test_options_of_the_method() -> None:
     assert parse_options(["--a", "true", "--b", "none"]) == {"a": True, "b": "none"}
     with pytest.raises(typer.BadParameter, match="stray"):
         parse_options(["stray"])
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        (["shards", "make"], ".tar"),
+        (["shards", "make"], "shards.json"),
+        (["units", "fit", "--source", "mfcc", "--num-clusters", "2", "--data"], "kmeans"),
+        (["units", "label", "--source", "mfcc", "--num-clusters", "2", "--data"], "labels-"),
+    ],
+)
+def test_a_full_disk_is_told(
+    command: list[str], file: str, tones: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def full(self: Path, content: bytes) -> int:
+        if file in self.name:
+            raise OSError(28, "No space left on device")
+        return write(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    _, err = _run(*command, tones, "--output", tmp_path / "out", code=1)
+    assert "the disk is full. Make room" in err.replace("\n", " ")

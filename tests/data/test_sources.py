@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from mambavox.data import Example, make_splits, read_examples
+from mambavox.data.splits import parts_by_split
 from mambavox.errors import DataError
 
 
@@ -35,13 +36,30 @@ def test_a_recording_of_an_unread_format_is_not_overlooked(tmp_path, write_tone)
     assert len(read_examples(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("words", [("train", "valid", "test"), ("Training", "dev", "heldout"), ("train", "validation")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "valid", "test"),
+        ("Training", "dev", "heldout"),
+        ("train", "validation"),
+        ("train.clean", "test.other"),
+    ],
+)
 def test_class_folders_below_parts(tmp_path, write_tone, words):
     for word in words:
         write_tone(tmp_path / word / "dog" / "a.wav")
         write_tone(tmp_path / word / "cat" / "a.wav")
     expected = Counter({(word, label): 1 for word in words for label in ("dog", "cat")})
     assert summary(read_examples(tmp_path)) == expected
+
+
+def test_a_folder_beside_train_and_test_is_of_an_unknown_part(tmp_path, write_tone):
+    for word in ("train", "test", "extra"):
+        write_tone(tmp_path / word / "a.wav")
+    found = read_examples(tmp_path, label_column=None)
+    assert [example.fields["split"] for example in found] == ["extra", "test", "train"]
+    with pytest.raises(DataError, match=r"'extra', so that nobody knows.*also holds test, train"):
+        parts_by_split(found)
 
 
 def test_a_class_may_be_called_train(tmp_path, write_tone):
@@ -67,6 +85,10 @@ def test_recordings_beside_class_folders_are_refused(tmp_path, write_tone):
     write_tone(tmp_path / "stray.wav")
     with pytest.raises(DataError, match=r"beside the class folders \(stray\.wav\)"):
         read_examples(tmp_path)
+    # Where labels do not matter, none is missing.
+    beside = read_examples(tmp_path, label_column=None)
+    assert [example.audio.name for example in beside][-1] == "stray.wav" and len(beside) > 1
+    assert all(example.label is None for example in beside)
 
 
 @pytest.mark.parametrize("name", ["manifest.jsonl", "manifest.tsv", "manifest.csv", "metadata.jsonl", "metadata.csv"])

@@ -256,5 +256,7 @@ class TestFairseq:
             from_fairseq(states, {**options, "layer_type": "conformer"})
         with pytest.raises(ConfigError, match="target_glu is set"):
             from_fairseq(states, {**options, "target_glu": True})
+        with pytest.raises(ConfigError, match=r"mamba2former.*encoder_ffn_embed_dim 20.*expected 0"):
+            from_fairseq(states, {**options, "layer_type": "mamba2former", "encoder_ffn_embed_dim": 20})
         with pytest.raises(ConfigError, match="conv_feature_layers is 'exit"):
             from_fairseq(states, {**options, "conv_feature_layers": "exit()"})

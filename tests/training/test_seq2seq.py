@@ -15,6 +15,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tiny import save_whisper
+from training.devices import pretend_two_gpus
+from transformers import Trainer
 
 from mambavox.data import checks, duration
 from mambavox.errors import ConfigError, DataError, HostError, RunError
@@ -250,3 +252,14 @@ def test_mistakes(whisper: str, sayings: str, tmp_path: Path, backbone: Any) -> 
             config(whisper, sayings, tmp_path / "run", **changes)
     with pytest.raises(ConfigError, match=r"did you mean bottleneck_dim"):
         Seq2SeqConfig.from_mapping({"bottlneck_dim": 3})
+
+
+def test_one_process_takes_one_of_several_gpus(
+    whisper: str, sayings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_two_gpus(monkeypatch)
+    used: list[int] = []
+    monkeypatch.setattr(Trainer, "train", lambda trainer, **_: used.append(trainer.args.n_gpu) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        adapt_whisper(config(whisper, sayings, tmp_path / "run"))
+    assert used == [1]

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from torch import nn
+from training.devices import pretend_two_gpus
+from transformers import Trainer
 
 from mambavox.adapters import apply_method
 from mambavox.training.adapt import adapt
@@ -75,6 +77,24 @@ def test_accumulated_batches_equal_one_large_batch(
         assert row["train_loss"] == pytest.approx(other["train_loss"], rel=1e-4)
         assert row["valid_loss"] == pytest.approx(other["valid_loss"], rel=1e-4)
     assert whole[0]["train_loss"] != pytest.approx(whole[2]["train_loss"], rel=1e-3)
+
+
+def test_one_process_takes_one_of_several_gpus(
+    backbone: Callable[[str], str], tones: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_two_gpus(monkeypatch)
+    used: list[tuple[int, int]] = []
+    monkeypatch.setattr(Trainer, "train", lambda trainer, **_: used.append(_batches(trainer)) or 1 / 0)
+    config = AdaptConfig(
+        data=tones, backbone=backbone("ast"), output=str(tmp_path), method="linear", batch_size=3, device="cpu"
+    )
+    with pytest.raises(ZeroDivisionError):
+        adapt(config)
+    assert used == [(1, 3)]
+
+
+def _batches(trainer: Trainer) -> tuple[int, int]:
+    return trainer.args.n_gpu, trainer.args.train_batch_size
 
 
 def test_scores() -> None:

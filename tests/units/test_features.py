@@ -234,3 +234,13 @@ def test_a_checkpoint_without_all_weights_is_refused(backbone, tmp_path):
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(HostError, match=r"lacks 1 weights, such as encoder\.layers\.1\.mamba\.A_log"):
         LayerFeatures(str(tmp_path), 1)
+
+
+def test_a_recording_that_is_too_long_is_told(monkeypatch):
+    """A model takes it whole, and an hour would take 24 GB."""
+    monkeypatch.setattr("mambavox.units.features.MAX_SECONDS", 1.5)
+    features = LayerFeatures(MambaHubertModel(tiny_config()), 1)
+    assert len(features([np.zeros(24_000, np.float32)])[0])
+    with pytest.raises(AudioError, match=r"a waveform: is 0\.0 minutes long.*--cut-seconds"):
+        features([np.zeros(24_001, np.float32)])
+    MfccFeatures().check_length(24_001, "long")

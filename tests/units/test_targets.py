@@ -14,7 +14,7 @@ from mambavox.errors import AudioError, ConfigError, DataError
 from mambavox.hubert import MambaHubertModel
 from mambavox.units import MfccFeatures, UnitLabels, UnitQuantizer, label_recordings, make_targets, recording_keys
 from mambavox.units.labels import Shard
-from mambavox.units.targets import is_sampled
+from mambavox.units.targets import check_targets, fit_quantizer, is_sampled
 
 OPTIONS = {"shard_recordings": 4, "batch_seconds": 0.5}
 
@@ -265,8 +265,27 @@ def test_fewer_recordings_are_fitted_to(examples, tmp_path):
     labels = make_targets(examples, "mfcc", 4, tmp_path / "units", fraction=0.4, **OPTIONS)
     seen = sum(labels.num_frames(key) for key in labels if is_sampled(key, 0.4, 0))
     assert UnitQuantizer.load(tmp_path / "units").metadata.frames_seen == seen < sum(map(len, labels.values()))
-    with pytest.raises(DataError, match="chooses none"):
-        make_targets(examples, "mfcc", 4, tmp_path / "none", fraction=1e-6, **OPTIONS)
+    # A fraction that chooses none takes the one that a larger fraction would take first.
+    first = make_targets(examples, "mfcc", 4, tmp_path / "one", fraction=1e-6, **OPTIONS)
+    shares = {key: next(share for share in np.linspace(0, 1, 1001) if is_sampled(key, share, 0)) for key in first}
+    assert UnitQuantizer.load(tmp_path / "one").metadata.frames_seen == first.num_frames(min(shares, key=shares.get))
+    streamed = fit_quantizer(zip(first, examples, strict=True), MfccFeatures(), 4, fraction=1e-6)
+    assert np.array_equal(streamed.centers, UnitQuantizer.load(tmp_path / "one").centers)
+
+
+def test_only_those_for_training_are_fitted_to(examples, tmp_path):
+    labels = make_targets(examples, "mfcc", 4, tmp_path / "units", fit_on=[1, 4], **OPTIONS)
+    assert len(labels) == len(examples)
+    seen = labels.frames[[1, 4]].sum()
+    assert UnitQuantizer.load(tmp_path / "units").metadata.frames_seen == seen
+
+
+def test_what_targets_cannot_be_made_of_is_told_before(examples):
+    samples = [len(example.read()) for example in examples]
+    frames = [MfccFeatures().num_frames(number) for number in samples]
+    check_targets(examples, samples, MfccFeatures(), frames[2], fit_on=[2])
+    with pytest.raises(DataError, match=rf"{frames[2]} frames for {frames[2] + 1} clusters.*--cluster-fraction"):
+        check_targets(examples, samples, MfccFeatures(), frames[2] + 1, fit_on=[2])
 
 
 @pytest.mark.parametrize(

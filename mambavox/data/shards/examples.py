@@ -15,7 +15,7 @@ from mambavox.data.example import Example
 from mambavox.data.shards.archive import OpenTars, ShardAudio
 from mambavox.data.shards.find import find_tars
 from mambavox.data.shards.index import ShardIndex
-from mambavox.data.splits import part_named
+from mambavox.data.splits import Part, part_led_by, part_named
 from mambavox.errors import AudioError, DataError
 
 
@@ -135,9 +135,9 @@ class ShardedExamples(Sequence[Example]):
         """What reads them."""
         return self._table.tars
 
-    def parts(self) -> list[str | None]:
+    def parts(self) -> list[Part | None]:
         """What each tar is for by its name (``train-000000.tar``) or its folder's: train, valid, test or ``None``."""
-        return [part_named(path.name.split("-")[0]) or part_named(path.parent.name) for path in self.paths]
+        return [part_led_by(path.stem) or part_named(path.parent.name) for path in self.paths]
 
     def with_fields(self, label_column: str | None) -> list[Example]:
         """All of them with the fields of the JSON beside each.

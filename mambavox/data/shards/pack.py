@@ -22,9 +22,9 @@ from mambavox.data.columns import AUDIO_COLUMNS
 from mambavox.data.example import Example
 from mambavox.data.keys import recording_keys
 from mambavox.data.shards.index import ShardIndex, index_path, to_index, unusable
-from mambavox.data.splits import part_named
+from mambavox.data.splits import parts_by_split
 from mambavox.errors import AudioError, ConfigError, DataError
-from mambavox.files import replacing, to_json, write_atomically
+from mambavox.files import is_empty, replacing, to_json, write_atomically
 
 PACKING_FILE = "shards.json"
 """What a folder of shards is packed from."""
@@ -105,9 +105,9 @@ def make_shards(
     """Pack recordings into tars that WebDataset reads too, or continue where an earlier call was stopped.
 
     A recording is two members, ``a/b.flac`` and ``a/b.json`` (its fields, ``samples`` and ``sampling_rate``), named by
-    its key with dots replaced. Where all recordings have a column ``split`` with the usual words, each part has tars of
-    its own, ``train-000000.tar`` and so on; else they are ``shard-000000.tar``. Beside each tar lies its index. A tar
-    is complete or not there.
+    its key with dots replaced. Where recordings have a column ``split``, each part has tars of its own,
+    ``train-000000.tar`` and so on; else they are ``shard-000000.tar``. Beside each tar lies its index. A tar is
+    complete or not there.
 
     Args:
         examples: the recordings.
@@ -124,7 +124,8 @@ def make_shards(
 
     Raises:
         ConfigError: an argument is out of its range.
-        DataError: the folder holds something else, or two recordings would have the same name.
+        DataError: the folder holds something else, two recordings would have the same name, or the column ``split``
+            has unknown words.
         AudioError: a recording cannot be used and ``on_error`` is ``"raise"``; the tars before are kept.
     """
     if shard_bytes < 1:
@@ -138,10 +139,10 @@ def make_shards(
     digest = blake2b("\n".join(keys).encode(), digest_size=16).hexdigest()
     packing = Packing(len(keys), digest, audio, shard_bytes, cut_seconds, seed, finished=False)
     _begin(folder, packing)
-    parts = [part_named(example.fields.get("split")) for example in examples]
+    parts = parts_by_split(examples)
     groups: dict[str, list[int]] = {}
     for place in order.tolist():
-        groups.setdefault(str(parts[place]) if all(parts) else _UNNAMED, []).append(place)
+        groups.setdefault(parts[place] if parts else _UNNAMED, []).append(place)
     names = _member_names(keys)
     made: list[ShardIndex] = []
     with ThreadPoolExecutor(num_workers or min(os.cpu_count() or 1, 8)) as pool:
@@ -194,7 +195,7 @@ def _begin(folder: Path, packing: Packing) -> None:
                 "were, which continues, or give a new folder"
             )
         return
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and not is_empty(folder):
         raise DataError(f"{folder}: is not empty and holds no shards ({PACKING_FILE}); expected a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     packing.save(folder)

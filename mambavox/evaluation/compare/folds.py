@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mambavox.data import Example, find_corpus
-from mambavox.data.splits import part_named
+from mambavox.data.splits import part_led_by
 from mambavox.training.adapt import natural_order
 from mambavox.training.config import AdaptConfig
 
@@ -52,7 +52,7 @@ def _fold_names(examples: Sequence[Example], config: AdaptConfig) -> list[str]:
     if config.split_column is not None:
         return []
     if config.fold_column is None:
-        parts = {part_named(example.fields.get("split")) for example in examples}
+        parts = {part_led_by(example.fields.get("split")) for example in examples}
         if None not in parts and len(parts) > 1:
             return []
     folds = {example.fields.get(config.fold_column or "fold") for example in examples} - {None}

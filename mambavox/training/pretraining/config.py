@@ -214,6 +214,12 @@ class PretrainConfig(RunConfig):
         """
         from mambavox.hubert.configuration import MambaHubertConfig
 
+        rate = self.model_options.get("sampling_rate", MambaHubertConfig.sampling_rate)
+        if rate != MambaHubertConfig.sampling_rate:
+            raise ConfigError(
+                f"sampling_rate={rate}: recordings of any rate are read at {MambaHubertConfig.sampling_rate} Hz, which "
+                "is what the model hears; leave it out"
+            )
         encoder, size = self.encoder_and_size()
         options = {"encoder": encoder, **self.model_options}
         if self.teacher is None:

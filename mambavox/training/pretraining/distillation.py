@@ -247,6 +247,13 @@ class DistillationTrainer(PretrainTrainer):
         """What is kept of the run: the student without heads."""
         return self.accelerator.unwrap_model(self.model).mamba_hubert
 
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors of the student without heads, whole, in the first process; to be called in all."""
+        prefix = "mamba_hubert."
+        return {
+            name.removeprefix(prefix): tensor for name, tensor in super().weights().items() if name.startswith(prefix)
+        }
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """A batch on the device, with what the teacher makes of it as ``targets``."""
         lengths = inputs["attention_mask"].sum(dim=1).tolist() if "attention_mask" in inputs else None

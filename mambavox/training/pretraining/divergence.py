@@ -1,6 +1,7 @@
 """When a pre-training has diverged."""
 
 import math
+import shutil
 import statistics
 from collections import deque
 from pathlib import Path
@@ -17,10 +18,11 @@ class DivergenceGuard:
     """Watches the norm of the gradient, before it is clipped and applied.
 
     A run has diverged when a norm is no number or infinite (a loss that is makes all gradients so), or when the norms
-    of 20 updates in a row are above 100 times the median of the last 200 updates.
+    of 20 updates in a row are above 100 times the median of the last 200 updates. Checkpoints from after the last good
+    update are removed then, so that a resumed run begins with a good one.
 
     Args:
-        checkpoints: folder of the checkpoints, for the message.
+        checkpoints: folder of the checkpoints.
         learning_rate: peak, for the message.
     """
 
@@ -28,6 +30,11 @@ class DivergenceGuard:
         self.checkpoints, self.learning_rate = checkpoints, learning_rate
         self._norms: deque[float] = deque(maxlen=_WINDOW)
         self._exploding = 0
+
+    @property
+    def is_exploding(self) -> bool:
+        """Whether the last norms may be the beginning of a divergence: checkpoints from before are to be kept."""
+        return self._exploding > 0
 
     def check(self, norm: float, step: int) -> None:
         """Look at the norm of one update's gradient.
@@ -40,7 +47,7 @@ class DivergenceGuard:
             DivergedError: the run has diverged. The update has not been applied.
         """
         if not math.isfinite(norm):
-            raise self._error(f"the gradient's norm is {norm} in update {step}", step)
+            raise self._error(f"the gradient's norm is {norm} in update {step}", step - self._exploding)
         usual = statistics.median(self._norms) if len(self._norms) >= _NEEDED else math.inf
         self._exploding = self._exploding + 1 if norm > _FACTOR * usual else 0
         if self._exploding >= _PATIENCE:
@@ -52,16 +59,19 @@ class DivergenceGuard:
         self._norms.append(norm)
 
     def _error(self, what: str, first_bad: int) -> DivergedError:
-        steps = sorted(
-            int(folder.name.rpartition("-")[2])
+        steps = {
+            int(folder.name.rpartition("-")[2]): folder
             for folder in self.checkpoints.glob("checkpoint-*")
             if (folder / "trainer_state.json").is_file()
-        )
-        good = [step for step in steps if step < first_bad]
+        }
+        # A checkpoint is of what its update made; the update before the first bad one is good.
+        for step in [step for step in steps if step >= first_bad]:
+            shutil.rmtree(steps.pop(step), ignore_errors=True)
         kept = (
-            f"the last good checkpoint, checkpoint-{good[-1]}, is kept in {self.checkpoints}"
-            if good
-            else ("there is no earlier checkpoint")
+            f"the last good checkpoint, checkpoint-{max(steps)}, is kept in {self.checkpoints}, and --resume would "
+            "begin there"
+            if steps
+            else "there is no earlier checkpoint"
         )
         return DivergedError(
             f"{what}: the run has diverged; {kept}. Begin anew with a lower learning rate (it is "

@@ -6,17 +6,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mambavox.data import SAMPLING_RATE, AudioProblem, Example, ShardedExamples, recording_keys
 from mambavox.data.audio import dequantise, quantise
-from mambavox.data.splits import part_named
+from mambavox.data.columns import listed
+from mambavox.data.splits import Part, parts_by_split
 from mambavox.errors import AudioError, DataError
 
 _LISTED = 20  # problems in one error message
+_SAMPLE_BYTES = 2  # of a recording in memory
 _AHEAD = 64  # recordings decoded and not yet looked at
 
 _Read: TypeAlias = tuple[NDArray[np.int16] | None, int | str]
@@ -60,9 +62,12 @@ class Recordings:
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> "Recordings":
         """Some of them."""
         rows = np.asarray(indices, dtype=np.int64)
+        examples = select_examples(self.examples, rows)
+        keys = examples.keys if isinstance(examples, ShardedExamples) else [self.keys[row] for row in rows]
         return replace(
             self,
-            **_selected(self.examples, self.keys, rows),
+            examples=examples,
+            keys=keys,
             places=self.places[rows],
             lengths=self.lengths[rows],
             kept=[self.kept[row] for row in rows] if self.kept else [],
@@ -85,11 +90,16 @@ class Recordings:
         return dequantise(content[start : start + samples])
 
 
-def _selected(examples: Sequence[Example], keys: Sequence[str], rows: NDArray[np.int64]) -> dict[str, Any]:
+def select_examples(examples: Sequence[Example], rows: Sequence[int] | NDArray[np.int64]) -> Sequence[Example]:
+    """Some recordings.
+
+    Args:
+        examples: all of them.
+        rows: indices of those wanted.
+    """
     if isinstance(examples, ShardedExamples):
-        selected = examples.select(rows)
-        return {"examples": selected, "keys": selected.keys}
-    return {"examples": [examples[row] for row in rows], "keys": [keys[row] for row in rows]}
+        return examples.select(rows)
+    return [examples[int(row)] for row in rows]
 
 
 def sharded_recordings(examples: ShardedExamples, *, min_samples: int, raise_problems: bool) -> Recordings:
@@ -146,8 +156,9 @@ def load_recordings(
 
     def read(example: Example) -> _Read:
         """The samples, if anybody needs them, and their number or what is wrong."""
-        if example.name in known and kept_bytes >= cache_bytes:
-            return None, known[example.name]
+        samples_then = known.get(example.name)
+        if isinstance(samples_then, int) and kept_bytes + _SAMPLE_BYTES * samples_then > cache_bytes:
+            return None, samples_then
         try:
             samples = quantise(example.read())
         except AudioError as error:
@@ -200,49 +211,117 @@ def _unusable(problems: Sequence[AudioProblem], number: int) -> str:
     )
 
 
-def hold_back(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Divide recordings into those for training and those for validation.
+class Division(NamedTuple):
+    """Recordings for training and for validation.
 
-    A column ``split`` with the usual words decides, if all recordings have it, and its test part is left out. Of shards
-    the names decide (``train-000000.tar``, ``valid-000000.tar``); where they do not, whole shards are drawn.
+    Attributes:
+        train: indices.
+        valid: indices.
+        how: what decided.
+    """
+
+    train: list[int]
+    valid: list[int]
+    how: str
+
+
+def without_test(examples: Sequence[Example]) -> Sequence[Example]:
+    """The recordings that are of no test part, which is neither read nor labelled.
 
     Args:
         examples: the recordings.
-        fraction: share drawn for validation where nothing else decides; at least one recording, or one shard.
-        seed: of the draw.
-
-    Returns:
-        Indices of the training and of the valid part.
 
     Raises:
-        DataError: nothing is left for training.
+        DataError: some name their part and others do not, or nothing is left for training.
     """
+    rows, _ = _rows_of_parts(examples)
+    if rows is None or not rows["test"]:
+        return examples
+    return select_examples(examples, sorted([*rows["train"], *rows["valid"]]))
+
+
+def hold_back(examples: Sequence[Example], fraction: float, seed: int) -> Division:
+    """Divide recordings into those for training and those for validation.
+
+    A column ``split`` decides, if there is one, and of shards their names (``train-000000.tar``,
+    ``valid-000000.tar``). Else whole shards are drawn, or recordings where there are no shards or too few of them.
+
+    Args:
+        examples: the recordings.
+        fraction: share drawn for validation where nothing else decides; at least one recording.
+        seed: of the draw.
+
+    Raises:
+        DataError: some name their part and others do not, or nothing is left for training.
+    """
+    rows, where = _rows_of_parts(examples)
+    if rows is not None:
+        return Division(rows["train"], rows["valid"], f"by {where}")
+    if not fraction:
+        return Division(list(range(len(examples))), [], "by --valid-fraction 0")
     if isinstance(examples, ShardedExamples):
-        shards, names = examples.shards, examples.parts()
+        shards = examples.shards
         present = np.unique(shards)
-        words = [names[shard] for shard in present]
-        if all(words) or len(present) > 1:
-            train, valid = _hold_back(words, fraction, seed, "the names of the shards", "shards")
-            chosen = [np.flatnonzero(np.isin(shards, present[part])).tolist() for part in (train, valid)]
-            return chosen[0], chosen[1]
-        return _hold_back([None] * len(examples), fraction, seed, "", "recordings")
-    parts = [part_named(example.fields.get("split")) for example in examples]
-    return _hold_back(parts, fraction, seed, "the column split", "recordings")
-
-
-def _hold_back(
-    parts: Sequence[str | None], fraction: float, seed: int, where: str, what: str
-) -> tuple[list[int], list[int]]:
-    if all(parts):
-        train = [index for index, part in enumerate(parts) if part == "train"]
-        valid = [index for index, part in enumerate(parts) if part == "valid"]
+        if fraction * len(present) >= 1:
+            drawn = np.isin(shards, present[_drawn(len(present), fraction, seed)])
+            return Division(
+                np.flatnonzero(~drawn).tolist(), np.flatnonzero(drawn).tolist(), "by a draw of whole shards"
+            )
+        how = f"by a draw of recordings: {len(present)} shards are fewer than one over --valid-fraction {fraction:g}"
     else:
-        count = min(max(round(fraction * len(parts)), 1), len(parts) - 1) if fraction > 0 else 0
-        order = np.random.default_rng(seed).permutation(len(parts)).tolist()
-        train, valid = sorted(order[count:]), sorted(order[:count])
-    if not train:
-        raise DataError(f"{where} names none of {len(parts)} {what} train; expected some")
-    return train, valid
+        how = "by a draw of recordings"
+    chosen = _drawn(len(examples), fraction, seed)
+    kept = set(chosen)
+    return Division([row for row in range(len(examples)) if row not in kept], chosen, how)
+
+
+def _rows_of_parts(examples: Sequence[Example]) -> tuple[dict[Part, list[int]] | None, str]:
+    """The recordings of each part, where something names it, and what does.
+
+    Raises:
+        DataError: some name their part and others do not, or none is named train.
+    """
+    rows: dict[Part, list[int]] = {"train": [], "valid": [], "test": []}
+    if isinstance(examples, ShardedExamples):
+        where, shards = "the names of the shards", examples.shards
+        named = _parts_of_tars(examples)
+        if named is None:
+            return None, ""
+        rows = {part: np.flatnonzero(np.isin(shards, [s for s in named if named[s] == part])).tolist() for part in rows}
+    else:
+        where, parts = "column split", parts_by_split(examples)
+        if parts is None:
+            return None, ""
+        for row, part in enumerate(parts):
+            rows[part].append(row)
+    if not rows["train"]:
+        raise DataError(f"{where}: none of {len(examples)} recordings is of a part train; expected some")
+    return rows, where
+
+
+def _parts_of_tars(examples: ShardedExamples) -> dict[int, Part] | None:
+    """The part of each shard by its name; ``None`` where no name says one."""
+    parts = examples.parts()
+    named: dict[int, Part] = {}
+    unnamed = []
+    for shard in np.unique(examples.shards).tolist():
+        if (part := parts[shard]) is None:
+            unnamed.append(examples.paths[shard].name)
+        else:
+            named[shard] = part
+    if named and unnamed:
+        others = listed([examples.paths[shard].name for shard in named])
+        raise DataError(
+            f"{listed(unnamed)}: named neither train, valid nor test, as {others} are, so that nobody knows which part "
+            f"they are of; rename each with its index, such as train-{unnamed[0]}, or leave them out of --data"
+        )
+    return named or None
+
+
+def _drawn(number: int, fraction: float, seed: int) -> list[int]:
+    """Some of so many things, at least one and not all."""
+    count = min(max(round(fraction * number), 1), number - 1)
+    return sorted(np.random.default_rng(seed).permutation(number)[:count].tolist())
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[Example], _Read], examples: Sequence[Example]) -> Iterator[_Read]:

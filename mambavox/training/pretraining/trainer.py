@@ -1,11 +1,13 @@
 """transformers' ``Trainer`` for pre-training: batches by seconds, figures, evaluation, divergence."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerControl, TrainingArguments
 from transformers.integrations import TensorBoardCallback
@@ -16,6 +18,7 @@ from mambavox.data.batching import BatchesBySeconds, Crop, ShardedBatches
 from mambavox.data.shards.ahead import ReadAhead
 from mambavox.errors import ConfigError
 from mambavox.hubert import MambaHubertPreTrainedModel
+from mambavox.training.devices import take_one_gpu
 from mambavox.training.parameter_groups import parameter_groups
 from mambavox.training.pretraining.config import PretrainConfig
 from mambavox.training.pretraining.dataset import CropDataset, WaveformCrops, collate
@@ -27,22 +30,25 @@ from mambavox.training.trainer import TrainingClock
 # HuBERT's and the paper's.
 _BETAS = (0.9, 0.98)
 _EPSILON = 1e-6
+_CHECKPOINTS = 2  # that are kept
 _FUSED = ("cpu", "cuda")
 _WAITING_SECONDS = 7 * 24 * 3600  # that other processes wait for the one that makes targets
 
 
-def training_arguments(config: PretrainConfig, checkpoints: Path) -> TrainingArguments:
+def training_arguments(config: PretrainConfig, checkpoints: Path, console: Console | None = None) -> TrainingArguments:
     """What ``Trainer`` is told. Under torchrun this joins the other processes.
 
     Args:
         config: the run.
         checkpoints: folder of the checkpoints.
+        console: told of GPUs that are not used.
 
     Raises:
-        ConfigError: the device is not there, or the batches cannot be divided among the processes.
+        ConfigError: the device is not there, the batches cannot be divided among the processes, or the weights not.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda, but torch sees no GPU here; leave it at auto, or install a CUDA build")
+    _check_sharding(config)
     on_gpu = config.device != "cpu" and torch.cuda.is_available()
     bfloat16 = config.precision == "bfloat16"
     if config.precision == "auto":
@@ -60,7 +66,7 @@ def training_arguments(config: PretrainConfig, checkpoints: Path) -> TrainingArg
         logging_nan_inf_filter=False,  # a diverging run must end, not look fine
         save_strategy="steps",
         save_steps=config.steps_between_saves,
-        save_total_limit=2,
+        save_total_limit=_CHECKPOINTS,
         restore_callback_states_from_checkpoint=True,
         use_cpu=not on_gpu,
         bf16=bfloat16,
@@ -75,6 +81,9 @@ def training_arguments(config: PretrainConfig, checkpoints: Path) -> TrainingArg
         disable_tqdm=True,
         report_to="none",
     )
+    take_one_gpu(
+        arguments, console, f"all of them: torchrun --nproc-per-node {arguments.n_gpu} -m mambavox pretrain ..."
+    )
     if config.batches_a_step % arguments.world_size:
         raise ConfigError(
             f"{config.seconds_a_step:g} s an update are {config.batches_a_step} batches of {config.seconds_a_device:g} "
@@ -83,6 +92,24 @@ def training_arguments(config: PretrainConfig, checkpoints: Path) -> TrainingArg
         )
     arguments.gradient_accumulation_steps = config.batches_a_step // arguments.world_size
     return arguments
+
+
+def _check_sharding(config: PretrainConfig) -> None:
+    """Check that processes which hold a part of the weights each, by ``accelerate launch --use_fsdp``, stay in step.
+
+    Raises:
+        ConfigError: they would not.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
+        return
+    version, layerdrop = os.environ.get("FSDP_VERSION", "1"), config.model_config().layerdrop
+    if version != "2":
+        raise ConfigError(f"FSDP of version {version}; expected 2: accelerate launch --use_fsdp --fsdp_version 2")
+    if layerdrop:
+        raise ConfigError(
+            f"layerdrop={layerdrop:g}: under FSDP all processes must run the same layers, and each leaves out its own; "
+            "expected --layerdrop 0, or no FSDP"
+        )
 
 
 def _multiplies_bfloat16() -> bool:
@@ -157,6 +184,11 @@ class PretrainTrainer(Trainer):
         """What is kept of the run: the model with its head."""
         return self.accelerator.unwrap_model(self.model)
 
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors of what is kept, whole, in the first process; to be called in all."""
+        weights: dict[str, Tensor] = self.accelerator.get_state_dict(self.model)
+        return weights
+
     @property
     def clock(self) -> TrainingClock:
         """Counts the seconds of training over resumptions."""
@@ -214,12 +246,22 @@ class PretrainTrainer(Trainer):
         assert self.valid is not None
         self.model.eval()
         figures = self.new_figures()
-        batches = self._valid_batches()[self.args.process_index :: self.args.world_size]
+        batches = self._valid_batches()
+        own = batches[self.args.process_index :: self.args.world_size]
+        # All processes run as many: where each holds a part of the weights, none can run alone.
+        spare = -(-len(batches) // self.args.world_size) - len(own)
         with torch.no_grad():
-            loader = DataLoader(self.valid, batch_sampler=batches, collate_fn=self.collate, generator=torch.Generator())
-            for batch in loader:
+            loader = DataLoader(
+                self.valid,
+                batch_sampler=own + batches[:1] * spare,
+                collate_fn=self.collate,
+                generator=torch.Generator(),
+            )
+            for number, batch in enumerate(loader):
                 inputs = self._prepare_inputs(batch)
-                figures.add(self.model(**inputs), inputs["labels"], inputs["input_values"].numel())
+                outputs = self.model(**inputs)
+                if number < len(own):
+                    figures.add(outputs, inputs["labels"], inputs["input_values"].numel())
         self.model.train()
         metrics = {f"eval_{name}": value for name, value in figures.take().items() if name != "hours"}
         metrics["eval_seconds"] = self.figures.pause() - paused
@@ -236,9 +278,15 @@ class PretrainTrainer(Trainer):
             super().log(logs, start_time)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> float:
-        norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))
+        found = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = float(found.full_tensor() if isinstance(found, DTensor) else found)
         self.guard.check(norm, self.state.global_step + 1)
         return norm
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        # While the norm explodes none is removed: the last good one may be several back.
+        self.args.save_total_limit = None if self.guard.is_exploding else _CHECKPOINTS
+        super()._save_checkpoint(*args, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self.valid is not None:

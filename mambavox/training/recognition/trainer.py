@@ -28,6 +28,7 @@ from mambavox.asr.decoding import greedy_search
 from mambavox.asr.metrics import score_transcripts
 from mambavox.asr.tokenizer import Vocabulary
 from mambavox.errors import ConfigError
+from mambavox.training.devices import take_one_gpu
 from mambavox.training.modes import set_training_mode
 from mambavox.training.rank_allocation import RankAllocation
 from mambavox.training.recognition.config import RecognitionConfig
@@ -111,6 +112,7 @@ class RecognitionTrainer(AdaptTrainer):
             disable_tqdm=True,
             report_to="none",
         )
+        take_one_gpu(arguments, console, "CUDA_VISIBLE_DEVICES chooses which")
         # Past AdaptTrainer's own beginning, which is a classifier's; its optimiser, order and checkpoints are wanted.
         Trainer.__init__(
             self,

@@ -21,6 +21,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
 from mambavox.errors import ConfigError
+from mambavox.training.devices import take_one_gpu
 from mambavox.training.features import EpochSampler
 from mambavox.training.modes import set_training_mode
 from mambavox.training.parameter_groups import parameter_groups
@@ -112,6 +113,7 @@ class TranscriptTrainer(Seq2SeqTrainer):
             disable_tqdm=True,
             report_to="none",
         )
+        take_one_gpu(arguments, console, "CUDA_VISIBLE_DEVICES chooses which")
         super().__init__(
             model=model,
             args=arguments,

@@ -54,3 +54,11 @@ def test_fields_of_the_model_override_the_preset(tmp_path: Path) -> None:
 def test_mistakes_are_told(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PretrainConfig.from_mapping(values)
+
+
+def test_another_rate_is_refused() -> None:
+    """Recordings would be read at 16 kHz all the same."""
+    config = PretrainConfig.from_mapping({"sampling_rate": 8000})
+    with pytest.raises(ConfigError, match="sampling_rate=8000: recordings of any rate are read at 16000 Hz"):
+        config.model_config()
+    assert PretrainConfig.from_mapping({"sampling_rate": 16_000}).model_config().sampling_rate == 16_000

@@ -13,7 +13,7 @@ from mambavox.data.batching import Crop
 from mambavox.errors import AudioError, DataError
 from mambavox.hubert import MambaHubertConfig
 from mambavox.training.pretraining.dataset import CropDataset, collate
-from mambavox.training.pretraining.recordings import hold_back, load_recordings
+from mambavox.training.pretraining.recordings import hold_back, load_recordings, without_test
 
 MODEL = MambaHubertConfig.nano("mamba", **TINY)
 
@@ -130,13 +130,47 @@ def test_what_is_not_in_memory_reads_the_same(speech: str) -> None:
         assert np.array_equal(kept.read(index, 320, 999), examples[index].read()[320 : 320 + 999])
 
 
+def test_a_known_recording_that_does_not_fit_is_not_read_again(speech: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mambavox.data import read_examples
+
+    examples = read_examples(speech, label_column=None)
+    ledger = load(*examples).ledger
+    room = 2 * sum(list(ledger.values())[:3]) + 100  # the fourth does not fit, and a little room stays
+    read, reads = Example.read, []
+    monkeypatch.setattr(Example, "read", lambda self, *rate: reads.append(self.name) or read(self, *rate))
+    monkeypatch.setattr("mambavox.training.pretraining.recordings._AHEAD", 1)
+    found = load(*examples, cache_bytes=room, known=ledger)
+    assert reads == [example.name for example in examples[:3]]
+    assert [samples is not None for samples in found.kept] == [True] * 3 + [False] * (len(examples) - 3)
+    assert found.lengths.tolist() == list(ledger.values())
+
+
 def test_what_is_held_back() -> None:
     examples = [ramp(1, str(number)) for number in range(50)]
-    train, valid = hold_back(examples, 0.1, seed=0)
-    assert len(valid) == 5 and sorted(train + valid) == list(range(50))
-    assert hold_back(examples, 0.1, seed=1) != (train, valid)
-    assert hold_back(examples, 0.0, seed=0) == (list(range(50)), [])
-    split = [ramp(1, word, split=word) for word in ("train", "dev", "test", "training")]
-    assert hold_back(split, 0.5, seed=0) == ([0, 3], [1])
-    with pytest.raises(DataError, match="names none of 1 recordings train"):
-        hold_back(split[2:3], 0.1, seed=0)
+    train, valid, how = hold_back(examples, 0.1, seed=0)
+    assert len(valid) == 5 and sorted(train + valid) == list(range(50)) and "draw of recordings" in how
+    assert hold_back(examples, 0.1, seed=1).valid != valid
+    assert hold_back(examples, 0.0, seed=0)[:2] == (list(range(50)), [])
+    words = ("train", "dev", "test", "training", "train.clean.100", "validation_2", "Test-other")
+    split = [ramp(1, word, split=word) for word in words]
+    assert [example.name for example in without_test(split)] == [
+        "train",
+        "dev",
+        "training",
+        "train.clean.100",
+        "validation_2",
+    ]
+    assert hold_back(without_test(split), 0.5, seed=0) == ([0, 2, 3], [1, 4], "by column split")
+    assert without_test(examples) is examples
+    with pytest.raises(DataError, match="none of 1 recordings is of a part train"):
+        without_test(split[2:3])
+
+
+@pytest.mark.parametrize("word", ["extra", "testimony", "trainees", "", None])
+def test_words_of_no_part_are_told(word: str | None) -> None:
+    """Otherwise what is meant for the test would be trained on."""
+    split = [ramp(1, "a", split="train.clean.100"), ramp(1, "b", split="test.clean"), ramp(1, "c", split=word)]
+    with pytest.raises(
+        DataError, match=rf"column split holds '{word or ''}'.*also holds train.*begin with train.*rename"
+    ):
+        without_test(split)

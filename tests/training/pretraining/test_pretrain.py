@@ -2,22 +2,26 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from training.pretraining.conftest import TINY, tiny_run
+from training.pretraining.conftest import TINY, tiny_run, write_speech
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForCTC, AutoModelForPreTraining
 from typer.testing import CliRunner
 
 from mambavox.cli import app
 from mambavox.errors import AudioError, ConfigError, DataError
 from mambavox.hubert import MambaHubertForPreTraining
+from mambavox.training.pretraining.config import PretrainConfig
 from mambavox.training.pretraining.figures import UnitFigures
 from mambavox.training.pretraining.pretrain import plan, pretrain
 from mambavox.training.pretraining.progress import read_history
+from mambavox.training.pretraining.result import PretrainResult
+from mambavox.units import UnitLabels, UnitQuantizer
 
 
 def test_two_iterations(speech: str, tmp_path: Path) -> None:
@@ -46,16 +50,22 @@ def test_two_iterations(speech: str, tmp_path: Path) -> None:
     assert not (tmp_path / "it1" / "checkpoints").exists()
 
 
-def test_command(speech: str, tmp_path: Path) -> None:
+def test_command(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run.yaml").write_text(tiny_run(speech, tmp_path / "run", steps=2).to_yaml())
     options = ["pretrain", "--config", str(tmp_path / "run.yaml")]
     dry = CliRunner().invoke(app, [*options, "--dry-run", "--layerdrop", "0.1", "--steps", "13"])
     assert dry.exit_code == 0, dry.output
-    assert "13 updates of at most 4 s (2 batches of a device)" in dry.output and "16 recordings" in dry.output
+    assert "13 updates of at most 4 s (2 batches of a device)" in dry.output and "13 recordings" in dry.output
     assert not (tmp_path / "run").exists()
     done = CliRunner().invoke(app, options)
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 2
+    assert "h to train on" in done.output and "(3 recordings) held back, by a draw of recordings" in done.output
+    hint = done.output[done.output.index("  import mambavox.hubert") :].replace("\n  ", "\n").strip()
+    exec(hint)  # what is printed loads the model
+    monkeypatch.setattr("mambavox.training.pretraining.pretrain.is_first_process", lambda: False)
+    again = CliRunner().invoke(app, [*options, "--resume"])
+    assert again.exit_code == 0 and "load it with" not in again.output
     wrong = CliRunner().invoke(app, ["pretrain", "--data", speech, "--preset", "mamba-tiny"])
     assert wrong.exit_code == 1 and "did you mean" in wrong.output
 
@@ -63,12 +73,66 @@ def test_command(speech: str, tmp_path: Path) -> None:
 def test_plan_counts(speech: str, tmp_path: Path) -> None:
     found = plan(tiny_run(speech, tmp_path / "run", max_seconds=2.0))
     lengths = [soundfile.info(path).frames for path in sorted(Path(speech).iterdir())]
-    assert found.hours == pytest.approx(sum(lengths) / 16_000 / 3600) and found.clips == 16
+    assert found.hours + found.held_back == pytest.approx(sum(lengths) / 16_000 / 3600) and found.clips == 13
     assert found.parameters["whole"] == sum(
         parameter.numel()
         for parameter in MambaHubertForPreTraining(tiny_run(speech, tmp_path).model_config()).parameters()
     )
     assert 0.8 < found.heard <= 1
+
+
+def test_plan_counts_what_is_trained_on(tmp_path: Path) -> None:
+    for number, part in enumerate(("train", "dev", "test")):
+        write_speech(tmp_path / "data" / part, clips=4, seed=number)
+    torn = tmp_path / "data" / "train" / "torn.wav"
+    torn.write_bytes(b"RIFF and nothing else")
+    with pytest.raises(AudioError, match=r"torn\.wav"):
+        plan(tiny_run(str(tmp_path / "data"), tmp_path / "run"))
+    found = plan(tiny_run(str(tmp_path / "data"), tmp_path / "run", on_error="skip"))
+    hours = {
+        part: sum(soundfile.info(path).duration for path in (tmp_path / "data" / part).glob("clip*")) / 3600
+        for part in ("train", "dev")
+    }
+    assert (found.clips, found.unreadable) == (4, 1)
+    assert (found.hours, found.held_back) == pytest.approx((hours["train"], hours["dev"]), rel=1e-4)
+
+
+def test_units_are_fitted_to_what_is_trained_on(tmp_path: Path) -> None:
+    """And the test part is neither read nor labelled."""
+    for number, part in enumerate(("train", "dev", "test")):
+        write_speech(tmp_path / "data" / part, clips=4, seed=number)
+    (tmp_path / "data" / "test" / "clip00.wav").write_bytes(b"RIFF and nothing else")
+    result = pretrain(tiny_run(str(tmp_path / "data"), tmp_path / "run", steps=1))
+    labels = UnitLabels.load(tmp_path / "run" / "targets")
+    assert result.clips == {"train": 4, "valid": 4}
+    assert sorted({key.split("/")[0] for key in labels}) == ["dev", "train"]
+    seen = sum(labels.num_frames(key) for key in labels if key.startswith("train"))
+    assert UnitQuantizer.load(tmp_path / "run" / "targets").metadata.frames_seen == seen
+
+
+def test_what_cannot_be_done_leaves_the_old_run(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = tiny_run(speech, tmp_path / "run", steps=1)
+    result = pretrain(old)
+    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    wrong: list[tuple[PretrainConfig, type[Exception], str]] = [
+        (old.replace(targets=f"{tmp_path}/nowhere:1"), ConfigError, "could not be loaded"),
+        (old.replace(targets=f"{shutil.copytree(tmp_path / 'run', tmp_path / 'it1')}:3"), ConfigError, "layer 3"),
+        (old.replace(num_clusters=100_000), DataError, "frames for 100000 clusters.*--cluster-fraction"),
+        (old.replace(targets=f"{tmp_path / 'run'}:1"), ConfigError, "lies there.*choose another --output"),
+        (old.replace(teacher=str(tmp_path / "run"), num_clusters=None), ConfigError, "lies there"),
+        (old.replace(targets=f"{tmp_path / 'it1'}:1"), AudioError, "minutes long.*--cut-seconds"),
+    ]
+    for config, error, message in wrong:
+        if error is AudioError:
+            monkeypatch.setattr("mambavox.units.features.MAX_SECONDS", 1.0)
+        with pytest.raises(error, match=message):
+            pretrain(config, overwrite=True)
+        with pytest.raises(error, match=message):
+            pretrain(config if "lies" in message else config.replace(output=str(tmp_path / "new")), overwrite=True)
+        assert not (tmp_path / "new").exists()
+    shutil.rmtree(tmp_path / "it1")
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == files
+    assert PretrainResult.load(tmp_path / "run") == result
 
 
 def test_unusable_recordings(speech: str, tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ import os
 import socket
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
+from training.devices import pretend_two_gpus
 from training.pretraining.conftest import tiny_run
 from transformers import TrainingArguments
 
@@ -23,7 +26,9 @@ from mambavox.training.pretraining.trainer import training_arguments
 _NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "feat_proj_dropout", "layerdrop"), 0.0)
 
 
-def _together(config: PretrainConfig, folder: Path) -> list[subprocess.CompletedProcess[str]]:
+def _together(
+    config: PretrainConfig, folder: Path, script: str = "ddp_worker.py", *flags: str
+) -> list[subprocess.CompletedProcess[str]]:
     """Run in two processes with the environment that torchrun gives them."""
     file = folder / "together.yaml"
     file.write_text(config.to_yaml())
@@ -32,10 +37,10 @@ def _together(config: PretrainConfig, folder: Path) -> list[subprocess.Completed
         port = free.getsockname()[1]
     shared = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     shared |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    worker = str(Path(__file__).with_name("ddp_worker.py"))
+    worker = str(Path(__file__).with_name(script))
     processes = [
         subprocess.Popen(
-            [sys.executable, worker, str(file)],
+            [sys.executable, worker, str(file), *flags],
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -92,3 +97,12 @@ def test_batches_that_processes_cannot_share_are_told(
 def test_a_step_is_a_whole_number_of_batches(speech: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"batch_seconds=5 is 2\.5 times device_batch_seconds=2.*--batch-seconds 4"):
         tiny_run(speech, tmp_path / "run", batch_seconds=5.0)
+
+
+def test_one_process_takes_one_of_several_gpus(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_two_gpus(monkeypatch)
+    said = StringIO()
+    console = Console(file=said, width=200)
+    arguments = training_arguments(tiny_run(speech, tmp_path / "run"), tmp_path, console)
+    assert arguments.n_gpu == 1 and arguments.parallel_mode.value == "not_parallel"
+    assert "one of 2 GPUs is used; all of them: torchrun --nproc-per-node 2" in said.getvalue()

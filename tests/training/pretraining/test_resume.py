@@ -113,6 +113,38 @@ def test_a_finished_run_is_not_run_again(speech: str, tmp_path: Path, monkeypatc
         pretrain(config)
 
 
+def test_killed_while_an_old_run_is_removed(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_run(speech, tmp_path / "run", steps=2)
+    pretrain(config, keep_checkpoints=True)
+    folder, remove = RunFolder(config.output_path), shutil.rmtree
+
+    def kill(path: Path, **options: Any) -> None:
+        if path.exists():  # in the middle of the checkpoints
+            (path / "checkpoint-2" / "model.safetensors").unlink()
+            raise KeyboardInterrupt
+        remove(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", kill)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config.replace(seed=1), overwrite=True)
+    assert not folder.is_finished and folder.last_checkpoint() is None
+    with pytest.raises(RunError, match=r"unfinished run.*--overwrite"):
+        folder.check(config, resume=False, overwrite=False)
+    folder.check(config, resume=True, overwrite=False)
+    assert pretrain(config.replace(seed=1), overwrite=True).steps == 2
+
+
+def test_killed_while_the_configuration_is_written(speech: str, tmp_path: Path) -> None:
+    config = tiny_run(speech, tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.yaml.partial").write_text("da")
+    RunFolder(config.output_path).check(config, resume=False, overwrite=False)
+    (tmp_path / "run" / "mine.txt").write_text("not ours")
+    with pytest.raises(RunError, match="is not empty and holds no run"):
+        RunFolder(config.output_path).check(config, resume=False, overwrite=True)
+
+
 def test_a_run_of_another_command_is_told(speech: str, tmp_path: Path) -> None:
     config = tiny_run(speech, tmp_path / "run")
     (tmp_path / "run").mkdir()

@@ -1,5 +1,6 @@
 """Pre-training on tars learns what it learns on files, on any number of processes, and resumes where it was."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mambavox.data.shards.archive import OpenTars
 from mambavox.data.shards.pack import make_shards
 from mambavox.errors import AudioError, DataError
 from mambavox.training.pretraining.pretrain import plan, pretrain
-from mambavox.training.pretraining.recordings import hold_back, sharded_recordings
+from mambavox.training.pretraining.recordings import hold_back, sharded_recordings, without_test
 from mambavox.training.pretraining.trainer import PretrainTrainer
 from mambavox.units import UnitLabels
 
@@ -141,22 +142,47 @@ def test_whole_shards_are_held_back(tmp_path: Path) -> None:
     recordings = _recordings(f"shards:{tmp_path}/tars")
     shards = recordings.shards
     assert len(recordings.examples.paths) > 4
-    train, valid = hold_back(recordings.examples, 0.3, 0)
+    train, valid, how = hold_back(recordings.examples, 0.3, 0)
     assert sorted(train + valid) == list(range(16)) and not set(shards[train]) & set(shards[valid])
-    assert len(set(shards[valid])) == round(0.3 * len(recordings.examples.paths))
-    assert hold_back(recordings.examples, 0.3, 1) != (train, valid)
+    assert len(set(shards[valid])) == round(0.3 * len(recordings.examples.paths)) and "whole shards" in how
+    assert hold_back(recordings.examples, 0.3, 1).valid != valid
     one = _recordings(f"shards:{tmp_path}/tars/shard-000000.tar")
-    assert len(hold_back(one.examples, 0.3, 0)[1]) == 1
-    (tmp_path / "tars").joinpath("shard-000000.tar").rename(tmp_path / "test-0.tar")
-    (tmp_path / "tars").joinpath("shard-000000.index.safetensors").rename(tmp_path / "test-0.index.safetensors")
-    with pytest.raises(DataError, match="the names of the shards names none of 1 shards train"):
-        hold_back(_recordings(str(tmp_path / "test-0.tar")).examples, 0.3, 0)
+    assert len(hold_back(one.examples, 0.3, 0).valid) == 1
+
+
+def test_of_few_shards_recordings_are_held_back(tmp_path: Path) -> None:
+    """A whole one of two would be half of the data."""
+    speech = write_speech(tmp_path / "speech")
+    make_shards(read_examples(speech, label_column=None), tmp_path / "tars", shard_bytes=300_000)
+    recordings = _recordings(f"shards:{tmp_path}/tars")
+    assert len(recordings.examples.paths) == 2
+    train, valid, how = hold_back(recordings.examples, 0.1, 0)
+    assert len(valid) == 2 and sorted(train + valid) == list(range(16))
+    assert "2 shards are fewer than one over --valid-fraction 0.1" in how
+
+
+def test_tars_of_the_test_part_are_not_trained_on(packed: tuple[str, str], tmp_path: Path) -> None:
+    tars = shutil.copytree(packed[1].removeprefix("shards:").removesuffix("/*.tar"), tmp_path / "tars")
+    whole = read_recordings(str(tars))
+    assert without_test(whole) is whole
+    for suffix in ("tar", "index.safetensors"):
+        (tars / f"train-000000.{suffix}").rename(tars / f"test.clean-000000.{suffix}")
+    rest = without_test(read_recordings(str(tars)))
+    assert isinstance(rest, ShardedExamples) and 0 < len(rest) < 16
+    assert {rest.paths[shard].name[:5] for shard in rest.shards} == {"train", "valid"}
+    for suffix in ("tar", "index.safetensors"):
+        (tars / f"train-000001.{suffix}").rename(tars / f"extra-000001.{suffix}")
+    with pytest.raises(DataError, match=r"extra-000001\.tar: named neither.*rename.*train-extra-000001\.tar"):
+        without_test(read_recordings(str(tars)))
+    with pytest.raises(DataError, match=r"the names of the shards: none of .* is of a part train"):
+        without_test(read_recordings(str(tars / "test.clean-000000.tar")))
 
 
 def test_plan_and_command(packed: tuple[str, str], tmp_path: Path) -> None:
     dry = ["pretrain", "--config", str(tmp_path / "run.yaml")]
     files, tars = (plan(tiny_run(data, tmp_path / "run", shuffle_shards=9)) for data in packed)
-    assert files.hours == pytest.approx(tars.hours) and files.clips == tars.clips == 16
+    assert files.hours == pytest.approx(tars.hours) and files.clips == tars.clips == 13
+    assert files.held_back == pytest.approx(tars.held_back) and files.held_back > 0
     (tmp_path / "run.yaml").write_text(tiny_run(packed[1], tmp_path / "run", steps=2).to_yaml())
     hours = plan(tiny_run(packed[1], tmp_path / "run", steps=2)).hours_heard
     assert 0 < hours <= 2 * 4.0 / 3600

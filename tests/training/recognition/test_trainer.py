@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
-from transformers import AutoModelForCTC, AutoTokenizer
+from training.devices import pretend_two_gpus
+from transformers import AutoModelForCTC, AutoTokenizer, Trainer
 
 import mambavox.adapters  # noqa: F401
 from mambavox.asr.model import collate_waveforms, ctc_log_probs, load_ctc_model, load_extractor, num_frames
@@ -118,3 +119,12 @@ def test_the_best_epoch_has_the_fewest_word_errors_then_characters(spoken, tiny_
     chosen = rows[curve.figures["best_epoch"] - 1]
     assert (chosen["valid_wer"], chosen["valid_cer"]) == (best["valid_wer"], best["valid_cer"])
     assert curve.figures["scores"]["valid"]["wer"]["rate"] == pytest.approx(chosen["valid_wer"])
+
+
+def test_one_process_takes_one_of_several_gpus(spoken, tiny_mamba, tmp_path, monkeypatch):
+    pretend_two_gpus(monkeypatch)
+    used = []
+    monkeypatch.setattr(Trainer, "train", lambda trainer, **_: used.append(trainer.args.n_gpu) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        finetune(RecognitionConfig(data=spoken, model=tiny_mamba, output=str(tmp_path), device="cpu"))
+    assert used == [1]
