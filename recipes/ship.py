@@ -38,8 +38,8 @@ def ship(run: Path, asset: Path, most_bytes: int = MOST_BYTES) -> None:
     with replacing(asset / "model.safetensors") as partial:
         save_file(tensors, partial, metadata={"format": "pt"})
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    # The package is there: no code needs to travel with the model.
-    config = {key: value for key, value in config.items() if key != "auto_map"} | {"dtype": "float16"}
+    # The package is there: no code needs to travel with the model. It is computed with in single precision.
+    config = {key: value for key, value in config.items() if key != "auto_map"} | {"dtype": "float32"}
     (asset / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for path in sorted(run.iterdir()):
         if path.name in BESIDE or path.name.startswith(("tokenizer", "special_tokens", "added_tokens", "merges")):
