@@ -58,13 +58,15 @@ def evaluate_command(
         if whisper and beam_size != 1:
             raise typer.BadParameter("--beam-size is for CTC models; a Whisper searches as its run was configured")
         if not whisper and trim_encoder is not None:
-            raise typer.BadParameter("--trim-encoder is for a Whisper")
+            raise typer.BadParameter(f"--trim-encoder is for a Whisper; {run} is a CTC run: leave it out")
         if whisper:
             rates = evaluate_whisper(run, trim_encoder=trim_encoder, **given)
         else:
             rates = evaluate_recognition(run, beam_size=beam_size, console=ERR, **given)
         _print_error_rates(rates, worst, as_json)
         return
+    if base_model is not None or trim_encoder is not None:
+        raise typer.BadParameter("--base-model and --trim-encoder are for recognisers, and this is a classifier")
     if part is not None and part not in parts:
         raise typer.BadParameter(f"--part {part}; expected {', '.join(parts)}")
 

@@ -73,7 +73,7 @@ class ConvLayer(GradientCheckpointingLayer):
     def _convolve_channels_last(self, hidden_states: Tensor) -> Tensor:
         kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
         if self.conv.in_channels == 1:
-            # Of samples a product of matrices, whose gradients take a seventh of the convolution's time.
+            # Of samples a product of matrices, whose gradients take less time than the convolution's.
             windows = hidden_states[:, 0].unfold(1, kernel, stride)
             return F.linear(windows, self.conv.weight[:, 0], self.conv.bias).transpose(1, 2)
         frames = hidden_states[:, :, None].contiguous(memory_format=torch.channels_last)

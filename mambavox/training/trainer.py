@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,44 @@ _EPSILON = 1e-6
 _FUSED = ("cpu", "cuda")
 
 
-class AdaptTrainer(Trainer):
+class TrainedPartsOnly:
+    """Part of a ``Trainer``: its checkpoints hold what is trained, AdaLoRA's ranks with it, and early stopping's end.
+
+    Attributes:
+        rank_allocation: what moves AdaLoRA's ranks; none for other methods.
+    """
+
+    rank_allocation: RankAllocation | None
+    model: Any
+    args: Any
+    state: TrainerState
+    _load_callback_state: Callable[[], None]
+    _load_best_model: Callable[[], None]
+
+    def finish_stopped(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is one at which early stopping had already ended the run; then load its best epoch."""
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        stopping = state.stateful_callbacks.get("EarlyStoppingCallback")
+        if not stopping or stopping["attributes"]["early_stopping_patience_counter"] < stopping["args"][_PATIENCE]:
+            return False
+        self.state = state
+        self._load_callback_state()
+        self._load_best_model()
+        return True
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        save_trained(self.model, folder)
+        if self.rank_allocation is not None:
+            self.rank_allocation.save(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        if self.rank_allocation is not None:
+            self.rank_allocation.load(Path(resume_from_checkpoint))
+
+
+class AdaptTrainer(TrainedPartsOnly, Trainer):
     """``Trainer`` whose frozen backbone stays in evaluation mode, whose order of data depends on seed and epoch alone.
 
     It evaluates, logs and saves once an epoch, keeps the best and the last checkpoint, and saves only what is trained.
@@ -181,36 +219,14 @@ class AdaptTrainer(Trainer):
     def _clock(self) -> "TrainingClock":
         return next(item for item in self.callback_handler.callbacks if isinstance(item, TrainingClock))
 
-    def finish_stopped(self, checkpoint: Path) -> bool:
-        """Whether a checkpoint is one at which early stopping had already ended the run; then load its best epoch."""
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        stopping = state.stateful_callbacks.get("EarlyStoppingCallback")
-        if not stopping or stopping["attributes"]["early_stopping_patience_counter"] < stopping["args"][_PATIENCE]:
-            return False
-        self.state = state
-        self._load_callback_state()
-        self._load_best_model()
-        return True
-
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         size = self.args.per_device_train_batch_size if self.length_buckets else None
         return EpochSampler(train_dataset or self.train_dataset, self.args.seed, bucketed=size)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        save_trained(self.model, folder)
-        if self.rank_allocation is not None:
-            self.rank_allocation.save(folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.rank_allocation is not None:
-            self.rank_allocation.load(Path(resume_from_checkpoint))
-
 
 def save_trained(model: Any, folder: Path) -> None:
-    """Write what was trained: a PEFT adapter with its head, or the whole model after full fine-tuning."""
-    # "auto" would ask the Hub for the backbone's vocabulary, which an audio classifier does not have.
+    """Write what was trained: a PEFT adapter with its head and rows of tokens, or the whole model."""
+    # "auto" would ask the Hub for the backbone's vocabulary, and save all of a larger one.
     options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
     model.save_pretrained(folder, **options)
 

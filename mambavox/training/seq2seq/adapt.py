@@ -34,7 +34,7 @@ from mambavox.training.front_end import FrontEnd, longest_seconds
 from mambavox.training.run_folder import METRICS_FILE, PREDICTIONS_FILE, RunFolder
 from mambavox.training.seq2seq.config import Seq2SeqConfig
 from mambavox.training.seq2seq.result import Seq2SeqResult, model_card, write_transcripts
-from mambavox.training.seq2seq.trainer import TranscriptTrainer, save_adapted
+from mambavox.training.seq2seq.trainer import TranscriptTrainer
 from mambavox.training.seq2seq.transcripts import (
     IGNORED,
     TranscriptDataset,
@@ -43,6 +43,7 @@ from mambavox.training.seq2seq.transcripts import (
     text_column,
     texts_of,
 )
+from mambavox.training.trainer import save_trained
 
 
 def adapt_whisper(
@@ -230,7 +231,7 @@ def _write_run(
             # Where the backbone lies on this machine says nothing on another one.
             adapter.base_model_name_or_path = config.backbone
         model.get_base_model().generation_config.save_pretrained(path)
-    save_adapted(model, path)
+    save_trained(model, path)
     processor.save_pretrained(path)
     name = Path(config.data or "").name
     (path / "README.md").write_text(model_card(result, folder.path.as_posix(), name), encoding="utf-8")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
@@ -28,14 +28,14 @@ from mambavox.training.parameter_groups import parameter_groups
 from mambavox.training.rank_allocation import RankAllocation
 from mambavox.training.seq2seq.config import Seq2SeqConfig
 from mambavox.training.seq2seq.transcripts import TranscriptCollator, TranscriptDataset
-from mambavox.training.trainer import Divergence, TrainingClock
+from mambavox.training.trainer import Divergence, TrainedPartsOnly, TrainingClock
 
 # The MambAdapter paper's.
 _BETAS = (0.9, 0.98)
 _EPSILON = 1e-6
 
 
-class TranscriptTrainer(Seq2SeqTrainer):
+class TranscriptTrainer(TrainedPartsOnly, Seq2SeqTrainer):
     """``Seq2SeqTrainer`` whose frozen Whisper stays in evaluation mode, whose order of data depends on seed and epoch.
 
     It transcribes the valid part, logs and saves once an epoch, keeps the best and the last checkpoint, and saves only
@@ -176,18 +176,6 @@ class TranscriptTrainer(Seq2SeqTrainer):
             self.compute_metrics = self._figures
         return tokens
 
-    def finish_stopped(self, checkpoint: Path) -> bool:
-        """Whether a checkpoint is one at which early stopping had already ended the run; then load its best epoch."""
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        stopping = state.stateful_callbacks.get("EarlyStoppingCallback")
-        patience = "early_stopping_patience"
-        if not stopping or stopping["attributes"][f"{patience}_counter"] < stopping["args"][patience]:
-            return False
-        self.state = state
-        self._load_callback_state()
-        self._load_best_model()
-        return True
-
     @property
     def seconds(self) -> float:
         """Seconds spent in training so far, those before a resumption included."""
@@ -199,23 +187,6 @@ class TranscriptTrainer(Seq2SeqTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return EpochSampler(train_dataset or self.train_dataset, self.args.seed)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        save_adapted(self.model, folder)
-        if self.rank_allocation is not None:
-            self.rank_allocation.save(folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.rank_allocation is not None:
-            self.rank_allocation.load(Path(resume_from_checkpoint))
-
-
-def save_adapted(model: Any, folder: Path) -> None:
-    """Write what was trained: a PEFT adapter with its language's row, or the whole model after full fine-tuning."""
-    # "auto" would ask the Hub for the backbone's vocabulary, and save all of a larger one.
-    model.save_pretrained(folder, **({"save_embedding_layers": False} if isinstance(model, PeftModel) else {}))
 
 
 def _train_checkpointed_layers(model: Any) -> None:
