@@ -178,6 +178,8 @@ def test_evaluate(run: str, tones: str) -> None:
     assert "valid: 4 clips" in out
     assert "accuracy 100.0 % [51.0, 100.0]" in out
     assert len([line for line in out.splitlines() if line.startswith("  ")]) == 1
+    _, err = _run("evaluate", run, "--no-trim-encoder", code=2)
+    assert "is a classifier" in " ".join(err.replace("│", " ").split())
     out, _ = _run("evaluate", run, "--data", tones, "--part", "all")
     assert "all: 12 clips" in out
     _, err = _run("evaluate", run, "--part", "tset", code=2)
