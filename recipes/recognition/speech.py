@@ -1,18 +1,21 @@
-"""What nano-whisper hears: synthesised phrases in a dozen languages, and real transcribed speech."""
+"""What nano-whisper hears: synthesised phrases in twelve languages, and real transcribed speech."""
 
 import csv
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import soxr
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from mambavox.asr.text import normalize_text
 from mambavox.data import read_audio
-from mambavox.data.synth import colored_noise, mix_at_snr, synthesize, trim_silence, variants
+from mambavox.data.synth import colored_noise, mix_at_snr, synthesizer, variants
+from mambavox.errors import ConfigError
+from mambavox.units.phones import segments_of
 
 RATE = 16_000
 SEEN = {
@@ -21,17 +24,51 @@ SEEN = {
     "en": "en-us",
     "es": "es",
     "fr": "fr-fr",
+    "hi": "hi",
+    "id": "id",
     "it": "it",
     "nl": "nl",
     "pl": "pl",
-    "pt": "pt",
     "ru": "ru",
     "sv": "sv",
     "zh": None,
 }
 """Languages that it learns, and espeak-ng's voice; Chinese characters are read badly, so zh is real speech alone."""
-UNSEEN = {"ca": "ca", "cs": "cs", "hi": "hi", "sw": "sw", "tr": "tr"}
+UNSEEN = {"ca": "ca", "cs": "cs", "pt": "pt", "sw": "sw", "tr": "tr"}
 """Languages that are kept for adaptation."""
+SENTENCES = {
+    "id": """anak itu pergi ke sekolah setiap hari
+saya makan nasi dan ikan di rumah
+ibu memasak air panas di dapur
+kami tinggal di kota besar dekat laut
+mereka membaca buku baru di bawah pohon
+hujan turun sepanjang malam di desa kecil
+bapak bekerja di kebun sejak pagi
+kucing hitam tidur di atas kursi
+tolong buka pintu dan tutup jendela
+burung terbang tinggi di langit biru
+dia membeli buah segar dari pasar
+gunung tinggi terlihat jelas dari jalan
+guru menulis kata sulit di papan tulis
+adik bermain bola bersama teman lama
+kapal berlayar melewati pulau kecil
+besok kita akan berangkat dengan kereta
+siapa nama orang yang berdiri di sana
+berapa harga baju merah dan celana putih
+matahari terbit di timur dan terbenam di barat
+rumah kayu tua itu sangat dingin
+lampu jalan menyala ketika hari gelap
+nenek bercerita tentang masa lalu
+dokter memberi obat kepada orang sakit
+sungai mengalir pelan menuju danau
+petani menanam padi pada musim hujan
+jangan lupa membawa uang dan kunci
+musik lembut terdengar dari kamar sebelah
+kopi pahit dan teh manis ada di meja
+angin kencang membuat daun kering jatuh
+mobil cepat berhenti di depan toko roti""",
+}
+"""Sentences of a language of which there is no text."""
 REAL = ("multilingual_asr", "librispeech_subset")
 """Folders of real transcribed speech."""
 MOST_WORDS = 9
@@ -69,11 +106,14 @@ class Texts:
 
     @classmethod
     def read(cls, folder: Path, languages: tuple[str, ...], *, held_out: bool = False) -> "Texts":
-        """Sentences of ``<language>.tsv`` files; every fifth is held out."""
+        """Sentences of ``<language>.tsv`` files or of ``SENTENCES``; every fifth is held out."""
         found = {}
         for language in languages:
-            with (folder / f"{language}.tsv").open(encoding="utf-8", newline="") as file:
-                rows = [row[-1] for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
+            if language in SENTENCES:
+                rows = SENTENCES[language].splitlines()
+            else:
+                with (folder / f"{language}.tsv").open(encoding="utf-8", newline="") as file:
+                    rows = [row[-1] for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
             kept = [text for index, text in enumerate(rows) if (index % 5 == 4) == held_out]
             found[language] = [text for text in (normalize_text(row, language) for row in kept) if text]
         return cls(found)
@@ -111,11 +151,15 @@ class Spoken:
         waveform: ``(samples,)`` at 16 kHz.
         text: normalised transcript.
         language: its code.
+        phones: symbol, start and end in seconds of what is heard, silence too; empty where that is not known.
+        letters: a place in the text and the second at which it is heard, in order; between two, time goes evenly.
     """
 
     waveform: NDArray[np.float32]
     text: str
     language: str
+    phones: tuple[tuple[str, float, float], ...] = ()
+    letters: tuple[tuple[int, float], ...] = ()
 
 
 def real_speech(data: Path, split: str, seconds: float) -> list[tuple[Path, str, str]]:
@@ -179,24 +223,43 @@ class Speech(IterableDataset[Spoken]):
         """One recording; ``None`` where nothing is heard or it is too long."""
         if generator.random() < self.real_share:
             path, text, language = self.real[int(generator.integers(len(self.real)))]
-            waveform = read_audio(path, RATE)
+            # There is little of it: each time it is a little faster or slower, and higher or lower.
+            waveform = soxr.resample(read_audio(path, RATE), RATE, RATE * float(generator.uniform(0.9, 1.1)))
+            spoken = Spoken(waveform, text, language)
         else:
             language = sorted(self.voices)[int(generator.integers(len(self.voices)))]
-            text = self.texts.phrase(language, generator, self.most_words)
-            names = variants()
-            waveform = trim_silence(
-                synthesize(
-                    text,
-                    self.voices[language],
-                    names[int(generator.integers(len(names)))],
-                    int(generator.integers(120, 230)),
-                    int(generator.integers(20, 80)),
-                )
-            )
-        if not 0.1 * RATE < len(waveform) <= self.seconds * RATE or not text:
+            spoken = self._synthesise(self.texts.phrase(language, generator, self.most_words), language, generator)
+        waveform = spoken.waveform
+        if not 0.1 * RATE < len(waveform) <= self.seconds * RATE or not spoken.text:
             return None
         if generator.random() < self.noise:
             noise = colored_noise(len(waveform), float(generator.uniform(-0.5, 2.0)), generator)
             waveform = mix_at_snr(waveform, noise, float(generator.uniform(5.0, 35.0)))
         level = 10 ** generator.uniform(-1.5, 0.0) / max(float(np.abs(waveform).max()), 1e-6)
-        return Spoken((level * waveform).astype(np.float32), text, language)
+        return replace(spoken, waveform=(level * waveform).astype(np.float32))
+
+    def _synthesise(self, text: str, language: str, generator: np.random.Generator) -> Spoken:
+        names = variants()
+        try:
+            waveform, phones, words = synthesizer().synthesize_words(
+                text,
+                self.voices[language],
+                names[int(generator.integers(len(names)))],
+                int(generator.integers(120, 230)),
+                int(generator.integers(20, 80)),
+            )
+        except ConfigError:  # A text without sound, such as the French "ent".
+            return Spoken(np.zeros(0, dtype=np.float32), text, language)
+        loud = np.flatnonzero(np.abs(waveform) > 0.005)
+        if not loud.size:
+            return Spoken(waveform[:0], text, language)
+        first, end = int(loud[0]), int(loud[-1]) + 1
+        shift, seconds = first / RATE, (end - first) / RATE
+        heard = segments_of(waveform, phones)
+        return Spoken(
+            waveform[first:end],
+            text,
+            language,
+            tuple((segment.phone, segment.start - shift, segment.end - shift) for segment in heard),
+            (*((word.position, max(word.start - shift, 0.0)) for word in words), (len(text), seconds)),
+        )
