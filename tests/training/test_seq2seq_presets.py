@@ -39,7 +39,7 @@ def test_parameters(method: str) -> None:
 def test_one_grid_for_all() -> None:
     grid = same_grid(language="ckb", seed=3)
     assert len(grid) == len(PRESETS) * len(LEARNING_RATES)
-    for method in set(PRESETS) - {"full"}:
+    for method in PRESETS:
         assert [config.learning_rate for config in grid if config.method == method] == list(LEARNING_RATES)
     assert {config.language for config in grid} == {"ckb"} and {config.seed for config in grid} == {3}
     assert mambadapter(epochs=2).epochs == 2

@@ -8,8 +8,9 @@ from mambavox.training.seq2seq.config import Seq2SeqConfig
 
 LANGUAGES = ("ab", "ckb", "eo", "kab", "rw")
 """Abkhaz, Central Kurdish, Esperanto, Kabyle and Kinyarwanda: Whisper has a token for none of them."""
-LEARNING_RATES = (3e-4, 1e-3, 3e-3)
-"""Peak rates for every method alike; the paper's rates differ from method to method."""
+LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+"""Peak rates for every method alike, from those of a whole Whisper to those of a small adapter; the paper's differ from
+method to method."""
 
 _SHARED: dict[str, Any] = {
     "backbone": "openai/whisper-small",
@@ -85,16 +86,13 @@ PRESETS: dict[str, Callable[..., Seq2SeqConfig]] = {
 def same_grid(**changes: Any) -> list[Seq2SeqConfig]:
     """Every row of the table with every rate of ``LEARNING_RATES``, falling to a fiftieth: the same for all methods.
 
-    Full fine-tuning gets a tenth of each rate, at which a whole Whisper is trained.
-
     Args:
         changes: as :func:`mambadapter`.
     """
     grid = []
     for method, preset in PRESETS.items():
         for rate in LEARNING_RATES:
-            peak = rate / 10 if method == "full" else rate
-            grid.append(preset(**{**changes, "learning_rate": peak, "final_learning_rate": peak / 50}))
+            grid.append(preset(**{**changes, "learning_rate": rate, "final_learning_rate": rate / 50}))
     return grid
 
 

@@ -41,3 +41,16 @@ def tiny_mamba(tmp_path_factory):
     MambaHubertForCTC(config).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(return_attention_mask=True, do_normalize=True).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_mms(backbone, tmp_path_factory):
+    """Folder of a tiny recogniser of the kind of MMS: wav2vec2 with adapters of a language of its own, and a head."""
+    from transformers import AutoConfig, Wav2Vec2ForCTC
+
+    folder = tmp_path_factory.mktemp("models") / "mms"
+    config = AutoConfig.from_pretrained(backbone("wav2vec2"))
+    config.update({"feat_extract_norm": "layer", "do_stable_layer_norm": True, "adapter_attn_dim": 4, "vocab_size": 11})
+    Wav2Vec2ForCTC(config).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(return_attention_mask=True, do_normalize=True).save_pretrained(folder)
+    return str(folder)

@@ -63,6 +63,8 @@ METHODS = [
     ("wavlm", "bottleneck", {"bottleneck_dim": 4}),
     ("wavlm", "linear", {}),
     ("hubert", "full", {}),
+    ("mms", "mambadapter", {"bottleneck_dim": 4}),
+    ("mms", "linear", {}),
     ("mamba", "linear", {}),
     ("mamba", "lora", {"r": 2}),
     ("mamba", "mambadapter", {"bottleneck_dim": 4, "placement": "attention"}),
@@ -71,9 +73,9 @@ METHODS = [
 
 @pytest.mark.parametrize(("family", "method", "options"), METHODS)
 def test_every_host_and_what_is_loaded_is_what_was_trained(
-    family, method, options, spoken, tiny_mamba, backbone, tmp_path
+    family, method, options, spoken, tiny_mamba, tiny_mms, backbone, tmp_path
 ):
-    model = tiny_mamba if family == "mamba" else backbone(family)
+    model = {"mamba": tiny_mamba, "mms": tiny_mms}.get(family) or backbone(family)
     config = make_config(
         spoken, model, tmp_path, method=method, frozen_ratio=0.4 if method == "full" else 0.0, **options
     )
