@@ -2,7 +2,7 @@
 
     python recipes/recognition/languages.py --data ../shared/data --output runs/languages --workers 2
 
-``ca``, ``cs``, ``hi``, ``sw`` and ``tr`` are synthesised (``speech.UNSEEN``; the test part from held-out sentences) and
+``ca``, ``cs``, ``pt``, ``sw`` and ``tr`` are synthesised (``speech.UNSEEN``; the test part from held-out sentences) and
 get a new language token; ``real-de``, ``real-nl`` and ``real-en`` are recordings, whose training part the backbone
 has heard. A method's learning rate, from one grid for all, is the best of the valid part of the first language with
 the first seed. What is finished is not run again.
@@ -35,7 +35,7 @@ METHODS: dict[str, dict[str, Any]] = {
 """Methods and options; the adapters' sizes give about as many parameters each."""
 RATES = (3e-4, 1e-3, 3e-3)
 SEEDS = (0, 1, 2)
-CLIPS = {"train": 240, "valid": 40, "test": 80}
+CLIPS = {"train": 240, "valid": 24, "test": 80}
 """Synthesised phrases of a language."""
 REAL = {
     "de": ("multilingual_asr", "valid"),
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--backbone", default="nano-whisper", help="embedded name or folder")
     parser.add_argument("--tasks", nargs="+", default=[*UNSEEN, *(f"real-{language}" for language in REAL)])
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
     arguments = parser.parse_args()
     for task in arguments.tasks:

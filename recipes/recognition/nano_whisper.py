@@ -1,10 +1,12 @@
 """Train nano-whisper, a multilingual Whisper of under 12 MB in float16, from scratch.
 
-    python recipes/recognition/nano_whisper.py --data ../shared/data --output runs/nano-whisper --steps 6500
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 recipes/recognition/nano_whisper.py --data ../shared/data \
+        --output runs/nano-whisper
 
 It hears synthesised phrases in twelve languages (espeak-ng: voices, variants, rates, pitches, noise) and real speech,
 and learns the format of Whisper: language, task and, half of the time, timestamps of beginning and end. Five further
-languages (``speech.UNSEEN``) are kept for adaptation. The same command continues an interrupted training.
+languages (``speech.UNSEEN``) are kept for adaptation. The same command continues an interrupted training. Each process
+has batches of its own, and their gradients are averaged; without ``torchrun`` there is one.
 
 To learn on a CPU in an hour or two, it is told of synthesised speech what is known: a linear head on the encoder,
 dropped in the end, learns which phone is heard in each frame, and two heads of the decoder's cross-attention
@@ -16,6 +18,7 @@ batch, but for some batches and the last updates, which are whole windows, as in
 import argparse
 import json
 import math
+import os
 import time
 import zlib
 from collections.abc import Iterator
@@ -150,13 +153,15 @@ class Batches(IterableDataset[dict[str, Tensor]]):
         self.extractor, self.tokenizer = processor.feature_extractor, processor.tokenizer
         self.whole, self.timestamps = whole, timestamps
         self.generator = np.random.default_rng(seed)
+        # The same in all processes, which then have batches of like length and need not wait for each other.
+        self.order = np.random.default_rng(0)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         phrases = iter(self.speech)
         while True:
             pool = [next(phrases) for _ in range(8 * self.batch_size)]
             pool.sort(key=lambda spoken: len(spoken.waveform))
-            for number in self.generator.permutation(8):
+            for number in self.order.permutation(8):
                 yield self.batch(pool[number * self.batch_size : (number + 1) * self.batch_size])
 
     def batch(self, items: list[Spoken]) -> dict[str, Tensor]:
@@ -165,7 +170,7 @@ class Batches(IterableDataset[dict[str, Tensor]]):
         That is the frame in which each token is heard (``times``), and the class of each frame's phone (``phones``);
         less than 0 where it is not known.
         """
-        whole = self.generator.random() < self.whole
+        whole = self.order.random() < self.whole
         extracted = self.extractor(
             [item.waveform for item in items],
             sampling_rate=RATE,
@@ -241,6 +246,26 @@ def losses(model: Any, head: torch.nn.Linear, batch: dict[str, Tensor]) -> Tenso
     return torch.stack((output.loss.float(), phones, aligned))
 
 
+def join_processes() -> int:
+    """This process's number among those of ``torchrun``."""
+    if "RANK" not in os.environ:
+        return 0
+    torch.distributed.init_process_group("gloo")
+    return torch.distributed.get_rank()
+
+
+def average_gradients(learners: torch.nn.Module) -> None:
+    """Give all processes the mean of their gradients."""
+    if torch.distributed.is_initialized():
+        gradients = [parameter.grad for parameter in learners.parameters() if parameter.grad is not None]
+        every = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(every)
+        every /= torch.distributed.get_world_size()
+        sizes = [gradient.numel() for gradient in gradients]
+        for gradient, mean in zip(gradients, every.split(sizes), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
 @torch.inference_mode()
 def error_rates(model: Any, processor: Any, spoken: list[Spoken], batch_size: int = 16) -> dict[str, float]:
     """Word error rate of greedy transcripts by language, and of all."""
@@ -265,6 +290,7 @@ def error_rates(model: Any, processor: Any, spoken: list[Spoken], batch_size: in
 def train(arguments: argparse.Namespace) -> dict[str, float]:
     """Train, write the model and return its error rates."""
     torch.manual_seed(arguments.seed)
+    rank = join_processes()
     output: Path = arguments.output
     output.mkdir(parents=True, exist_ok=True)
     languages = tuple(SEEN)
@@ -299,15 +325,18 @@ def train(arguments: argparse.Namespace) -> dict[str, float]:
 
     easy_end, last = round(EASY * arguments.steps), round((1 - WHOLE) * arguments.steps)
 
-    def batches() -> Iterator[dict[str, Tensor]]:
+    def seed() -> int:
         # Another stream for what comes after an interruption: the one before has been heard.
-        options: dict[str, Any] = {"real_share": arguments.real_share, "seed": arguments.seed + step}
+        return int(arguments.seed + step + arguments.steps * rank)
+
+    def batches() -> Iterator[dict[str, Tensor]]:
+        options: dict[str, Any] = {"real_share": arguments.real_share, "seed": seed()}
         size, whole = arguments.batch_size, 0.08 if step < last else 1.0
         if step < easy_end:
             options |= {"most_words": EASY_WORDS, "noise": 0.0, "seconds": EASY_SECONDS}
             size, whole = 2 * size, 0.0
         speech = Speech(texts, SEEN, real, **{"seconds": SECONDS, **options})
-        made = Batches(speech, processor, size, whole=whole, seed=arguments.seed + step)
+        made = Batches(speech, processor, size, whole=whole, seed=seed())
         return iter(DataLoader(made, None, num_workers=arguments.num_workers))
 
     stream = batches()
@@ -321,13 +350,14 @@ def train(arguments: argparse.Namespace) -> dict[str, float]:
         with torch.autocast(device.type, torch.bfloat16):
             found = losses(model, head, batch)
         (weights * found).sum().backward()
+        average_gradients(learners)
         torch.nn.utils.clip_grad_norm_(learners.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
         step += 1
         totals += found.detach().cpu()
-        if step % LOG_STEPS == 0 or step == arguments.steps:
+        if rank == 0 and (step % LOG_STEPS == 0 or step == arguments.steps):
             loss, phones, aligned = (totals / LOG_STEPS).tolist()
             figures = f"loss {loss:.3f}  phones {phones:.3f}  alignment {aligned:.3f}"
             print(f"step {step}/{arguments.steps}  {figures}  {time.perf_counter() - began:.0f} s", flush=True)
@@ -335,6 +365,8 @@ def train(arguments: argparse.Namespace) -> dict[str, float]:
             kept = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "step": step}
             with replacing(state) as partial:
                 torch.save({"learners": learners.state_dict(), **kept}, partial)
+    if rank > 0:
+        return {}
     model.eval()
     rates = error_rates(model, processor, held_out(arguments.data, arguments.test_phrases, arguments.seed))
     print("word error rates: " + ", ".join(f"{language} {100 * rate:.1f} %" for language, rate in rates.items()))
@@ -361,10 +393,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of texts and of real transcribed speech")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=6500)
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--real-share", type=float, default=0.2)
+    parser.add_argument("--real-share", type=float, default=0.1)
     parser.add_argument("--test-phrases", type=int, default=20)
     parser.add_argument("--num-workers", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -1,6 +1,7 @@
 """The recipe of nano-whisper, in a few steps."""
 
 import argparse
+import subprocess
 import sys
 from pathlib import Path
 
@@ -65,9 +66,32 @@ def test_tokens_are_whispers():
     with_stamps = batch["labels"][0].tolist()
     assert tokenizer.convert_ids_to_tokens(with_stamps[:3]) == ["<|ru|>", "<|transcribe|>", "<|0.00|>"]
     assert tokenizer.convert_ids_to_tokens(with_stamps[-2:]) == ["<|1.00|>", "<|endoftext|>"]
-    assert bytes(batch["bytes"][0].tolist()).decode() == "два"
+    assert (batch["phones"] < 0).all() and (batch["times"] < 0).all(), "nobody knows what is heard when"
     assert batch["input_features"].shape == (1, 80, 100)
     assert train.Batches([], processor, batch_size=1, whole=1.0).batch([spoken])["input_features"].shape[-1] == 1200
+
+
+def test_what_is_heard_when():
+    import nano_whisper as train
+    import speech
+
+    texts = speech.Texts({"en": ["seven small cats", "a dog"]})
+    stream = iter(speech.Speech(texts, {"en": "en-us"}, [], noise=0.0, seed=0))
+    spoken = next(item for item in stream if item.text.count(" ") >= 2)
+    seconds = len(spoken.waveform) / speech.RATE
+    places, times = zip(*spoken.letters, strict=True)
+    assert list(places) == sorted(places) and list(times) == sorted(times)
+    assert places[0] == 0 and times[0] < 0.1 and spoken.letters[-1] == (len(spoken.text), seconds)
+    frames = round(50 * seconds)
+    classes = train.phone_classes(spoken, frames + 10)
+    heard = [place for place in classes[:frames] if place >= 0]
+    assert len(heard) >= frames - 1 and len(set(heard)) >= 5 and set(classes[frames + 1 :]) == {-100}
+    tokenizer = train.make_tokenizer(["seven small cats a dog"] * 3, ("en",), size=280)
+    processor = WhisperProcessor(train.WhisperFeatureExtractor(feature_size=80, chunk_length=12), tokenizer)
+    batch = train.Batches([], processor, batch_size=1, whole=0.0, timestamps=0.0).batch([spoken])
+    said = batch["times"][0][3:-1]
+    assert (batch["times"][0][:3] < 0).all() and batch["times"][0][-1] < 0
+    assert len(said) > 3 and (said.diff() > 0).all() and 0 <= said[0] < said[-1] < frames
 
 
 def test_a_short_window_is_the_beginning_of_a_whole_one():
@@ -76,17 +100,45 @@ def test_a_short_window_is_the_beginning_of_a_whole_one():
 
     tokenizer = train.make_tokenizer(["eins zwei drei vier"] * 3, ("de",), size=300)
     model = train.make_model(tokenizer, ("de",)).eval()
-    head = torch.nn.Linear(model.config.d_model, 257)
-    labels = torch.tensor([[*tokenizer(" eins", add_special_tokens=False).input_ids, tokenizer.eos_token_id]])
-    features = torch.randn(1, 80, 200)
-    batch = {"input_features": features, "labels": labels, "bytes": torch.tensor([list(b"eins")])}
-    loss, ctc = train.losses(model, head, batch)
-    assert loss.isfinite() and ctc.isfinite() and ctc > 0
+    head = torch.nn.Linear(model.config.d_model, train.PHONES)
+    said = tokenizer(" eins", add_special_tokens=False).input_ids
+    batch = {
+        "input_features": torch.randn(1, 80, 200),
+        "labels": torch.tensor([[*said, tokenizer.eos_token_id]]),
+        "times": torch.tensor([[20.0] * len(said) + [-100.0]]),
+        "phones": torch.full((1, 100), 7),
+    }
+    loss, phones, aligned = train.losses(model, head, batch)
+    assert loss > 0 and phones > 0 and aligned > 1, "random attention is anywhere"
+    everywhere = {**batch, "times": torch.full_like(batch["times"], -100.0)}
+    assert train.losses(model, head, everywhere)[2] == 0
     train.window(model, 200)
-    short = model.model.encoder(features).last_hidden_state
+    short = model.model.encoder(batch["input_features"]).last_hidden_state
     train.window(model, 100 * train.SECONDS)
     assert short.shape[1] == 100
     assert model.model.encoder(torch.randn(1, 80, 1200)).last_hidden_state.shape[1] == 600
+
+
+AVERAGE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import nano_whisper as train, torch
+rank = train.join_processes()
+learners = torch.nn.Linear(2, 2)
+learners.weight.grad = torch.full((2, 2), 1.0 + 2 * rank)
+train.average_gradients(learners)
+assert learners.weight.grad.tolist() == [[2.0, 2.0], [2.0, 2.0]] and learners.bias.grad is None
+print("averaged", rank)
+"""
+
+
+@pytest.mark.slow
+def test_processes_have_the_mean_of_their_gradients(tmp_path):
+    script = tmp_path / "average.py"
+    script.write_text(AVERAGE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script), str(RECIPE)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "averaged 0" in done.stdout and "averaged 1" in done.stdout, done.stderr
 
 
 def test_a_few_steps_an_interruption_and_what_is_written(recordings, tmp_path, monkeypatch):
