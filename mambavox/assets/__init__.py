@@ -4,6 +4,9 @@ from pathlib import Path
 
 from mambavox.errors import ConfigError
 
+RECOGNISER = "nano-mamba-ctc"
+"""The causal English recogniser, which ``mambavox transcribe`` and ``serve`` take where no model is named."""
+
 _FOLDER = Path(__file__).parent
 
 
@@ -24,6 +27,17 @@ def path(name: str) -> str:
     if name not in names():
         raise ConfigError(f"no embedded model is called {name!r}; there are: {', '.join(names()) or 'none'}")
     return str(_FOLDER / name)
+
+
+def recogniser() -> str:
+    """Name of the embedded recogniser.
+
+    Raises:
+        ConfigError: this package has none.
+    """
+    if RECOGNISER not in names():
+        raise ConfigError("no --model is given and none is embedded; expected a run folder of `mambavox finetune`")
+    return RECOGNISER
 
 
 def locate(name: str) -> str:

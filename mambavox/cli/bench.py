@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mambavox import assets
 from mambavox.cli.console import ERR, OUT
-from mambavox.cli.serve import embedded_recogniser
 
 if TYPE_CHECKING:
     from mambavox.benchmarks.report import Report
@@ -139,9 +139,7 @@ def recognition_command(
     from mambavox.benchmarks.recognition import measure_recognition
     from mambavox.training.backbone import quiet_transformers
 
-    model = model or embedded_recogniser()
-    if model is None:
-        raise typer.BadParameter("bench recognition needs --model, the run folder of a causal recogniser of English")
+    model = model or assets.recogniser()
     with quiet_transformers():
         recognizer = SpeechRecognizer.from_pretrained(model, device=device)
     given = _given(blocks=_numbers("seconds", blocks))
@@ -183,7 +181,9 @@ def serve_bench_command(
     """`mambavox serve` with many clients at the pace of speech, alone and beside a hostile one."""
     from mambavox.benchmarks.serving import measure_serving
 
-    report = measure_serving(data, model or embedded_recogniser(), streams, seconds, threads, hostile, console=ERR)
+    if model is None and assets.RECOGNISER in assets.names():
+        model = assets.RECOGNISER
+    report = measure_serving(data, model, streams, seconds, threads, hostile, console=ERR)
     _publish(report, output)
 
 

@@ -4,23 +4,15 @@ from typing import Annotated
 
 import typer
 
+from mambavox import assets
 from mambavox.cli.console import ERR
 from mambavox.errors import ConfigError
-
-_EMBEDDED = "nano-mamba-ctc"
-
-
-def embedded_recogniser() -> str | None:
-    """Folder of the causal recogniser in the package, if there is one."""
-    from mambavox import assets
-
-    return assets.path(_EMBEDDED) if _EMBEDDED in assets.names() else None
 
 
 def serve_command(
     model: Annotated[
         str | None,
-        typer.Option(help=f"run folder of `mambavox finetune`, causal (default: the embedded {_EMBEDDED})"),
+        typer.Option(help=f"run folder of `mambavox finetune`, causal (default: the embedded {assets.RECOGNISER})"),
     ] = None,
     base_model: Annotated[str | None, typer.Option(help="where the model under an adapter lies now")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: a GPU if there is one)")] = None,
@@ -57,9 +49,7 @@ def serve_command(
 
     access = Access(host, token, [origin.strip() for origin in allow_origin.split(",") if origin.strip()])
     limits = Limits(max_sessions=max_sessions, max_seconds=max_seconds, block=block)
-    model = model or embedded_recogniser()
-    if model is None:
-        raise ConfigError("no --model is given and none is embedded; expected a run folder of `mambavox finetune`")
+    model = model or assets.recogniser()
     if threads is not None:
         torch.set_num_threads(threads)
     with quiet_transformers():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mambavox import assets
 from mambavox.cli.console import ERR, OUT, print_error, print_json
 from mambavox.cli.transcribe_whisper import transcribe_with_whisper
 from mambavox.errors import ConfigError
@@ -20,7 +21,10 @@ def transcribe_command(
     files: Annotated[list[Path] | None, typer.Argument(help="recordings: wav, flac, ogg, mp3")] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="run folder of `mambavox finetune` or `adapt --task asr`; a CTC model or Whisper"),
+        typer.Option(
+            help="run folder of `mambavox finetune` or `adapt --task asr`; a CTC model or Whisper "
+            f"(default: the embedded {assets.RECOGNISER}, English)"
+        ),
     ] = None,
     model_dir: Annotated[
         Path | None, typer.Option(help="folder of runs of `mambavox adapt --task asr`, one a language")
@@ -70,7 +74,6 @@ def transcribe_command(
     and the exit code is 1. A longer one is heard block by block, and printed as it is; killed, the same command goes
     on where it was.
     """
-    from mambavox import assets
     from mambavox.asr.live import Endpointing
     from mambavox.asr.long_form import hearing_of
     from mambavox.asr.recognizer import Search, SpeechRecognizer, model_under
@@ -89,8 +92,10 @@ def transcribe_command(
     for form in forms:
         if form not in FORMATS:
             raise typer.BadParameter(f"--output {form}; expected {', '.join(FORMATS)}")
-    if (model is None) == (model_dir is None):
+    if model is not None and model_dir is not None:
         raise typer.BadParameter("expected either --model or --model-dir")
+    if model is None and model_dir is None:
+        model = assets.recogniser()
     files = files or []
     if microphone == bool(files):
         raise typer.BadParameter("expected either recordings or --microphone")

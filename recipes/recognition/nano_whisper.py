@@ -60,7 +60,7 @@ ALIGNED_FRAMES = 5.0
 PHONES_WEIGHT, ALIGNED_WEIGHT = 0.5, 0.2
 EASY = 0.1
 """Share of the updates with few words without noise."""
-WHOLE = 0.04
+WHOLE = 0.025
 """Share of the updates, the last ones, with whole windows alone."""
 EASY_WORDS = 3
 EASY_SECONDS = 4.0
@@ -393,7 +393,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of texts and of real transcribed speech")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--steps", type=int, default=3900)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--real-share", type=float, default=0.1)

@@ -89,11 +89,8 @@ def same_grid(**changes: Any) -> list[Seq2SeqConfig]:
     Args:
         changes: as :func:`mambadapter`.
     """
-    grid = []
-    for method, preset in PRESETS.items():
-        for rate in LEARNING_RATES:
-            grid.append(preset(**{**changes, "learning_rate": rate, "final_learning_rate": rate / 50}))
-    return grid
+    rates = [{"learning_rate": rate, "final_learning_rate": rate / 50} for rate in LEARNING_RATES]
+    return [preset(**{**changes, **rate}) for preset in PRESETS.values() for rate in rates]
 
 
 def _config(method: str, options: dict[str, Any], peak: float, final: float, changes: dict[str, Any]) -> Seq2SeqConfig:

@@ -1,0 +1,111 @@
+"""Adapters of several languages in one Whisper: how long a switch takes, and that it changes nothing; trimmed windows.
+
+    python recipes/recognition/switching.py --runs runs/languages --output runs/switching
+
+Takes the runs of one method and seed that ``languages.py`` left. Every language's test part is transcribed by a
+Whisper that holds its adapter alone, by one that holds all of them, in batches of one language and in batches that mix
+them; the number of transcripts that differ is told. And each run is scored with whole windows and with
+``--trim-encoder``.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mambavox.evaluation.recognition import evaluate_whisper
+from mambavox.evaluation.transcriber import WhisperTranscriber
+from mambavox.files import to_json, write_atomically
+
+SWITCHES = 200
+
+
+def chosen_runs(folder: Path, method: str, seed: int) -> dict[str, Path]:
+    """The run of a method and seed of each synthesised language; where there are several rates, that with most runs."""
+    rates: dict[str, int] = {}
+    for path in folder.glob(f"*/{method}-*-seed{seed}/metrics.json"):
+        rate = path.parent.name.split("-", 1)[1].rsplit("-seed", 1)[0]
+        rates[rate] = rates.get(rate, 0) + 1
+    if not rates:
+        raise SystemExit(f"{folder}: holds no finished run of {method} with seed {seed}; run languages.py first")
+    best = max(rates, key=lambda rate: rates[rate])
+    runs = {path.name: path / f"{method}-{best}-seed{seed}" for path in sorted(folder.iterdir())}
+    return {task: run for task, run in runs.items() if (run / "metrics.json").is_file()}
+
+
+def test_part(manifest: Path, most: int) -> list[str]:
+    """Recordings of a manifest's test part."""
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    return [row["path"] for row in rows if row["split"] == "test"][:most]
+
+
+def switching(runs: dict[str, Path], manifests: Path, most: int) -> dict[str, Any]:
+    """Time of a switch, and transcripts that are not those of separate loads."""
+    recordings = {language: test_part(manifests / f"{language}.jsonl", most) for language in runs}
+    alone = {
+        language: [
+            said.text for said in WhisperTranscriber.from_pretrained(run, device="cpu").transcribe(recordings[language])
+        ]
+        for language, run in runs.items()
+    }
+    together = WhisperTranscriber.from_pretrained(*runs.values(), device="cpu")
+    languages = list(runs)
+    seconds = [together.switch(languages[number % len(languages)]) for number in range(SWITCHES)]
+    rows = [(language, path) for language in runs for path in recordings[language]]
+    # From language to language: every batch has all of them.
+    mixed = sorted(range(len(rows)), key=lambda index: (recordings[rows[index][0]].index(rows[index][1]), index))
+    expected = [text for language in runs for text in alone[language]]
+    heard_apart = [
+        said.text for language in runs for said in together.transcribe(recordings[language], language=language)
+    ]
+    heard_mixed: list[str] = [""] * len(rows)
+    said = together.transcribe([rows[index][1] for index in mixed], language=[rows[index][0] for index in mixed])
+    for index, transcript in zip(mixed, said, strict=True):
+        heard_mixed[index] = transcript.text
+    ordered = sorted(1000 * second for second in seconds)
+    return {
+        "languages": languages,
+        "recordings": len(rows),
+        "switch_ms": {"median": statistics.median(ordered), "95 %": ordered[int(0.95 * len(ordered))]},
+        "differ_switched": sum(a != b for a, b in zip(expected, heard_apart, strict=True)),
+        "differ_mixed": sum(a != b for a, b in zip(expected, heard_mixed, strict=True)),
+    }
+
+
+def trimming(runs: dict[str, Path]) -> dict[str, dict[str, float]]:
+    """Word error rates on the test parts, with whole windows and with windows that end with the longest clip."""
+    return {
+        task: {
+            name: evaluate_whisper(run, trim_encoder=trim, device="cpu").scores["test"].wer.rate
+            for name, trim in (("whole", False), ("trimmed", True))
+        }
+        for task, run in runs.items()
+    }
+
+
+def main() -> None:
+    """Read the arguments, measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="folder of languages.py")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--method", default="mambadapter")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--most", type=int, default=40, help="recordings of a language")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    runs = chosen_runs(arguments.runs, arguments.method, arguments.seed)
+    adapters = {task: run for task, run in runs.items() if not task.startswith("real-")}
+    found = {
+        "switching": switching(adapters, arguments.runs / "manifests", arguments.most),
+        "trimming": trimming(runs),
+    }
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    write_atomically(arguments.output / "results.json", to_json(found))
+    print(to_json(found))
+
+
+if __name__ == "__main__":
+    main()
