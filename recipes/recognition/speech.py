@@ -71,6 +71,23 @@ mobil cepat berhenti di depan toko roti""",
 """Sentences of a language of which there is no text."""
 REAL = ("multilingual_asr", "librispeech_subset")
 """Folders of real transcribed speech."""
+ARABIC = {
+    "zero": "صفر",
+    "one": "واحد",
+    "two": "اثنان",
+    "three": "ثلاثة",
+    "four": "أربعة",
+    "five": "خمسة",
+    "six": "ستة",
+    "seven": "سبعة",
+    "eight": "ثمانية",
+    "nine": "تسعة",
+    "yes": "نعم",
+    "no": "لا",
+    "right": "يمين",
+    "left": "يسار",
+}
+"""Words of arabic_speech_commands by their labels, as far as the word is beyond doubt."""
 MOST_WORDS = 9
 
 
@@ -173,6 +190,10 @@ def real_speech(data: Path, split: str, seconds: float) -> list[tuple[Path, str,
             if part == split and row["duration"] <= seconds and row["language"] in SEEN:
                 text = normalize_text(row["text"], row["language"])
                 found.append((data / corpus / row["path"], text, row["language"]))
+    words = data / "arabic_speech_commands"
+    for row in map(json.loads, (words / "manifest.jsonl").read_text(encoding="utf-8").splitlines()):
+        if row["split"] == split and row["label"] in ARABIC:
+            found.append((words / row["path"], normalize_text(ARABIC[row["label"]], "ar"), "ar"))
     return found
 
 
