@@ -296,11 +296,20 @@ def train(arguments: argparse.Namespace) -> dict[str, float]:
     languages = tuple(SEEN)
     texts = Texts.read(arguments.data / "texts", languages)
     real = real_speech(arguments.data, "train", SECONDS)
-    everything = [text for sentences in texts.sentences.values() for text in sentences] + [text for _, text, _ in real]
-    tokenizer = make_tokenizer(everything, languages)
-    processor = WhisperProcessor(WhisperFeatureExtractor(feature_size=80, chunk_length=SECONDS), tokenizer)
+    state, step = output / "state.pt", 0
+    if state.is_file():
+        # What it has learned to write are these tokens, whatever the texts are by now.
+        processor = WhisperProcessor.from_pretrained(output)
+    else:
+        everything = [text for sentences in texts.sentences.values() for text in sentences] + [
+            text for _, text, _ in real
+        ]
+        tokenizer = make_tokenizer(everything, languages)
+        processor = WhisperProcessor(WhisperFeatureExtractor(feature_size=80, chunk_length=SECONDS), tokenizer)
+        if rank == 0:
+            processor.save_pretrained(output)
     device = torch.device(arguments.device)
-    model = make_model(tokenizer, languages).to(device)
+    model = make_model(processor.tokenizer, languages).to(device)
     head = torch.nn.Linear(model.config.d_model, PHONES).to(device)
     learners = torch.nn.ModuleDict({"model": model, "head": head})
     optimizer = torch.optim.AdamW(
@@ -314,7 +323,6 @@ def train(arguments: argparse.Namespace) -> dict[str, float]:
         return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / max(arguments.steps - warmup, 1), 1)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    state, step = output / "state.pt", 0
     if state.is_file():
         kept = torch.load(state, map_location=device, weights_only=True)
         learners.load_state_dict(kept["learners"])
@@ -371,7 +379,6 @@ def train(arguments: argparse.Namespace) -> dict[str, float]:
     rates = error_rates(model, processor, held_out(arguments.data, arguments.test_phrases, arguments.seed))
     print("word error rates: " + ", ".join(f"{language} {100 * rate:.1f} %" for language, rate in rates.items()))
     model.half().save_pretrained(output)
-    processor.save_pretrained(output)
     return rates
 
 
@@ -393,7 +400,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of texts and of real transcribed speech")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3900)
+    parser.add_argument("--steps", type=int, default=4700)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--real-share", type=float, default=0.1)
