@@ -400,7 +400,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of texts and of real transcribed speech")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=7300)
+    parser.add_argument("--steps", type=int, default=7500)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--real-share", type=float, default=0.1)
