@@ -68,9 +68,10 @@ def test_a_batch_of_languages(
     for step, expected in zip(scores, expected_scores, strict=True):
         finite = torch.isfinite(expected)
         torch.testing.assert_close(step[finite], expected[finite], rtol=1e-5, atol=1e-4)
-    with model.disable_adapter():
-        host = model.generate(**options)
-    assert not torch.equal(host["sequences"], cached["sequences"]), "the adapters act"
+    if not timestamps:
+        with model.disable_adapter():
+            host = model.generate(**options)
+        assert (host["scores"][0] - cached["scores"][0]).abs().nan_to_num().max() > 1e-2, "the adapters act"
 
 
 def test_prompts_of_different_lengths(model: PeftModel, processor: Any, waveforms: list[Any]) -> None:
