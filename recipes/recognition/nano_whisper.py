@@ -43,7 +43,7 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from mambavox.asr.metrics import score_transcripts
+from mambavox.asr.metrics import TranscriptScores, score_transcripts
 from mambavox.asr.text import normalize_text
 from mambavox.files import replacing
 
@@ -267,8 +267,8 @@ def average_gradients(learners: torch.nn.Module) -> None:
 
 
 @torch.inference_mode()
-def error_rates(model: Any, processor: Any, spoken: list[Spoken], batch_size: int = 16) -> dict[str, float]:
-    """Word error rate of greedy transcripts by language, and of all."""
+def error_rates(model: Any, processor: Any, spoken: list[Spoken], batch_size: int = 16) -> dict[str, TranscriptScores]:
+    """Scores of greedy transcripts by language, of synthesised (whose phones are known) and real recordings apart."""
     device = model.device
     by_language: dict[str, tuple[list[str], list[str]]] = {}
     for start in range(0, len(spoken), batch_size):
@@ -278,16 +278,15 @@ def error_rates(model: Any, processor: Any, spoken: list[Spoken], batch_size: in
         languages = [f"<|{item.language}|>" for item in items]
         tokens = model.generate(features.to(device), language=languages, task="transcribe", max_new_tokens=100)
         for item, text in zip(items, processor.batch_decode(tokens, skip_special_tokens=True), strict=True):
-            said, heard = by_language.setdefault(item.language, ([], []))
+            said, heard = by_language.setdefault(item.language + ("" if item.phones else ", real"), ([], []))
             said.append(item.text)
             heard.append(normalize_text(text, item.language))
     return {
-        language: score_transcripts(said, heard, language=language).wer.rate
-        for language, (said, heard) in sorted(by_language.items())
+        name: score_transcripts(said, heard, language=name[:2]) for name, (said, heard) in sorted(by_language.items())
     }
 
 
-def train(arguments: argparse.Namespace) -> dict[str, float]:
+def train(arguments: argparse.Namespace) -> dict[str, TranscriptScores]:
     """Train, write the model and return its error rates."""
     torch.manual_seed(arguments.seed)
     rank = join_processes()
@@ -377,7 +376,8 @@ def train(arguments: argparse.Namespace) -> dict[str, float]:
         return {}
     model.eval()
     rates = error_rates(model, processor, held_out(arguments.data, arguments.test_phrases, arguments.seed))
-    print("word error rates: " + ", ".join(f"{language} {100 * rate:.1f} %" for language, rate in rates.items()))
+    for name, score in rates.items():
+        print(f"{name}: WER {100 * score.wer.rate:.1f} %, CER {100 * score.cer.rate:.1f} %")
     model.half().save_pretrained(output)
     return rates
 

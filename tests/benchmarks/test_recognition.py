@@ -103,7 +103,7 @@ def test_what_cannot_be_measured_is_refused():
         measure_recognition(recognizer_of(), sentences=0)
     with pytest.raises(ConfigError, match="blocks"):
         measure_recognition(recognizer_of(), blocks=[0.001])
-    for flags in (["recognition"], ["long_form"], ["scan", "--seconds", "3"], ["long_form", "--seconds", "x"]):
+    for flags in (["long_form"], ["scan", "--seconds", "3"], ["long_form", "--seconds", "x"]):
         assert CliRunner().invoke(app, ["bench", *flags]).exit_code == 2
 
 
