@@ -18,7 +18,6 @@ batch, but for some batches and the last updates, which are whole windows, as in
 import argparse
 import json
 import math
-import os
 import time
 import zlib
 from collections.abc import Iterator
@@ -27,12 +26,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from speech import RATE, SEEN, Speech, Spoken, Texts, real_speech
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     GenerationConfig,
@@ -246,24 +248,10 @@ def losses(model: Any, head: torch.nn.Linear, batch: dict[str, Tensor]) -> Tenso
     return torch.stack((output.loss.float(), phones, aligned))
 
 
-def join_processes() -> int:
-    """This process's number among those of ``torchrun``."""
-    if "RANK" not in os.environ:
-        return 0
-    torch.distributed.init_process_group("gloo")
-    return torch.distributed.get_rank()
-
-
 def average_gradients(learners: torch.nn.Module) -> None:
     """Give all processes the mean of their gradients."""
-    if torch.distributed.is_initialized():
-        gradients = [parameter.grad for parameter in learners.parameters() if parameter.grad is not None]
-        every = torch.cat([gradient.flatten() for gradient in gradients])
-        torch.distributed.all_reduce(every)
-        every /= torch.distributed.get_world_size()
-        sizes = [gradient.numel() for gradient in gradients]
-        for gradient, mean in zip(gradients, every.split(sizes), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+    gradients = [parameter.grad for parameter in learners.parameters() if parameter.grad is not None]
+    vector_to_parameters(reduce(parameters_to_vector(gradients), "mean"), gradients)
 
 
 @torch.inference_mode()
@@ -289,7 +277,7 @@ def error_rates(model: Any, processor: Any, spoken: list[Spoken], batch_size: in
 def train(arguments: argparse.Namespace) -> dict[str, TranscriptScores]:
     """Train, write the model and return its error rates."""
     torch.manual_seed(arguments.seed)
-    rank = join_processes()
+    rank = PartialState(cpu=arguments.device == "cpu").process_index
     output: Path = arguments.output
     output.mkdir(parents=True, exist_ok=True)
     languages = tuple(SEEN)

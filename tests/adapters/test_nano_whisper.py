@@ -11,7 +11,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from mambavox import assets
 from mambavox.adapters import MambAdapterConfig
-from mambavox.data.synth import synthesize
+from mambavox.data.synth import synthesize, synthesizer
 
 pytestmark = pytest.mark.skipif("nano-whisper" not in assets.names(), reason="nano-whisper is not in the package yet")
 PHRASES = {"en": "the boat was slow", "de": "das haus ist alt und klein", "nl": "een mooie dag"}
@@ -115,3 +115,19 @@ def test_long_form(model: PeftModel, processor: Any, waveforms: list[Any], beams
     )
     assert torch.equal(cached["sequences"], plain["sequences"])
     assert min(len(row) for row in cached["segments"]) >= 2, "several windows were decoded"
+
+
+def test_times_of_tokens(processor: Any) -> None:
+    """Two heads of the cross-attention were trained to be where the next token is heard."""
+    host = WhisperForConditionalGeneration.from_pretrained(assets.path("nano-whisper")).eval()
+    waveform, _, words = synthesizer().synthesize_words("promover relaciones amistosas entre las naciones", "es")
+    inputs = processor.feature_extractor(
+        waveform, sampling_rate=16_000, return_tensors="pt", return_attention_mask=True
+    )
+    output = host.generate(**inputs, language="<|es|>", task="transcribe", return_token_timestamps=True)
+    pieces = processor.tokenizer.convert_ids_to_tokens(output["sequences"][0].tolist())
+    times = output["token_timestamps"][0].tolist()
+    starts = [time for piece, time in zip(pieces, times, strict=True) if piece.startswith("Ġ")]
+    for known in (words[1].start, words[2].start, words[-1].start):
+        assert min(abs(time - known) for time in starts) < 0.25
+    assert times == sorted(times) and times[-1] == pytest.approx(len(waveform) / 16_000, abs=0.4)
