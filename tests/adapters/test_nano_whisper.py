@@ -118,7 +118,7 @@ def test_long_form(model: PeftModel, processor: Any, waveforms: list[Any], beams
 
 
 def test_times_of_tokens(processor: Any) -> None:
-    """Two heads of the cross-attention were trained to be where the next token is heard."""
+    """The cross-attention of the heads that the model names tells when a token is heard."""
     host = WhisperForConditionalGeneration.from_pretrained(assets.path("nano-whisper")).eval()
     waveform, _, words = synthesizer().synthesize_words("promover relaciones amistosas entre las naciones", "es")
     inputs = processor.feature_extractor(
