@@ -140,7 +140,7 @@ class WhisperTranscriber:
             for own in processors:
                 prepare_for(model, own.tokenizer)
             processor = processors[0]
-            names = dict(zip(_names(folders), (config.language for config in configs), strict=True))
+            names = {_adapter_name(config.language): config.language for config in configs}
             named = list(zip(names, folders, strict=True))
             # Once there are rows of one adapter, PEFT looks for rows of every further one.
             named.sort(key=lambda pair: _has_token_rows(pair[1]))
@@ -440,11 +440,9 @@ def _has_token_rows(folder: Path) -> bool:
     return config.get("trainable_token_indices") is not None
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    names = [folder.resolve().name.replace(".", "-") for folder in folders]
-    if len(set(names)) != len(names):
-        raise ConfigError(f"runs of one name: {', '.join(names)}; expected folders of different names")
-    return names
+def _adapter_name(language: str | None) -> str:
+    # A name of modules, in which there is no dot.
+    return "default" if language is None else language.replace(".", "-")
 
 
 def _check_together(folders: Sequence[Path], configs: Sequence[Seq2SeqConfig]) -> None:

@@ -1,6 +1,7 @@
 """Transcription with one Whisper and many adapters."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,12 @@ def test_one_of_many_gives_what_it_gives_alone(runs: Path) -> None:
     timed = together.transcribe([*sounds, sounds[0]], ["kab", "de", "ckb", "de"], timestamps=True)
     for transcript, language, sound in zip(timed, ("kab", "de", "ckb", "de"), [*sounds, sounds[0]], strict=True):
         assert transcript == together.transcribe([sound], language, timestamps=True)[0]
+
+
+def test_folders_may_have_the_same_name(runs: Path, tmp_path: Path) -> None:
+    best = [shutil.copytree(runs / "runs" / code, tmp_path / code / "best") for code in ("ckb", "kab")]
+    together = WhisperTranscriber.from_pretrained(*best, device="cpu")
+    assert together.languages == {"ckb": "ckb", "kab": "kab"}
 
 
 def test_a_switch_takes_no_loading(runs: Path) -> None:
