@@ -140,6 +140,11 @@ class TranscriptScores:
     utterances: tuple[Utterance, ...]
 
     @property
+    def rates(self) -> dict[str, float]:
+        """``wer`` and ``cer`` alone."""
+        return {"wer": self.wer.rate, "cer": self.cer.rate}
+
+    @property
     def empty_references(self) -> int:
         """Utterances in which nothing was said."""
         return sum(not utterance.reference for utterance in self.utterances)

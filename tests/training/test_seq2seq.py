@@ -73,7 +73,7 @@ def test_a_run_and_what_its_folder_holds(whisper: str, sayings: str, tmp_path: P
     assert result.new_token == "<|ckb|>" and result.clips == {"train": 8, "valid": 2, "test": 2}
     assert set(result.scores) == {"valid", "test"} and result.scores["test"]["wer"]["low"] <= 1
     assert [row["epoch"] for row in result.learning_curve] == [1, 2]
-    assert {"train_loss", "valid_loss", "valid_wer"} <= set(result.learning_curve[-1])
+    assert {"train_loss", "valid_loss", "valid_wer", "valid_cer"} <= set(result.learning_curve[-1])
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"adapter_model.safetensors", "tokenizer.json", "run.yaml", "metrics.json", "predictions.csv"} <= files
     assert "checkpoints" not in files and ".partial" not in files
@@ -95,6 +95,18 @@ def test_it_learns(whisper: str, sayings: str, tmp_path: Path) -> None:
     assert result.scores["valid"]["wer"]["rate"] == pytest.approx(best) and best < 1.0
     assert result.best_epoch == min(range(50), key=lambda index: curve[index]["valid_wer"]) + 1
     assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("rate", ["wer", "cer"])
+def test_the_error_rate_that_is_asked_for_chooses_the_epoch(
+    whisper: str, sayings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: str
+) -> None:
+    """Of three epochs the second has the fewest wrong words, the first the fewest wrong characters."""
+    rates = iter([(0.9, 0.1), (0.2, 0.3), (0.8, 0.2), (0.5, 0.5), (0.5, 0.5)])
+    fixed = property(lambda scores: dict(zip(("wer", "cer"), next(rates), strict=True)))
+    monkeypatch.setattr("mambavox.asr.metrics.TranscriptScores.rates", fixed)
+    run = config(whisper, sayings, tmp_path / "run", epochs=3, metric_for_best_model=rate)
+    assert adapt_whisper(run).best_epoch == {"wer": 2, "cer": 1}[rate]
 
 
 def test_an_interrupted_run_goes_on_to_the_same_end(

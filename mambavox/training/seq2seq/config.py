@@ -74,6 +74,11 @@ class Seq2SeqConfig(RunConfig):
     )
     num_beams: int = option(1, "beams of the search; 1 is greedy")
     gradient_checkpointing: bool = option(False, "compute layers again in the backward pass: less memory, more time")
+    metric_for_best_model: Literal["wer", "cer"] = option(
+        "wer",
+        "error rate of the valid part by which the best epoch is kept: of words, or of characters, which says more "
+        "where hardly a word is right",
+    )
     patience: int | None = option(None, "stop after so many epochs without a lower valid error rate", unset="never")
     seed: int = option(0, "of the initialisation, the order of the data and dropout")
     split_seed: int = option(0, "of the draw of parts; its own, so that seeds can be compared on the same parts")

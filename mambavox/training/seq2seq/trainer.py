@@ -47,7 +47,7 @@ class TranscriptTrainer(TrainedPartsOnly, Seq2SeqTrainer):
         train: the training part.
         valid: the part that chooses the best epoch; empty: the last epoch is kept.
         generation: keywords of ``generate``.
-        error_rate: word error rate of the numbers of recordings of the valid part and their generated tokens.
+        error_rates: those of the valid part, ``wer`` and ``cer``, by the tokens generated for its recordings.
         checkpoints: folder of the checkpoints.
         tensorboard: folder of TensorBoard logs, or ``None``.
         console: where progress goes, or ``None``.
@@ -66,7 +66,7 @@ class TranscriptTrainer(TrainedPartsOnly, Seq2SeqTrainer):
         train: TranscriptDataset,
         valid: TranscriptDataset,
         generation: Mapping[str, Any],
-        error_rate: Callable[[list[list[int]]], float],
+        error_rates: Callable[[list[list[int]]], dict[str, float]],
         checkpoints: Path,
         tensorboard: Path | None,
         console: Console | None,
@@ -99,7 +99,7 @@ class TranscriptTrainer(TrainedPartsOnly, Seq2SeqTrainer):
             logging_nan_inf_filter=False,  # a diverging run must end, not look fine
             save_total_limit=1,
             load_best_model_at_end=bool(len(valid)),
-            metric_for_best_model="wer" if len(valid) else None,
+            metric_for_best_model=config.metric_for_best_model if len(valid) else None,
             greater_is_better=False if len(valid) else None,
             predict_with_generate=True,
             restore_callback_states_from_checkpoint=True,
@@ -123,7 +123,7 @@ class TranscriptTrainer(TrainedPartsOnly, Seq2SeqTrainer):
             compute_metrics=self._figures,
         )
         self.generation = dict(generation)
-        self.error_rate = error_rate
+        self.error_rates = error_rates
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
         self.add_callback(TrainingClock())
@@ -183,7 +183,7 @@ class TranscriptTrainer(TrainedPartsOnly, Seq2SeqTrainer):
         return next(item for item in callbacks if isinstance(item, TrainingClock)).seconds
 
     def _figures(self, prediction: EvalPrediction) -> dict[str, float]:
-        return {"wer": self.error_rate(np.asarray(prediction.predictions).tolist())}
+        return self.error_rates(np.asarray(prediction.predictions).tolist())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return EpochSampler(train_dataset or self.train_dataset, self.args.seed)
@@ -214,7 +214,8 @@ class _EpochLine(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if "eval_wer" in kwargs["metrics"]:
-            self._tell(state, f"  valid WER {100 * kwargs['metrics']['eval_wer']:.1f} %")
+            figures = kwargs["metrics"]
+            self._tell(state, f"  valid WER {100 * figures['eval_wer']:.1f} %  CER {100 * figures['eval_cer']:.1f} %")
 
     def _tell(self, state: TrainerState, valid: str) -> None:
         self.console.print(f"epoch {round(state.epoch or 0)}/{self.epochs}  loss {self.loss:.4f}{valid}")
