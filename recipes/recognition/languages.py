@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--backbone", default="nano-whisper", help="embedded name or folder")
     parser.add_argument("--tasks", nargs="+", default=[*UNSEEN, *(f"real-{language}" for language in REAL)])
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2, help="runs side by side, one thread each")
     arguments = parser.parse_args()
     for task in arguments.tasks:
