@@ -441,8 +441,9 @@ def _has_token_rows(folder: Path) -> bool:
 
 
 def _adapter_name(language: str | None) -> str:
-    # A name of modules, in which there is no dot.
-    return "default" if language is None else language.replace(".", "-")
+    # A name of modules, in which there is no dot; and no part of a method's prefix (mambadapter_ has a pt), which PEFT
+    # would mistake it for.
+    return "default" if language is None else f"language-{language.replace('.', '-')}"
 
 
 def _check_together(folders: Sequence[Path], configs: Sequence[Seq2SeqConfig]) -> None:

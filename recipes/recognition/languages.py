@@ -22,6 +22,9 @@ import torch
 from nano_whisper import SECONDS
 from speech import RATE, UNSEEN, Speech, Texts
 
+from mambavox.asr.metrics import score_transcripts
+from mambavox.asr.text import normalize_text
+from mambavox.evaluation.transcriber import WhisperTranscriber
 from mambavox.training.seq2seq.adapt import adapt_whisper
 from mambavox.training.seq2seq.config import Seq2SeqConfig
 
@@ -120,13 +123,49 @@ def adapt(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     config = run.config(arguments)
     result = adapt_whisper(config, resume=config.output_path.exists())
-    return {"scores": result.scores, "parameters": result.parameters["total"], "seconds": result.seconds}
+    return {
+        "scores": result.scores,
+        "parameters": result.parameters["total"],
+        "seconds": result.seconds,
+        "max_new_tokens": result.max_new_tokens,
+    }
 
 
-def table(figures: dict[Run, dict[str, Any]], rates: dict[str, float], tasks: list[str], rate: str) -> str:
-    """Markdown of an error rate on the test parts, mean and deviation over the seeds."""
+def not_adapted(task: str, max_new_tokens: int, arguments: argparse.Namespace) -> dict[str, float]:
+    """Error rates of the backbone as it is on the test part of real speech."""
+    text = (arguments.output / "manifests" / f"{task}.jsonl").read_text(encoding="utf-8")
+    rows = [row for row in map(json.loads, text.splitlines()) if row["split"] == "test"]
+    language = task.removeprefix("real-")
+    transcriber = WhisperTranscriber.from_pretrained(arguments.backbone, trim_encoder=True, device="cpu")
+    transcriber.max_new_tokens = max_new_tokens
+    heard = transcriber.transcribe([row["path"] for row in rows], language)
+    return score_transcripts(
+        [normalize_text(row["text"], language) for row in rows],
+        [normalize_text(said.text, language) for said in heard],
+        language=language,
+    ).rates
+
+
+def table(
+    figures: dict[Run, dict[str, Any]],
+    before: dict[str, dict[str, float]],
+    rates: dict[str, float],
+    tasks: list[str],
+    rate: str,
+) -> str:
+    """Markdown of an error rate on the test parts, mean and deviation over the seeds.
+
+    Args:
+        figures: of each run.
+        before: error rates of the backbone by the task, where it knows the language.
+        rates: the learning rate of each method.
+        tasks: the columns.
+        rate: ``"wer"`` or ``"cer"``.
+    """
     lines = [f"| {rate.upper()} % | trained | learning rate | " + " | ".join(tasks) + " |"]
     lines.append("|---|--:|--:|" + "--:|" * len(tasks))
+    cells = [f"{100 * before[task][rate]:.1f}" if task in before else "" for task in tasks]
+    lines.append("| not adapted | 0 | | " + " | ".join(cells) + " |")
     for method, chosen in rates.items():
         cells, trained = [], 0
         for task in tasks:
@@ -180,7 +219,13 @@ def main() -> None:
             Run(task, method, rates[method], seed) for task in arguments.tasks for method in METHODS for seed in SEEDS
         ]
         do([run for run in runs if run not in figures])
-    tables = "\n\n".join(table(figures, rates, arguments.tasks, rate) for rate in ("cer", "wer"))
+    some = next(iter(METHODS))
+    before = {
+        task: not_adapted(task, figures[Run(task, some, rates[some], SEEDS[0])]["max_new_tokens"], arguments)
+        for task in arguments.tasks
+        if task.startswith("real-")
+    }
+    tables = "\n\n".join(table(figures, before, rates, arguments.tasks, rate) for rate in ("cer", "wer"))
     (arguments.output / "tables.md").write_text(tables + "\n", encoding="utf-8")
     print(tables)
 

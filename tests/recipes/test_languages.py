@@ -4,6 +4,7 @@ import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import soundfile
@@ -72,9 +73,10 @@ def test_each_methods_best_rate_is_taken_for_all(recipe, data, tmp_path, monkeyp
             part: {kind: {"rate": rate} for kind in ("wer", "cer")}
             for part, rate in (("valid", valid), ("test", 0.1 * run.seed))
         }
-        return {"scores": scores, "parameters": 1234, "seconds": 1.0}
+        return {"scores": scores, "parameters": 1234, "seconds": 1.0, "max_new_tokens": 9}
 
     monkeypatch.setattr(recipe, "adapt", adapt)
+    monkeypatch.setattr(recipe, "not_adapted", lambda task, most, arguments: {"wer": 0.1 * most, "cer": 0.5})
     monkeypatch.setattr(recipe, "ProcessPoolExecutor", ThreadPoolExecutor)
     monkeypatch.setattr(recipe, "CLIPS", {"train": 1, "valid": 1, "test": 1})
     words = ["--data", str(data), "--output", str(tmp_path / "runs"), "--tasks", "cs", "real-de"]
@@ -85,6 +87,29 @@ def test_each_methods_best_rate_is_taken_for_all(recipe, data, tmp_path, monkeyp
     assert {run.seed for run in done if run.task == "real-de"} == set(recipe.SEEDS)
     table = (tmp_path / "runs" / "tables.md").read_text()
     assert "| lora | 1,234 | 0.003 | 10.0 ± 10.0 | 10.0 ± 10.0 |" in table
+    assert "| not adapted | 0 | |  | 50.0 |" in table and "| not adapted | 0 | |  | 90.0 |" in table
     assert table in capsys.readouterr().out
     config = done[0].config(recipe.argparse.Namespace(output=tmp_path, backbone="nano-whisper", epochs=1))
     assert config.language == "cs" and config.method == "full"
+
+
+def test_the_backbone_as_it_is_hears_the_test_part(recipe, tmp_path, monkeypatch):
+    class Transcriber:
+        @classmethod
+        def from_pretrained(cls, backbone, *, trim_encoder, device):
+            assert backbone == "nano-whisper" and trim_encoder
+            return cls()
+
+        def transcribe(self, paths, language):
+            assert language == "de" and self.max_new_tokens == 9
+            return [SimpleNamespace(text={"a": "Ein Haus", "b": "zwei"}[path]) for path in paths]
+
+    monkeypatch.setattr(recipe, "WhisperTranscriber", Transcriber)
+    rows = [
+        {"path": path, "text": text, "split": split}
+        for path, text, split in (("a", "ein Haus.", "test"), ("b", "drei Autos", "test"), ("c", "x", "train"))
+    ]
+    (tmp_path / "manifests").mkdir()
+    (tmp_path / "manifests" / "real-de.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = recipe.argparse.Namespace(output=tmp_path, backbone="nano-whisper")
+    assert recipe.not_adapted("real-de", 9, arguments)["wer"] == 0.5
