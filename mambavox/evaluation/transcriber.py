@@ -209,6 +209,7 @@ class WhisperTranscriber:
         raise ConfigError(f"language={language}; there are adapters of {known}")
 
     @torch.inference_mode()
+    @quiet_transformers()
     def transcribe(
         self,
         sources: Sequence[AudioSource],
