@@ -442,9 +442,8 @@ def _has_token_rows(folder: Path) -> bool:
 
 
 def _adapter_name(language: str | None) -> str:
-    # A name of modules, in which there is no dot; and no part of a method's prefix (mambadapter_ has a pt), which PEFT
-    # would mistake it for.
-    return "default" if language is None else f"language-{language.replace('.', '-')}"
+    # No part of a method's prefix (mambadapter_ has a pt), which PEFT would mistake it for.
+    return "default" if language is None else f"language-{language_token(language)[2:-2]}"
 
 
 def _check_together(folders: Sequence[Path], configs: Sequence[Seq2SeqConfig]) -> None:
@@ -458,7 +457,8 @@ def _check_together(folders: Sequence[Path], configs: Sequence[Seq2SeqConfig]) -
                 "expected adapters of one method on one backbone: leave out the others"
             )
     languages = [config.language for config in configs]
-    if None in languages or len(set(languages)) != len(languages):
+    tokens = {language_token(language) for language in languages if language is not None}
+    if len(tokens) != len(languages):
         raise ConfigError(
             f"the languages of {', '.join(folder.name for folder in folders)} are "
             f"{', '.join(map(str, languages))}; expected a different one for each run"

@@ -129,7 +129,7 @@ def test(run: Path, manifest: Path, data: Path, *, chunked: bool) -> Rates:
     pieces, wholes = documents.readings(data / "longform_en")
     scores["reading, pieces"] = documents.score(recognizer, pieces)
     scores["reading, whole"] = documents.score(recognizer, wholes)
-    rates = {name: {"wer": score.wer.rate, "cer": score.cer.rate} for name, score in scores.items()}
+    rates = {name: score.rates for name, score in scores.items()}
     write_atomically(kept, to_json(rates))
     return rates
 

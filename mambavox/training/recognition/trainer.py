@@ -181,7 +181,7 @@ class RecognitionTrainer(AdaptTrainer):
         scores = score_transcripts(self.references, texts, language=self.recognition.language)
         # The second term is below 1, whatever the rate: less than a word.
         rank = -scores.wer.counts.errors - scores.cer.rate / (1 + scores.cer.rate)
-        return {"wer": scores.wer.rate, "cer": scores.cer.rate, "rank": rank}
+        return {**scores.rates, "rank": rank}
 
 
 def collapse(best: Any, blank: int) -> list[int]:
