@@ -362,11 +362,16 @@ def train(arguments: argparse.Namespace) -> dict[str, TranscriptScores]:
                 torch.save({"learners": learners.state_dict(), **kept}, partial)
     if rank > 0:
         return {}
-    model.eval()
-    rates = error_rates(model, processor, held_out(arguments.data, arguments.test_phrases, arguments.seed))
-    for name, score in rates.items():
-        print(f"{name}: WER {100 * score.wer.rate:.1f} %, CER {100 * score.cer.rate:.1f} %")
+    rates = score(model, processor, arguments)
     model.half().save_pretrained(output)
+    return rates
+
+
+def score(model: Any, processor: Any, arguments: argparse.Namespace) -> dict[str, TranscriptScores]:
+    """Print and return the error rates of a model on what is held out."""
+    rates = error_rates(model.eval(), processor, held_out(arguments.data, arguments.test_phrases, arguments.seed))
+    for name, scores in rates.items():
+        print(f"{name}: WER {100 * scores.wer.rate:.1f} %, CER {100 * scores.cer.rate:.1f} %")
     return rates
 
 
@@ -396,7 +401,15 @@ def main() -> None:
     parser.add_argument("--num-workers", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
-    train(parser.parse_args())
+    parser.add_argument(
+        "--score", action="store_true", help="train nothing: print the error rates of the model there is"
+    )
+    arguments = parser.parse_args()
+    if arguments.score:
+        model = WhisperForConditionalGeneration.from_pretrained(arguments.output, dtype=torch.float32)
+        score(model, WhisperProcessor.from_pretrained(arguments.output), arguments)
+    else:
+        train(arguments)
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def test_processes_have_the_mean_of_their_gradients(tmp_path):
     assert {path.name for path in tmp_path.glob("averaged-*")} == {"averaged-0", "averaged-1"}
 
 
-def test_a_few_steps_an_interruption_and_what_is_written(recordings, tmp_path, monkeypatch):
+def test_a_few_steps_an_interruption_and_what_is_written(recordings, tmp_path, monkeypatch, capsys):
     import nano_whisper as train
 
     monkeypatch.setattr(train, "LOG_STEPS", 1)
@@ -164,6 +164,11 @@ def test_a_few_steps_an_interruption_and_what_is_written(recordings, tmp_path, m
     assert sum(not name.endswith("real") for name in rates) == 12 and all(
         score.cer.rate > 0 for score in rates.values()
     )
+    monkeypatch.setattr(
+        sys, "argv", ["", *map(str, ("--data", recordings, "--output", tmp_path, "--test-phrases", 1)), "--score"]
+    )
+    train.main()
+    assert capsys.readouterr().out.count("WER") == 3 * len(rates)
     model = WhisperForConditionalGeneration.from_pretrained(tmp_path, dtype="float32")
     processor = WhisperProcessor.from_pretrained(tmp_path)
     assert model.config.vocab_size == len(processor.tokenizer) and model.config.dropout == 0.0
