@@ -106,6 +106,13 @@ def test_folders_may_have_the_same_name(runs: Path, tmp_path: Path) -> None:
     assert list(together.languages.values()) == ["ckb", "kab"]
 
 
+def test_two_tags_of_one_language_are_not_two_languages(runs: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(runs / "runs" / "de", tmp_path / "other")
+    (other / "run.yaml").write_text((other / "run.yaml").read_text().replace("language: de", "language: German"))
+    with pytest.raises(ConfigError, match="languages of de, other are de, German; expected a different one"):
+        WhisperTranscriber.from_pretrained(runs / "runs" / "de", other, device="cpu")
+
+
 def test_a_switch_takes_no_loading(runs: Path) -> None:
     transcriber = WhisperTranscriber.from_folder(runs / "runs", device="cpu")
     before = {name: p.data_ptr() for name, p in transcriber.model.named_parameters()}
