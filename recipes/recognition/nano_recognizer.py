@@ -2,8 +2,8 @@
 
     python recipes/recognition/nano_recognizer.py --data ../shared/data --pretrained runs/nano-hubert --output runs/ctc
 
-They hear LibriSpeech recordings, spoken digits, wake words and synthesised phrases. Tested are LibriSpeech (``valid``
-chooses the epoch, ``test_other``), synthesised phrases of held-out sentences, and documents: recordings of
+They hear what english.py lists: synthesised phrases, LibriSpeech recordings and wake words. Tested are LibriSpeech
+(``valid`` chooses the epoch, ``test_other``), synthesised phrases of held-out sentences, and documents: recordings of
 ``test_other`` joined, and a reading of minutes, in pieces and as a whole. A bidirectional Mamba shows what hearing a
 stream in chunks costs. The same command continues where it was interrupted.
 """
@@ -13,14 +13,12 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import documents
-import soundfile
+import english
 from documents import CHUNKS, LENGTHS, RATE
 from matplotlib.figure import Figure
 from rich.console import Console
-from speech import SEEN, Speech, Texts
 
 from mambavox.asr.metrics import TranscriptScores
 from mambavox.asr.recognizer import SpeechRecognizer
@@ -33,58 +31,19 @@ CAUSAL = ("mamba", "causal-transformer")
 BIDIRECTIONAL = "ext-bimamba"
 SEEDS = (0, 1, 2)
 """Of the causal ones; the bidirectional one has the first."""
-PHRASES = {"train": 3000, "test_synth": 300}
-"""Synthesised ones of a part."""
-WAKE_WORDS = 4
-"""One in so many recordings of wake words is heard: there are many of few words."""
 
 Rates = dict[str, dict[str, float]]
 """Word and character error rates (``wer``, ``cer``) by what was recognised."""
 
 
-def synthesise(data: Path, folder: Path) -> list[dict[str, str]]:
-    """English phrases of espeak-ng's voices; those of the test are from held-out sentences."""
-    rows = []
-    for number, (split, count) in enumerate(PHRASES.items()):
-        texts = Texts.read(data / "texts", ("en",), held_out=split != "train")
-        stream = iter(Speech(texts, {"en": SEEN["en"]}, [], seconds=10.0, seed=1000 + number))
-        for index in range(count):
-            spoken = next(stream)
-            path = folder / split / f"{index:05d}.flac"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(path, spoken.waveform, RATE)
-            rows.append({"path": str(path.resolve()), "text": spoken.text, "split": split, "source": "synth"})
-    return rows
-
-
 def write_manifest(data: Path, output: Path) -> Path:
-    """List all recordings; made once."""
+    """List all recordings, which are made once."""
     manifest = output / "manifest.jsonl"
     if manifest.is_file():
         return manifest
-    rows = synthesise(data, output / "phrases")
-    for corpus, splits in (("librispeech_subset", ("train", "valid", "test_other")), ("fsdd", ("train",))):
-        rows += [
-            {**_taken(data / corpus, row), "split": row["split"]}
-            for row in _rows(data / corpus)
-            if row["split"] in splits
-        ]
-    # Transcribed English of speakers that are in no other folder.
-    english = [row for row in _rows(data / "ssl_speech") if row["language"] == "en" and row["text"]]
-    wake_words = [row for row in english if row["source"] == "wake"][::WAKE_WORDS]
-    for row in [row for row in english if row["source"] == "libri"] + wake_words:
-        rows.append({**_taken(data / "ssl_speech", row), "split": "train"})
+    rows = english.corpus(data, output / "recordings")
     write_atomically(manifest, "".join(json.dumps(row) + "\n" for row in rows))
     return manifest
-
-
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def _taken(folder: Path, row: dict[str, Any]) -> dict[str, str]:
-    source = f"{folder.name}/{row['source']}" if "source" in row else folder.name
-    return {"path": str((folder / row["path"]).resolve()), "text": row["text"], "source": source}
 
 
 def train(encoder: str, seed: int, manifest: Path, arguments: argparse.Namespace, console: Console) -> Rates:
@@ -198,7 +157,7 @@ def main() -> None:
     encoders = (*CAUSAL, BIDIRECTIONAL)
     parser.add_argument("--encoders", nargs="+", choices=encoders, default=list(encoders))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     arguments = parser.parse_args()
     manifest = write_manifest(arguments.data, arguments.output)

@@ -1,6 +1,8 @@
 """The recipe of the nano recognisers, in a few steps."""
 
+import gzip
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import soundfile
 from tiny_hubert import tiny_config
 from transformers import Wav2Vec2FeatureExtractor
 
+from mambavox.data.synth import synthesize
 from mambavox.hubert import MambaHubertForPreTraining
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "recognition"
@@ -19,11 +22,13 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "recognition"
 def recipe(monkeypatch):
     pytest.importorskip("espeakng_loader", reason="the extra synth is not installed")
     monkeypatch.syspath_prepend(str(RECIPE))
+    import english
     import nano_recognizer
 
-    monkeypatch.setattr(nano_recognizer, "PHRASES", {"train": 4, "test_synth": 2})
+    monkeypatch.setattr(english, "PHRASES", {"train": 4, "test_synth": 2})
+    monkeypatch.setattr(english, "flite", lambda text, voice: synthesize(text))  # which need not be there
     yield nano_recognizer
-    for name in ("nano_recognizer", "documents", "speech"):
+    for name in ("nano_recognizer", "documents", "english", "speech"):
         sys.modules.pop(name, None)
 
 
@@ -34,7 +39,6 @@ def packs(tmp_path):
     generator = np.random.default_rng(0)
     rows = {
         "librispeech_subset": [("one two", "train"), ("two three", "valid"), ("three one", "test_other")],
-        "fsdd": [("one", "train"), ("two", "test")],
         "longform_en": [("One two. Three!", "dev")],
         "ssl_speech": [("two", "libri"), ("hey one", "wake"), ("three", "wake"), (None, "libri")],
     }
@@ -50,6 +54,8 @@ def packs(tmp_path):
             lines.append(line | part)
         (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (data / "texts").mkdir()
+    with gzip.open(data / "texts" / "cmudict.txt.gz", "wt") as file:
+        file.write("SEVEN 1 S EH1 V AH0 N\n'TIS 1 T IH1 Z\nEIGHT 1 EY1 T\n")
     sentences = ("one two three", "two one", "three two one", "one one two", "three one")
     (data / "texts" / "en.tsv").write_text("".join(f"en\tsome\t{sentence}\n" for sentence in sentences))
     return data
@@ -62,15 +68,19 @@ def test_which_recordings_are_heard_and_tested(recipe, packs, tmp_path):
     for row in rows:
         counts[row["source"], row["split"]] = counts.get((row["source"], row["split"]), 0) + 1
     assert counts == {
-        ("synth", "train"): 4,
-        ("synth", "test_synth"): 2,
-        ("librispeech_subset", "train"): 1,
-        ("librispeech_subset", "valid"): 1,
-        ("librispeech_subset", "test_other"): 1,
-        ("fsdd", "train"): 1,
-        ("ssl_speech/libri", "train"): 1,
-        ("ssl_speech/wake", "train"): 1,
+        ("espeak-ng", "train"): 2,
+        ("flite", "train"): 2,
+        ("espeak-ng", "test_synth"): 1,
+        ("flite", "test_synth"): 1,
+        ("librispeech", "train"): 2 * recipe.english.READINGS,
+        ("librispeech", "valid"): 1,
+        ("librispeech", "test_other"): 1,
+        ("wake words", "train"): 1,
     }
+    heard = [soundfile.info(row["path"]) for row in rows]
+    assert all(info.samplerate == 16_000 and info.duration > 0.2 for info in heard)
+    originals = {row["split"] for row in rows if str(packs) in row["path"]}
+    assert originals == {"valid", "test_other"}, "what is tested is as it was recorded; what is heard is altered"
     words = {word for row in rows if row["split"] == "test_synth" for word in row["text"]}
     assert words <= set("three one "), "phrases of the fifth sentence alone"
 
@@ -98,3 +108,44 @@ def test_documents_are_recordings_joined_in_order(recipe):
     said = [(np.full(size, size, dtype=np.float32), str(size)) for size in (1, 2, 3)]
     joined = recipe.documents.join(said, 2)
     assert [(list(waveform), text) for waveform, text in joined] == [([1, 2, 2], "1 2"), ([3, 3, 3], "3")]
+
+
+def test_words_of_the_dictionary_are_for_training(recipe, packs):
+    train = recipe.english.read_texts(packs / "texts", ["A hundred, please"], "train")
+    assert train.words["en"] == ["eight", "seven"]
+    assert train.sentences["en"][-1] == "a hundred please" and "three one" not in train.sentences["en"]
+    held_out = recipe.english.read_texts(packs / "texts", [], "test_synth")
+    assert held_out.sentences["en"] == ["three one"] and held_out.words["en"] == ["one", "three"]
+
+
+def test_alterations_are_drawn_and_keep_the_speech(recipe):
+    waveform = synthesize("one two three four")
+    altered = [recipe.english.alter(waveform, np.random.default_rng(seed)) for seed in range(20)]
+    lengths = [len(sound) / len(waveform) for sound in altered]
+    assert 0.86 < min(lengths) < 0.93 and 1.08 < max(lengths) < 1.16
+    peaks = [float(np.abs(sound).max()) for sound in altered]
+    assert 0.05 < min(peaks) < max(peaks) < 1 and altered[0].dtype == np.float32
+    again = recipe.english.alter(waveform, np.random.default_rng(3))
+    assert np.array_equal(again, altered[3])
+
+
+@pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
+def test_flite_speaks(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPE))
+    import english
+
+    waveform = english.flite("one two three", "slt")
+    assert 0.8 < len(waveform) / 16_000 < 3 and 0.1 < np.abs(waveform).max() < 1
+    for name in ("english", "speech"):
+        sys.modules.pop(name, None)
+
+
+def test_without_flite_it_is_told(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(RECIPE))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    import english
+
+    with pytest.raises(SystemExit, match="apt-get install flite"):
+        english.flite("one", "slt")
+    for name in ("english", "speech"):
+        sys.modules.pop(name, None)
