@@ -2,74 +2,85 @@
 
 import gzip
 import json
+import re
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import soxr
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve
-from speech import RATE, Texts
+from speech import RATE, Spoken, Texts
+from torch.utils.data import IterableDataset
 
 from mambavox.asr.text import normalize_text
-from mambavox.data import Waveform, read_audio
-from mambavox.data.synth import ACCENTS, SPEAKERS, colored_noise, mix_at_snr, synthesizer, trim_silence
+from mambavox.data import read_audio
+from mambavox.data.synth import ACCENTS, SPEAKERS, colored_noise, mix_at_snr, synthesizer
 from mambavox.errors import ConfigError
+from mambavox.units.phones import segments_of
 
-PHRASES = {"train": 16_000, "test_synth": 600}
-"""Synthesised ones of a part."""
 FLITE_VOICES = ("awb", "kal16", "rms", "slt")
 """Voices of flite, three of them made of a speaker's recordings; every other phrase is theirs, in both parts."""
-READINGS = 6
-"""Alterations of each real reading."""
 WAKE_WORDS = 4
 """One in so many recordings of wake words is heard: there are many of few words."""
 MOST_WORDS = 14
-MOST_SECONDS = 16.0
+MOST_SECONDS = 17.0
 
 
-def corpus(data: Path, folder: Path) -> list[dict[str, str]]:
-    """Write what is heard, and list it: ``path``, ``text``, ``split`` and ``source`` of each recording.
+class English(IterableDataset[Spoken]):
+    """Endless English: synthesised phrases, or with some probability a real recording, no two alike.
 
     Args:
         data: folder of the recordings and texts.
-        folder: where to write; what is there already stays.
+        real_share: how often a real one comes.
+        seed: of all that is drawn.
     """
-    rows = []
-    libri, ssl = _rows(data / "librispeech_subset"), _rows(data / "ssl_speech")
-    for row in libri:
-        if row["split"] in ("valid", "test_other"):
-            path = data / "librispeech_subset" / row["path"]
-            rows.append(_row(path, row["text"], row["split"], "librispeech"))
-    readings = [(data / "librispeech_subset" / row["path"], row["text"]) for row in libri if row["split"] == "train"]
+
+    def __init__(self, data: Path, real_share: float = 0.1, seed: int = 0) -> None:
+        self.real = real_speech(data)
+        self.texts = read_texts(data / "texts", "train", [text for _, text in self.real])
+        self.real_share, self.seed = real_share, seed
+
+    def __iter__(self) -> Iterator[Spoken]:
+        generator = np.random.default_rng(self.seed)
+        phrases = synthesised(self.texts, SPEAKERS["train"] + SPEAKERS["valid"], self.seed)
+        while True:
+            if generator.random() < self.real_share:
+                path, text = self.real[int(generator.integers(len(self.real)))]
+                yield alter(Spoken(read_audio(path, RATE), text, "en"), generator)
+            else:
+                yield next(phrases)
+
+
+def held_out(data: Path, count: int) -> list[Spoken]:
+    """Always the same synthesised phrases of held-out sentences; espeak-ng's speakers are not those of the training."""
+    phrases = synthesised(read_texts(data / "texts", "test"), SPEAKERS["test"], 1001)
+    return [next(phrases) for _ in range(count)]
+
+
+def real_speech(data: Path) -> list[tuple[Path, str]]:
+    """Path and transcript of the recordings that are learned from."""
+    found = [
+        (data / "librispeech_subset" / row["path"], row["text"])
+        for row in _rows(data / "librispeech_subset")
+        if row["split"] == "train"
+    ]
     # Transcribed English of speakers that are in no other folder.
-    english = [row for row in ssl if row["language"] == "en" and row["text"]]
-    readings += [(data / "ssl_speech" / row["path"], row["text"]) for row in english if row["source"] == "libri"]
-    words = [row for row in english if row["source"] == "wake"][::WAKE_WORDS]
-    for number, split in enumerate(PHRASES):
-        texts = read_texts(data / "texts", [] if split != "train" else [text for _, text in readings], split)
-        for index, (text, waveform) in zip(range(PHRASES[split]), phrases(texts, split, 1000 + number), strict=False):
-            path = folder / split / f"{index:05d}.flac"
-            _write(path, waveform)
-            rows.append(_row(path, text, split, "flite" if index % 2 else "espeak-ng"))
-    wakes = [(data / "ssl_speech" / row["path"], row["text"]) for row in words]
-    for source, recordings, times in (("librispeech", readings, READINGS), ("wake words", wakes, 1)):
-        for index, (original, text) in enumerate(recordings):
-            for time in range(times):
-                path = folder / source / f"{index:04d}-{time}.flac"
-                if not path.is_file():
-                    _write(path, alter(read_audio(original, RATE), np.random.default_rng((index, time))))
-                rows.append(_row(path, text, "train", source))
-    return rows
+    english = [row for row in _rows(data / "ssl_speech") if row["language"] == "en" and row["text"]]
+    readings = [row for row in english if row["source"] == "libri"]
+    wake_words = [row for row in english if row["source"] == "wake"][::WAKE_WORDS]
+    found += [(data / "ssl_speech" / row["path"], row["text"]) for row in readings + wake_words]
+    return [(path, normalize_text(text, "en")) for path, text in found]
 
 
-def read_texts(folder: Path, transcripts: list[str], split: str) -> Texts:
+def read_texts(folder: Path, split: str, transcripts: Iterable[str] = ()) -> Texts:
     """Sentences of a part, further transcripts among them; in training, the words are those of CMUdict."""
     texts = Texts.read(folder, ("en",), held_out=split != "train")
-    texts = Texts({"en": texts.sentences["en"] + [normalize_text(text, "en") for text in transcripts]})
+    texts = Texts({"en": texts.sentences["en"] + list(transcripts)})
     if split == "train":
         with gzip.open(folder / "cmudict.txt.gz", "rt", encoding="utf-8") as file:
             words = {line.split()[0].lower() for line in file}
@@ -77,24 +88,23 @@ def read_texts(folder: Path, transcripts: list[str], split: str) -> Texts:
     return texts
 
 
-def phrases(texts: Texts, split: str, seed: int) -> Iterator[tuple[str, Waveform]]:
-    """Text and waveform of phrases without end, spoken by espeak-ng and flite in turn.
+def synthesised(texts: Texts, speakers: tuple[str, ...], seed: int) -> Iterator[Spoken]:
+    """Phrases without end, spoken by espeak-ng and flite in turn, altered.
 
     Args:
         texts: what is said.
-        split: ``"train"``, or another that espeak-ng's speakers of the training do not speak.
+        speakers: of espeak-ng.
         seed: of all that is drawn.
     """
     generator = np.random.default_rng(seed)
-    speakers = SPEAKERS["train"] + SPEAKERS["valid"] if split == "train" else SPEAKERS["test"]
-    index = 0
+    number = 0
     while True:
         text = texts.phrase("en", generator, MOST_WORDS)
-        if index % 2:
-            waveform = flite(text, FLITE_VOICES[int(generator.integers(len(FLITE_VOICES)))])
+        if number % 2:
+            spoken = flite(text, FLITE_VOICES[int(generator.integers(len(FLITE_VOICES)))])
         else:
             try:
-                waveform, _ = synthesizer().synthesize(
+                waveform, phones = synthesizer().synthesize(
                     text,
                     ACCENTS[int(generator.integers(len(ACCENTS)))],
                     speakers[int(generator.integers(len(speakers)))],
@@ -103,26 +113,52 @@ def phrases(texts: Texts, split: str, seed: int) -> Iterator[tuple[str, Waveform
                 )
             except ConfigError:  # a text without sound
                 continue
-        waveform = alter(trim_silence(waveform), generator)
-        if 0.2 * RATE < len(waveform) < MOST_SECONDS * RATE:
-            index += 1
-            yield text, waveform
+            heard = tuple((segment.phone, segment.start, segment.end) for segment in segments_of(waveform, phones))
+            spoken = Spoken(waveform, text, "en", heard)
+        spoken = alter(_trim(spoken), generator)
+        if 0.2 * RATE < len(spoken.waveform) < MOST_SECONDS * RATE:
+            number += 1
+            yield spoken
 
 
-def flite(text: str, voice: str) -> Waveform:
-    """A text spoken by flite, ``(samples,)`` at 16 kHz."""
-    command = ["flite", "-voice", voice, "-t", text, "-o", "/dev/stdout"]
-    try:
-        output = subprocess.run(command, check=True, capture_output=True).stdout
-    except FileNotFoundError:
-        raise SystemExit("flite speaks half of the phrases: install it, for example by apt-get install flite") from None
-    # A stream's header tells no length: what follows its 44 bytes is sound.
-    return np.frombuffer(output[44:], dtype="<i2").astype(np.float32) / 32768
+def flite(text: str, voice: str) -> Spoken:
+    """A text spoken by flite; its phones have other names than espeak-ng's."""
+    with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+        command = ["flite", "-voice", voice, "-psdur", "-t", text, "-o", file.name]
+        try:
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        except FileNotFoundError:
+            raise SystemExit(
+                "flite speaks half of the phrases: install it, for example by apt-get install flite"
+            ) from None
+        waveform = read_audio(file.name, RATE)
+    # Such as "pau:0.184 dh:0.236": names and ends.
+    ends = [(name, float(end)) for name, end in re.findall(r"(\S+):([\d.]+)", output)]
+    starts = [0.0, *(end for _, end in ends)]
+    return Spoken(waveform, text, "en", tuple((f"flite {n}", s, e) for (n, e), s in zip(ends, starts, strict=False)))
 
 
-def alter(waveform: Waveform, generator: np.random.Generator) -> Waveform:
+def _trim(spoken: Spoken) -> Spoken:
+    """Without the silence before and behind."""
+    loud = np.flatnonzero(np.abs(spoken.waveform) > 0.005)
+    if not loud.size:
+        return replace(spoken, waveform=spoken.waveform[:0])
+    first, end = int(loud[0]), int(loud[-1]) + 1
+    return _moved(replace(spoken, waveform=spoken.waveform[first:end]), -first / RATE, 1.0)
+
+
+def _moved(spoken: Spoken, shift: float, factor: float) -> Spoken:
+    """With other times of its phones."""
+    phones = ((name, factor * (start + shift), factor * (end + shift)) for name, start, end in spoken.phones)
+    return replace(spoken, phones=tuple(phones))
+
+
+def alter(spoken: Spoken, generator: np.random.Generator) -> Spoken:
     """A recording as another voice in another room: tempo and pitch, colour, echo, noise and level."""
-    waveform = soxr.resample(waveform, RATE, RATE * float(generator.uniform(0.87, 1.15)))
+    factor = float(generator.uniform(0.87, 1.15))
+    waveform = soxr.resample(spoken.waveform, RATE, RATE * factor)
+    if not len(waveform):
+        return spoken
     waveform = _color(waveform, generator)
     if generator.random() < 0.3:
         waveform = _echo(waveform, generator)
@@ -130,7 +166,7 @@ def alter(waveform: Waveform, generator: np.random.Generator) -> Waveform:
         noise = colored_noise(len(waveform), float(generator.uniform(-0.5, 2.0)), generator)
         waveform = mix_at_snr(waveform, noise, float(generator.uniform(5.0, 35.0)))
     level = 10 ** generator.uniform(-1.2, -0.05) / max(float(np.abs(waveform).max()), 1e-6)
-    return (level * waveform).astype(np.float32)
+    return _moved(replace(spoken, waveform=(level * waveform).astype(np.float32)), 0.0, factor)
 
 
 def _color(waveform: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
@@ -154,12 +190,3 @@ def _echo(waveform: NDArray[np.float32], generator: np.random.Generator) -> NDAr
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def _row(path: Path, text: str, split: str, source: str) -> dict[str, str]:
-    return {"path": str(path.resolve()), "text": text, "split": split, "source": source}
-
-
-def _write(path: Path, waveform: Waveform) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, waveform, RATE)

@@ -19,7 +19,6 @@ import argparse
 import json
 import math
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
-from speech import RATE, SEEN, Speech, Spoken, Texts, real_speech
+from speech import PHONES, RATE, SEEN, Speech, Spoken, Texts, phone_classes, real_speech
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -53,8 +52,6 @@ SECONDS = 12
 """The window; Whisper's is 30."""
 VOCABULARY = 1024
 MOST_BYTES = 12_000_000
-PHONES = 509
-"""Classes of phones: hashes of their symbols, of which there are about 200."""
 ALIGNED = ((1, 0), (2, 0))
 """Layer and head of the cross-attention that follows what is heard."""
 ALIGNED_FRAMES = 5.0
@@ -211,15 +208,6 @@ class Batches(IterableDataset[dict[str, Tensor]]):
             places, seconds = zip(*item.letters, strict=True)
             times = (50 * np.interp(middles, places, seconds)).tolist()
         return [*before, *said, *after], [*[-100.0] * len(before), *times, *[-100.0] * len(after)]
-
-
-def phone_classes(item: Spoken, frames: int) -> list[int]:
-    """Class of the phone in each frame of 20 ms, -100 where it is not known."""
-    found = [-100] * frames
-    for symbol, start, end in item.phones:
-        for frame in range(max(round(50 * start), 0), min(round(50 * end), frames)):
-            found[frame] = zlib.crc32(symbol.encode()) % PHONES
-    return found
 
 
 def window(model: Any, frames: int) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -89,6 +90,8 @@ ARABIC = {
 }
 """Words of arabic_speech_commands by their labels, as far as the word is beyond doubt."""
 MOST_WORDS = 9
+PHONES = 509
+"""Classes of phones: hashes of their symbols, of which there are about 200."""
 
 
 @dataclass
@@ -177,6 +180,15 @@ class Spoken:
     language: str
     phones: tuple[tuple[str, float, float], ...] = ()
     letters: tuple[tuple[int, float], ...] = ()
+
+
+def phone_classes(item: Spoken, frames: int) -> list[int]:
+    """Class of the phone in each frame of 20 ms, -100 where it is not known."""
+    found = [-100] * frames
+    for symbol, start, end in item.phones:
+        for frame in range(max(round(50 * start), 0), min(round(50 * end), frames)):
+            found[frame] = zlib.crc32(symbol.encode()) % PHONES
+    return found
 
 
 def real_speech(data: Path, split: str, seconds: float) -> list[tuple[Path, str, str]]:

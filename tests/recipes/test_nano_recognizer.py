@@ -1,5 +1,6 @@
 """The recipe of the nano recognisers, in a few steps."""
 
+import argparse
 import gzip
 import json
 import shutil
@@ -12,6 +13,7 @@ import soundfile
 from tiny_hubert import tiny_config
 from transformers import Wav2Vec2FeatureExtractor
 
+from mambavox.asr.recognizer import SpeechRecognizer
 from mambavox.data.synth import synthesize
 from mambavox.hubert import MambaHubertForPreTraining
 
@@ -25,10 +27,23 @@ def recipe(monkeypatch):
     import english
     import nano_recognizer
 
-    monkeypatch.setattr(english, "PHRASES", {"train": 4, "test_synth": 2})
-    monkeypatch.setattr(english, "flite", lambda text, voice: synthesize(text))  # which need not be there
+    # flite need not be there.
+    monkeypatch.setattr(english, "flite", lambda text, voice: english.Spoken(synthesize(text), text, "en"))
+    monkeypatch.setattr(nano_recognizer, "TEST_PHRASES", 4)
+    monkeypatch.setattr(nano_recognizer, "POOL", 4)
     yield nano_recognizer
     for name in ("nano_recognizer", "documents", "english", "speech"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """The module of what is heard, unchanged."""
+    monkeypatch.syspath_prepend(str(RECIPE))
+    import english
+
+    yield english
+    for name in ("english", "speech"):
         sys.modules.pop(name, None)
 
 
@@ -61,28 +76,43 @@ def packs(tmp_path):
     return data
 
 
-def test_which_recordings_are_heard_and_tested(recipe, packs, tmp_path):
-    manifest = recipe.write_manifest(packs, tmp_path / "runs")
-    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
-    counts = {}
-    for row in rows:
-        counts[row["source"], row["split"]] = counts.get((row["source"], row["split"]), 0) + 1
-    assert counts == {
-        ("espeak-ng", "train"): 2,
-        ("flite", "train"): 2,
-        ("espeak-ng", "test_synth"): 1,
-        ("flite", "test_synth"): 1,
-        ("librispeech", "train"): 2 * recipe.english.READINGS,
-        ("librispeech", "valid"): 1,
-        ("librispeech", "test_other"): 1,
-        ("wake words", "train"): 1,
-    }
-    heard = [soundfile.info(row["path"]) for row in rows]
-    assert all(info.samplerate == 16_000 and info.duration > 0.2 for info in heard)
-    originals = {row["split"] for row in rows if str(packs) in row["path"]}
-    assert originals == {"valid", "test_other"}, "what is tested is as it was recorded; what is heard is altered"
-    words = {word for row in rows if row["split"] == "test_synth" for word in row["text"]}
-    assert words <= set("three one "), "phrases of the fifth sentence alone"
+def test_which_recordings_are_heard(recipe, packs):
+    english = recipe.english
+    real = [(path.relative_to(packs).as_posix(), text) for path, text in english.real_speech(packs)]
+    assert real == [
+        ("librispeech_subset/0.wav", "one two"),
+        ("ssl_speech/0.wav", "two"),
+        ("ssl_speech/1.wav", "hey one"),
+    ], "neither valid nor test_other, nor every wake word, nor what has no transcript"
+    first = [spoken.text for _, spoken in zip(range(40), english.English(packs, 0.5, seed=1), strict=False)]
+    again = [spoken.text for _, spoken in zip(range(40), english.English(packs, 0.5, seed=1), strict=False)]
+    assert first == again and 8 < sum(text in dict(real).values() for text in first) < 32
+    assert all(set(text) <= set(recipe.LETTERS + " ") for text in first)
+
+
+def test_phrases_that_test_are_of_held_out_sentences_and_always_the_same(recipe, packs):
+    phrases, again = recipe.english.held_out(packs, 6), recipe.english.held_out(packs, 6)
+    assert {letter for phrase in phrases for letter in phrase.text} <= set("three one "), "of the fifth sentence alone"
+    assert [phrase.text for phrase in phrases] == [phrase.text for phrase in again]
+    assert all(np.array_equal(one.waveform, other.waveform) for one, other in zip(phrases, again, strict=True))
+
+
+def test_batches_hold_what_is_said_and_heard(recipe, packs):
+    tokenizer = recipe.train_tokenizer([recipe.LETTERS])
+    batches = recipe.Batches(recipe.english.English(packs, 0.3, seed=0), tokenizer, lambda samples: samples // 320)
+    times = (("a", 0.1, 0.2), ("b", 0.2, 0.5))
+    spoken = recipe.Spoken(np.ones(16_000, dtype=np.float32), "no more", "en", times)
+    batch = batches.batch([spoken, recipe.Spoken(np.ones(8_000, dtype=np.float32), "yes", "en")])
+    assert batch["attention_mask"].sum(1).tolist() == [16_000, 8_000]
+    assert tokenizer.decode(batch["labels"][0]) == "no more" and (batch["labels"][1] >= 0).sum() == 3
+    heard = batch["phones"][0].tolist()
+    # a from 0.1 s, 60 ms later: in the frame that ends at 0.16 s, which is the 7th, from 0.14 s on.
+    assert [frame for frame in range(50) if heard[frame] >= 0] == list(range(7, 27))
+    assert len({*heard[7:12]}) == len({*heard[12:27]}) == 1 and heard[7] != heard[12]
+    assert (batch["phones"][1] < 0).all()
+    for _, made in zip(range(6), batches, strict=False):
+        padded = made["input_values"]
+        assert padded.shape[0] == 1 or padded.numel() <= recipe.BATCH_SECONDS * 16_000
 
 
 def test_tables_and_a_plot_of_three_encoders(recipe, packs, tmp_path, monkeypatch, capsys):
@@ -91,14 +121,21 @@ def test_tables_and_a_plot_of_three_encoders(recipe, packs, tmp_path, monkeypatc
         MambaHubertForPreTraining(tiny_config(encoder)).save_pretrained(folder)
         Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(folder)
     words = ["--data", str(packs), "--pretrained", str(tmp_path / "pretrained"), "--output", str(tmp_path / "runs")]
-    monkeypatch.setattr(sys, "argv", ["nano_recognizer.py", *words, "--seeds", "0", "1", "--epochs", "1"])
+    monkeypatch.setattr(sys, "argv", ["nano_recognizer.py", *words, "--seeds", "0", "1", "--steps", "1"])
     recipe.main()
     table = (tmp_path / "runs" / "table.md").read_text()
     assert table in capsys.readouterr().out
     rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in table.splitlines()}
     encoders = [f"{encoder} {rate}" for encoder in (*recipe.CAUSAL, recipe.BIDIRECTIONAL) for rate in ("WER", "CER")]
     assert rows["%"] == encoders
-    for name in ("valid", "test_other", "test_synth", "test_other, 1 joined", "reading, pieces", "reading, whole"):
+    for name in (
+        "valid",
+        "phrases of espeak-ng",
+        "phrases of flite",
+        "test_other, 1 joined",
+        "reading, pieces",
+        "reading, whole",
+    ):
         assert ["±" in cell for cell in rows[name]] == [True] * 4 + [False] * 2, name
     assert [bool(cell) for cell in rows["test_other, chunks of 0.32 + 0.16 s"]] == [False] * 4 + [True] * 2
     assert (tmp_path / "runs" / "documents.png").stat().st_size > 10_000
@@ -110,42 +147,67 @@ def test_documents_are_recordings_joined_in_order(recipe):
     assert [(list(waveform), text) for waveform, text in joined] == [([1, 2, 2], "1 2"), ([3, 3, 3], "3")]
 
 
+def test_an_interrupted_training_goes_on(recipe, packs, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "pretrained"
+    MambaHubertForPreTraining(tiny_config("mamba")).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(folder)
+    options = {"data": packs, "steps": 4, "learning_rate": 1e-3, "real_share": 0.3, "num_workers": 0}
+    arguments = argparse.Namespace(**options)
+    monkeypatch.setattr(recipe, "LOG_STEPS", 1)
+    whole = recipe.losses
+    calls = []
+
+    def losses(*given):
+        calls.append(given)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return whole(*given)
+
+    monkeypatch.setattr(recipe, "losses", losses)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.train(tmp_path / "run", folder, 0, arguments)
+    recipe.train(tmp_path / "run", folder, 0, arguments)
+    lines = [line.split()[1] for line in capsys.readouterr().out.splitlines() if "letters" in line]
+    assert lines == ["1/4", "2/4", "3/4", "4/4"]
+    recognizer = SpeechRecognizer.from_pretrained(tmp_path / "run", device="cpu")
+    assert recognizer.model.config.layerdrop == tiny_config("mamba").layerdrop
+    recipe.train(tmp_path / "run", folder, 0, arguments)
+    assert len(calls) == 5, "what is done is not done again"
+
+
 def test_words_of_the_dictionary_are_for_training(recipe, packs):
-    train = recipe.english.read_texts(packs / "texts", ["A hundred, please"], "train")
+    train = recipe.english.read_texts(packs / "texts", "train", ["a hundred please"])
     assert train.words["en"] == ["eight", "seven"]
     assert train.sentences["en"][-1] == "a hundred please" and "three one" not in train.sentences["en"]
-    held_out = recipe.english.read_texts(packs / "texts", [], "test_synth")
+    held_out = recipe.english.read_texts(packs / "texts", "test")
     assert held_out.sentences["en"] == ["three one"] and held_out.words["en"] == ["one", "three"]
 
 
 def test_alterations_are_drawn_and_keep_the_speech(recipe):
     waveform = synthesize("one two three four")
-    altered = [recipe.english.alter(waveform, np.random.default_rng(seed)) for seed in range(20)]
-    lengths = [len(sound) / len(waveform) for sound in altered]
+    seconds = len(waveform) / 16_000
+    spoken = recipe.Spoken(waveform, "one two three four", "en", (("w", 0.0, seconds),))
+    altered = [recipe.english.alter(spoken, np.random.default_rng(seed)) for seed in range(20)]
+    lengths = [len(item.waveform) / len(waveform) for item in altered]
     assert 0.86 < min(lengths) < 0.93 and 1.08 < max(lengths) < 1.16
-    peaks = [float(np.abs(sound).max()) for sound in altered]
-    assert 0.05 < min(peaks) < max(peaks) < 1 and altered[0].dtype == np.float32
-    again = recipe.english.alter(waveform, np.random.default_rng(3))
-    assert np.array_equal(again, altered[3])
+    assert all(abs(item.phones[0][2] - len(item.waveform) / 16_000) < 0.001 for item in altered)
+    peaks = [float(np.abs(item.waveform).max()) for item in altered]
+    assert 0.05 < min(peaks) < max(peaks) < 1 and altered[0].waveform.dtype == np.float32
+    again = recipe.english.alter(spoken, np.random.default_rng(3))
+    assert np.array_equal(again.waveform, altered[3].waveform)
 
 
 @pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
-def test_flite_speaks(monkeypatch):
-    monkeypatch.syspath_prepend(str(RECIPE))
-    import english
+def test_flite_speaks(plain):
+    spoken = plain.flite("one two three", "slt")
+    assert 0.8 < len(spoken.waveform) / 16_000 < 3 and 0.1 < np.abs(spoken.waveform).max() < 1
+    names = [name for name, _, _ in spoken.phones]
+    assert names == [f"flite {name}" for name in ("pau", "w", "ah", "n", "t", "uw", "th", "r", "iy", "pau")]
+    assert spoken.phones[-1][2] == pytest.approx(len(spoken.waveform) / 16_000, abs=0.1)
+    assert all(end == begin for (_, _, end), (_, begin, _) in zip(spoken.phones, spoken.phones[1:], strict=False))
 
-    waveform = english.flite("one two three", "slt")
-    assert 0.8 < len(waveform) / 16_000 < 3 and 0.1 < np.abs(waveform).max() < 1
-    for name in ("english", "speech"):
-        sys.modules.pop(name, None)
 
-
-def test_without_flite_it_is_told(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(RECIPE))
+def test_without_flite_it_is_told(plain, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    import english
-
     with pytest.raises(SystemExit, match="apt-get install flite"):
-        english.flite("one", "slt")
-    for name in ("english", "speech"):
-        sys.modules.pop(name, None)
+        plain.flite("one", "slt")
