@@ -1,11 +1,13 @@
 """Train English recognisers on pre-trained nano Mamba-HuBERTs: causal Mamba against causal Transformer, by CTC.
 
-    python recipes/recognition/nano_recognizer.py --data ../shared/data --pretrained runs/nano-hubert --output runs/ctc
+    python recipes/recognition/nano_recognizer.py --data ../shared/data --output runs/ctc
+
+With ``--pretrained runs/nano-hubert --encoders mamba causal-transformer ext-bimamba`` a bidirectional one, too.
 
 They hear what english.py makes: synthesised phrases without end, LibriSpeech recordings and wake words. To learn on a
 CPU in an hour, they are told of synthesised speech what is known: a linear head, dropped in the end, learns which phone
 is heard in each frame. Tested are LibriSpeech (``valid``, ``test_other``), synthesised phrases of held-out sentences,
-and documents: recordings of ``test_other`` joined, and a reading of minutes, in pieces and as a whole. A bidirectional
+and documents: recordings of ``test_other`` joined, and a reading of minutes, in pieces and as a whole. The bidirectional
 Mamba shows what hearing a stream in chunks costs. The same command continues where it was interrupted.
 """
 
@@ -32,6 +34,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import AutoFeatureExtractor
 
+from mambavox import assets
 from mambavox.asr.metrics import TranscriptScores
 from mambavox.asr.model import load_ctc_model
 from mambavox.asr.recognizer import SpeechRecognizer
@@ -41,7 +44,8 @@ from mambavox.files import replacing, to_json, write_atomically
 from mambavox.training.parameter_groups import parameter_groups
 from mambavox.training.recognition.trainer import tri_stage
 
-CAUSAL = ("mamba", "causal-transformer")
+CAUSAL = {"mamba": "nano-mamba-hubert", "causal-transformer": "nano-transformer-hubert"}
+"""Causal encoders, and the embedded models that they begin with where no others are given."""
 BIDIRECTIONAL = "ext-bimamba"
 SEEDS = (0, 1, 2)
 """Of the causal ones; the bidirectional one has the first."""
@@ -117,7 +121,7 @@ def losses(model: Any, head: torch.nn.Linear, batch: dict[str, Tensor]) -> Tenso
     return torch.stack((output.loss.float(), F.cross_entropy(scores, phones, reduction="sum") / known))
 
 
-def train(run: Path, pretrained: Path, seed: int, arguments: argparse.Namespace) -> None:
+def train(run: Path, pretrained: str, seed: int, arguments: argparse.Namespace) -> None:
     """Train a recogniser and write it into a folder; a training that was interrupted is continued."""
     state, step = run / "state.pt", 0
     if (run / "model.safetensors").is_file():
@@ -169,7 +173,7 @@ def train(run: Path, pretrained: Path, seed: int, arguments: argparse.Namespace)
                 torch.save({"learners": learners.state_dict(), **kept}, partial)
     model.config = config
     tokenizer.save_pretrained(run)
-    AutoFeatureExtractor.from_pretrained(pretrained).save_pretrained(run)
+    AutoFeatureExtractor.from_pretrained(assets.locate(pretrained)).save_pretrained(run)
     model.save_pretrained(run)
 
 
@@ -261,21 +265,23 @@ def main() -> None:
     """Read the arguments, train and test what is not done yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--pretrained", type=Path, required=True, help="folder of recipes/nano_hubert/pretrain.py")
+    parser.add_argument("--pretrained", type=Path, help="folder of recipes/nano_hubert/pretrain.py (default: embedded)")
     parser.add_argument("--output", type=Path, required=True)
-    encoders = (*CAUSAL, BIDIRECTIONAL)
-    parser.add_argument("--encoders", nargs="+", choices=encoders, default=list(encoders))
+    parser.add_argument("--encoders", nargs="+", choices=(*CAUSAL, BIDIRECTIONAL), default=list(CAUSAL))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--steps", type=int, default=5000, help="updates, each of about 20 s of speech")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--real-share", type=float, default=0.1, help="how often a recording is a real one")
+    parser.add_argument("--real-share", type=float, default=0.2, help="how often a recording is a real one")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that synthesise")
     arguments = parser.parse_args()
+    if BIDIRECTIONAL in arguments.encoders and arguments.pretrained is None:
+        parser.error(f"no {BIDIRECTIONAL} is embedded; expected --pretrained")
     found: dict[str, list[Rates]] = {}
     for encoder in arguments.encoders:
         for seed in arguments.seeds if encoder in CAUSAL else arguments.seeds[:1]:
             run = arguments.output / f"{encoder}-seed{seed}"
-            train(run, arguments.pretrained / encoder / "it2", seed, arguments)
+            folder = arguments.pretrained
+            train(run, str(folder / encoder / "it2") if folder else CAUSAL[encoder], seed, arguments)
             found.setdefault(encoder, []).append(test(run, arguments.data, chunked=encoder == BIDIRECTIONAL))
     said = documents.recordings(arguments.data / "librispeech_subset" / "manifest.jsonl", "test_other")
 

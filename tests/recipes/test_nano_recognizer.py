@@ -120,8 +120,11 @@ def test_tables_and_a_plot_of_three_encoders(recipe, packs, tmp_path, monkeypatc
         folder = tmp_path / "pretrained" / encoder / "it2"
         MambaHubertForPreTraining(tiny_config(encoder)).save_pretrained(folder)
         Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(folder)
+    encoders = [*recipe.CAUSAL, recipe.BIDIRECTIONAL]
     words = ["--data", str(packs), "--pretrained", str(tmp_path / "pretrained"), "--output", str(tmp_path / "runs")]
-    monkeypatch.setattr(sys, "argv", ["nano_recognizer.py", *words, "--seeds", "0", "1", "--steps", "1"])
+    monkeypatch.setattr(
+        sys, "argv", ["nano_recognizer.py", *words, "--seeds", "0", "1", "--steps", "1", "--encoders", *encoders]
+    )
     recipe.main()
     table = (tmp_path / "runs" / "table.md").read_text()
     assert table in capsys.readouterr().out
@@ -165,13 +168,13 @@ def test_an_interrupted_training_goes_on(recipe, packs, tmp_path, monkeypatch, c
 
     monkeypatch.setattr(recipe, "losses", losses)
     with pytest.raises(KeyboardInterrupt):
-        recipe.train(tmp_path / "run", folder, 0, arguments)
-    recipe.train(tmp_path / "run", folder, 0, arguments)
+        recipe.train(tmp_path / "run", str(folder), 0, arguments)
+    recipe.train(tmp_path / "run", str(folder), 0, arguments)
     lines = [line.split()[1] for line in capsys.readouterr().out.splitlines() if "letters" in line]
     assert lines == ["1/4", "2/4", "3/4", "4/4"]
     recognizer = SpeechRecognizer.from_pretrained(tmp_path / "run", device="cpu")
     assert recognizer.model.config.layerdrop == tiny_config("mamba").layerdrop
-    recipe.train(tmp_path / "run", folder, 0, arguments)
+    recipe.train(tmp_path / "run", str(folder), 0, arguments)
     assert len(calls) == 5, "what is done is not done again"
 
 
@@ -211,3 +214,11 @@ def test_without_flite_it_is_told(plain, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SystemExit, match="apt-get install flite"):
         plain.flite("one", "slt")
+
+
+def test_no_bidirectional_model_is_embedded(recipe, packs, monkeypatch, capsys):
+    words = ["--data", str(packs), "--output", "runs", "--encoders", "ext-bimamba"]
+    monkeypatch.setattr(sys, "argv", ["nano_recognizer.py", *words])
+    with pytest.raises(SystemExit):
+        recipe.main()
+    assert "expected --pretrained" in capsys.readouterr().err
