@@ -29,17 +29,6 @@ def path(name: str) -> str:
     return str(_FOLDER / name)
 
 
-def recogniser() -> str:
-    """Name of the embedded recogniser.
-
-    Raises:
-        ConfigError: this package has none.
-    """
-    if RECOGNISER not in names():
-        raise ConfigError("no --model is given and none is embedded; expected a run folder of `mambavox finetune`")
-    return RECOGNISER
-
-
 def locate(name: str) -> str:
     """Where transformers finds a model: an embedded one's folder, a folder, or the name on the Hub as it is."""
     return path(name) if name in names() else str(Path(name).expanduser()) if name[:1] == "~" else name

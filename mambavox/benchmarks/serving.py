@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,8 +24,8 @@ from rich.console import Console
 from mambavox.asr.decoding import Word, greedy_search
 from mambavox.asr.model import ctc_log_probs
 from mambavox.asr.recognizer import SpeechRecognizer
+from mambavox.assets import RECOGNISER
 from mambavox.benchmarks.machine import machine_facts
-from mambavox.benchmarks.random_recognizer import save_random_recognizer
 from mambavox.benchmarks.report import Report, in_words
 from mambavox.data import SAMPLING_RATE, Waveform, read_audio
 from mambavox.data.audio import dequantise, quantise
@@ -145,7 +144,7 @@ class ServingReport(Report):
 
 def measure_serving(
     data: str | Path,
-    model: str | Path | None = None,
+    model: str | Path = RECOGNISER,
     streams: int = 50,
     seconds: float = 20.0,
     threads: int = 1,
@@ -156,8 +155,7 @@ def measure_serving(
 
     Args:
         data: folder of recordings; a stream plays some, one after another.
-        model: run folder of a causal recogniser; a nano model with random weights where not given, whose text means
-            nothing and takes as long.
+        model: run folder of a causal recogniser.
         streams: clients at a time.
         seconds: that each of them speaks.
         threads: of the model.
@@ -172,29 +170,25 @@ def measure_serving(
         raise ConfigError(f"streams={streams}, seconds={seconds}, threads={threads}; expected at least 1 of each")
     waveforms = read_streams(data, streams, seconds)
     say: Callable[[str], Any] = (lambda line: None) if console is None else console.print
-    with tempfile.TemporaryDirectory() as folder:
-        if model is None:
-            save_random_recognizer(folder)
-        path = folder if model is None else str(model)
-        rounds = []
-        with running_server(path, threads, streams) as (address, process):
-            for name, attack in (("alone", False), ("with a hostile client", True))[: 2 if hostile else 1]:
-                say(f"{name}: {streams} streams for {seconds:g} s")
-                before, began = _processor_seconds(process), perf_counter()
-                heard, attacks = asyncio.run(_play(address, waveforms, attack))
-                cores = (_processor_seconds(process) - before) / (perf_counter() - began)
-                rounds.append((name, heard, cores, attacks))
-            most = _peak_mib(process)
-            with urlopen(f"{address}/status", timeout=30) as response:
-                steps = json.load(response)["steps"]
-        say("recognising the recordings as a whole")
-        recognizer = SpeechRecognizer.from_pretrained(path, device="cpu")
-        log_probs = ctc_log_probs(recognizer.model, recognizer.extractor, waveforms)
-        vocabulary = recognizer.vocabulary
-        whole = [vocabulary.text(greedy_search(frames, vocabulary.blank)) for frames in log_probs]
+    rounds = []
+    with running_server(model, threads, streams) as (address, process):
+        for name, attack in (("alone", False), ("with a hostile client", True))[: 2 if hostile else 1]:
+            say(f"{name}: {streams} streams for {seconds:g} s")
+            before, began = _processor_seconds(process), perf_counter()
+            heard, attacks = asyncio.run(_play(address, waveforms, attack))
+            cores = (_processor_seconds(process) - before) / (perf_counter() - began)
+            rounds.append((name, heard, cores, attacks))
+        most = _peak_mib(process)
+        with urlopen(f"{address}/status", timeout=30) as response:
+            steps = json.load(response)["steps"]
+    say("recognising the recordings as a whole")
+    recognizer = SpeechRecognizer.from_pretrained(model, device="cpu")
+    log_probs = ctc_log_probs(recognizer.model, recognizer.extractor, waveforms)
+    vocabulary = recognizer.vocabulary
+    whole = [vocabulary.text(greedy_search(frames, vocabulary.blank)) for frames in log_probs]
     facts = {
         **machine_facts(torch.device("cpu"), torch.float32),
-        "model": "nano mamba, random weights" if model is None else str(model),
+        "model": str(model),
         "threads of the model": threads,
         "seconds of each stream": seconds,
     }
@@ -235,7 +229,7 @@ def running_server(model: str | Path, threads: int, streams: int) -> Iterator[tu
     """A server in a process of its own.
 
     Args:
-        model: folder.
+        model: folder, or an embedded model.
         threads: of the model.
         streams: that it must take; there is room for a few more.
 

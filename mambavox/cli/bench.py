@@ -22,7 +22,7 @@ OneThread = Annotated[int, typer.Option(min=1, help="that work")]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16")]
 Device = Annotated[str, typer.Option(help="cpu or cuda")]
 Output = Annotated[Path, typer.Option(help="folder of the tables, the figures as JSON and the plots")]
-Model = Annotated[str | None, typer.Option(help="run folder of a causal recogniser (default: the embedded one)")]
+Model = Annotated[str, typer.Option(help="run folder of a causal recogniser, or the embedded one")]
 _FOLDER = Path("runs/bench")
 
 
@@ -127,7 +127,7 @@ def training_command(
 
 @bench_app.command("recognition")
 def recognition_command(
-    model: Model = None,
+    model: Model = assets.RECOGNISER,
     blocks: Annotated[str | None, typer.Option("--seconds", help="of blocks, such as 0.16,0.32")] = None,
     sentences: Annotated[int, typer.Option(min=1, help="that are spoken by espeak-ng")] = 12,
     threads: OneThread = 1,
@@ -139,7 +139,6 @@ def recognition_command(
     from mambavox.benchmarks.recognition import measure_recognition
     from mambavox.training.backbone import quiet_transformers
 
-    model = model or assets.recogniser()
     with quiet_transformers():
         recognizer = SpeechRecognizer.from_pretrained(model, device=device)
     given = _given(blocks=_numbers("seconds", blocks))
@@ -171,7 +170,7 @@ def long_form_command(
 @bench_app.command("serve")
 def serve_bench_command(
     data: Annotated[Path, typer.Option(help="folder of recordings, which the clients say")],
-    model: Model = None,
+    model: Model = assets.RECOGNISER,
     streams: Annotated[int, typer.Option(min=1, help="clients at a time")] = 50,
     seconds: Annotated[float, typer.Option(min=1.0, help="that each client speaks")] = 20.0,
     hostile: Annotated[bool, typer.Option(help="measure again beside a hostile client")] = True,
@@ -181,8 +180,6 @@ def serve_bench_command(
     """`mambavox serve` with many clients at the pace of speech, alone and beside a hostile one."""
     from mambavox.benchmarks.serving import measure_serving
 
-    if model is None and assets.RECOGNISER in assets.names():
-        model = assets.RECOGNISER
     report = measure_serving(data, model, streams, seconds, threads, hostile, console=ERR)
     _publish(report, output)
 

@@ -11,9 +11,8 @@ from mambavox.errors import ConfigError
 
 def serve_command(
     model: Annotated[
-        str | None,
-        typer.Option(help=f"run folder of `mambavox finetune`, causal (default: the embedded {assets.RECOGNISER})"),
-    ] = None,
+        str, typer.Option(help="run folder of `mambavox finetune`, causal, or the embedded recogniser (English)")
+    ] = assets.RECOGNISER,
     base_model: Annotated[str | None, typer.Option(help="where the model under an adapter lies now")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda (default: a GPU if there is one)")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="of the model (default: as many as torch takes)")] = None,
@@ -49,7 +48,6 @@ def serve_command(
 
     access = Access(host, token, [origin.strip() for origin in allow_origin.split(",") if origin.strip()])
     limits = Limits(max_sessions=max_sessions, max_seconds=max_seconds, block=block)
-    model = model or assets.recogniser()
     if threads is not None:
         torch.set_num_threads(threads)
     with quiet_transformers():

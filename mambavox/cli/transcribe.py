@@ -95,7 +95,7 @@ def transcribe_command(
     if model is not None and model_dir is not None:
         raise typer.BadParameter("expected either --model or --model-dir")
     if model is None and model_dir is None:
-        model = assets.recogniser()
+        model = assets.RECOGNISER
     files = files or []
     if microphone == bool(files):
         raise typer.BadParameter("expected either recordings or --microphone")

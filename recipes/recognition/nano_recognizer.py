@@ -7,8 +7,8 @@ With ``--pretrained runs/nano-hubert --encoders mamba causal-transformer ext-bim
 They hear what english.py makes: synthesised phrases without end, LibriSpeech recordings and wake words. To learn on a
 CPU in an hour, they are told of synthesised speech what is known: a linear head, dropped in the end, learns which phone
 is heard in each frame. Tested are LibriSpeech (``valid``, ``test_other``), synthesised phrases of held-out sentences,
-and documents: recordings of ``test_other`` joined, and a reading of minutes, in pieces and as a whole. The bidirectional
-Mamba shows what hearing a stream in chunks costs. The same command continues where it was interrupted.
+and documents: recordings of ``test_other`` joined, and a reading of minutes, in pieces and as a whole. The
+bidirectional one shows what hearing a stream in chunks costs. The same command continues where it was interrupted.
 """
 
 import argparse

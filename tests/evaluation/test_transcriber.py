@@ -253,10 +253,6 @@ def test_commands(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     many = run(app, ["transcribe", files[0], "--model-dir", str(runs / "runs"), "--language", "auto", "--json"])
     assert many.exit_code == 0 and json.loads(many.output)[0]["language"] in ("ckb", "kab", "de")
     assert run(app, ["transcribe", files[0], "--model", output, "--model-dir", str(runs)]).exit_code == 2
-    with monkeypatch.context() as without:
-        without.setattr("mambavox.assets.names", lambda: [])
-        alone = run(app, ["transcribe", files[0]])
-    assert alone.exit_code == 1 and "none is embedded" in alone.output
     scored = run(app, ["evaluate", output, "--device", "cpu"])
     assert scored.exit_code == 0 and "WER" in scored.output
     assert run(app, ["evaluate", output, "--beam-size", "4"]).exit_code == 2

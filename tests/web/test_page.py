@@ -1,7 +1,6 @@
 """The page in a real browser: a microphone that plays a real recording, and a recording that is opened.
 
-With ``MAMBAVOX_SCREENSHOT=docs/figures/serve.png`` the picture that is taken at the end is written there, too; with
-``MAMBAVOX_SERVE_MODEL=FOLDER`` it shows that model's text in place of random letters.
+With ``MAMBAVOX_SCREENSHOT=docs/figures/serve.png`` the picture that is taken at the end is written there, too.
 """
 
 import json
@@ -21,6 +20,7 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 from playwright.sync_api import sync_playwright
 from serving import RATE, new_recognizer, pcm_of, serving, waveform_of
 
+from mambavox import assets
 from mambavox.asr.live import Endpointing, LiveRecognizer
 from mambavox.asr.recognizer import SpeechRecognizer
 from mambavox.web.limits import Limits
@@ -32,8 +32,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is install
 
 
 def recognizer():
-    model = os.environ.get("MAMBAVOX_SERVE_MODEL")
-    return new_recognizer() if model is None else SpeechRecognizer.from_pretrained(model, device="cpu")
+    return SpeechRecognizer.from_pretrained(assets.RECOGNISER, device="cpu")
 
 
 @pytest.fixture(scope="module")
