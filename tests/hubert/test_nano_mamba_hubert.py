@@ -1,4 +1,4 @@
-"""The embedded causal Mamba-HuBERT."""
+"""The embedded causal Mamba-HuBERT, and its Transformer twin."""
 
 from pathlib import Path
 
@@ -11,11 +11,12 @@ from mambavox.data.synth import synthesize
 from mambavox.hubert import MambaHubertForCTC, MambaHubertForPreTraining
 
 NAME = "nano-mamba-hubert"
-pytestmark = pytest.mark.skipif(NAME not in assets.names(), reason=f"{NAME} is not in the package yet")
+TWIN = "nano-transformer-hubert"
 
 
-def test_it_loads_in_single_precision_and_streams():
-    folder = Path(assets.path(NAME))
+@pytest.mark.parametrize("name", [NAME, TWIN])
+def test_it_loads_in_single_precision_and_streams(name):
+    folder = Path(assets.path(name))
     assert (folder / "model.safetensors").stat().st_size <= 10e6
     model = AutoModel.from_pretrained(folder).eval()
     assert (
@@ -34,9 +35,10 @@ def test_it_loads_in_single_precision_and_streams():
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=1e-4, atol=1e-4)
 
 
-def test_it_has_learned_units_of_speech():
+@pytest.mark.parametrize("name", [NAME, TWIN])
+def test_it_has_learned_units_of_speech(name):
     """It is surer of a frame's unit than new weights are, and hears many units."""
-    model = MambaHubertForPreTraining.from_pretrained(assets.path(NAME)).eval()
+    model = MambaHubertForPreTraining.from_pretrained(assets.path(name)).eval()
     new = MambaHubertForPreTraining(model.config).eval()
     speech = torch.from_numpy(synthesize("one two three four five six seven"))[None]
     with torch.inference_mode():
