@@ -19,19 +19,20 @@ from mambavox.errors import ConfigError, HostError
 _MAY_BE_MISSING = ("lm_head", "masked_spec_embed")
 
 
-def load_ctc_model(name: str | Path, vocab_size: int | None = None, blank: int | None = None) -> Any:
+def load_ctc_model(name: str | Path, vocab_size: int | None = None, blank: int | None = None, **options: Any) -> Any:
     """Load a model with a CTC head in float32; a head of another size is made anew.
 
     Args:
         name: embedded name, folder, or Hugging Face name.
         vocab_size: tokens of the head; default the checkpoint's own.
         blank: number of the blank; default the checkpoint's own.
+        options: further entries of the configuration that are to be others than the checkpoint's.
 
     Raises:
         ConfigError: there is no such model.
         HostError: its checkpoint lacks more than a head.
     """
-    changes: dict[str, Any] = {} if vocab_size is None else {"vocab_size": vocab_size, "pad_token_id": blank}
+    changes = options if vocab_size is None else {**options, "vocab_size": vocab_size, "pad_token_id": blank}
     try:
         model, report = AutoModelForCTC.from_pretrained(
             assets.locate(str(name)),

@@ -15,7 +15,7 @@ import soxr
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 from speech import RATE, Spoken, Texts
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from mambavox.asr.text import normalize_text
 from mambavox.data import read_audio
@@ -37,7 +37,7 @@ class English(IterableDataset[Spoken]):
     Args:
         data: folder of the recordings and texts.
         real_share: how often a real one comes.
-        seed: of all that is drawn.
+        seed: of all that is drawn; each worker draws from its own stream of it.
     """
 
     def __init__(self, data: Path, real_share: float = 0.1, seed: int = 0) -> None:
@@ -46,8 +46,10 @@ class English(IterableDataset[Spoken]):
         self.real_share, self.seed = real_share, seed
 
     def __iter__(self) -> Iterator[Spoken]:
-        generator = np.random.default_rng(self.seed)
-        phrases = synthesised(self.texts, SPEAKERS["train"] + SPEAKERS["valid"], self.seed)
+        worker = get_worker_info()
+        number = 0 if worker is None else worker.id
+        generator, other = (np.random.default_rng((self.seed, number, stream)) for stream in range(2))
+        phrases = synthesised(self.texts, SPEAKERS["train"] + SPEAKERS["valid"], other)
         while True:
             if generator.random() < self.real_share:
                 path, text = self.real[int(generator.integers(len(self.real)))]
@@ -58,7 +60,7 @@ class English(IterableDataset[Spoken]):
 
 def held_out(data: Path, count: int) -> list[Spoken]:
     """Always the same synthesised phrases of held-out sentences; espeak-ng's speakers are not those of the training."""
-    phrases = synthesised(read_texts(data / "texts", "test"), SPEAKERS["test"], 1001)
+    phrases = synthesised(read_texts(data / "texts", "test"), SPEAKERS["test"], np.random.default_rng(1001))
     return [next(phrases) for _ in range(count)]
 
 
@@ -88,15 +90,14 @@ def read_texts(folder: Path, split: str, transcripts: Iterable[str] = ()) -> Tex
     return texts
 
 
-def synthesised(texts: Texts, speakers: tuple[str, ...], seed: int) -> Iterator[Spoken]:
+def synthesised(texts: Texts, speakers: tuple[str, ...], generator: np.random.Generator) -> Iterator[Spoken]:
     """Phrases without end, spoken by espeak-ng and flite in turn, altered.
 
     Args:
         texts: what is said.
         speakers: of espeak-ng.
-        seed: of all that is drawn.
+        generator: draws all.
     """
-    generator = np.random.default_rng(seed)
     number = 0
     while True:
         text = texts.phrase("en", generator, MOST_WORDS)
@@ -115,7 +116,7 @@ def synthesised(texts: Texts, speakers: tuple[str, ...], seed: int) -> Iterator[
                 continue
             heard = tuple((segment.phone, segment.start, segment.end) for segment in segments_of(waveform, phones))
             spoken = Spoken(waveform, text, "en", heard)
-        spoken = alter(_trim(spoken), generator)
+        spoken = alter(spoken.trimmed(), generator)
         if 0.2 * RATE < len(spoken.waveform) < MOST_SECONDS * RATE:
             number += 1
             yield spoken
@@ -138,21 +139,6 @@ def flite(text: str, voice: str) -> Spoken:
     return Spoken(waveform, text, "en", tuple((f"flite {n}", s, e) for (n, e), s in zip(ends, starts, strict=False)))
 
 
-def _trim(spoken: Spoken) -> Spoken:
-    """Without the silence before and behind."""
-    loud = np.flatnonzero(np.abs(spoken.waveform) > 0.005)
-    if not loud.size:
-        return replace(spoken, waveform=spoken.waveform[:0])
-    first, end = int(loud[0]), int(loud[-1]) + 1
-    return _moved(replace(spoken, waveform=spoken.waveform[first:end]), -first / RATE, 1.0)
-
-
-def _moved(spoken: Spoken, shift: float, factor: float) -> Spoken:
-    """With other times of its phones."""
-    phones = ((name, factor * (start + shift), factor * (end + shift)) for name, start, end in spoken.phones)
-    return replace(spoken, phones=tuple(phones))
-
-
 def alter(spoken: Spoken, generator: np.random.Generator) -> Spoken:
     """A recording as another voice in another room: tempo and pitch, colour, echo, noise and level."""
     factor = float(generator.uniform(0.87, 1.15))
@@ -166,7 +152,7 @@ def alter(spoken: Spoken, generator: np.random.Generator) -> Spoken:
         noise = colored_noise(len(waveform), float(generator.uniform(-0.5, 2.0)), generator)
         waveform = mix_at_snr(waveform, noise, float(generator.uniform(5.0, 35.0)))
     level = 10 ** generator.uniform(-1.2, -0.05) / max(float(np.abs(waveform).max()), 1e-6)
-    return _moved(replace(spoken, waveform=(level * waveform).astype(np.float32)), 0.0, factor)
+    return replace(spoken.moved(0.0, factor), waveform=(level * waveform).astype(np.float32))
 
 
 def _color(waveform: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:

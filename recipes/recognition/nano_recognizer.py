@@ -2,7 +2,8 @@
 
     python recipes/recognition/nano_recognizer.py --data ../shared/data --output runs/ctc
 
-With ``--pretrained runs/nano-hubert --encoders mamba causal-transformer ext-bimamba`` a bidirectional one, too.
+With ``--pretrained runs/nano-hubert --encoders mamba causal-transformer ext-bimamba`` a bidirectional one, too; with
+``--score nano-mamba-ctc`` in place of ``--output`` the error rates of a recogniser that there is.
 
 They hear what english.py makes: synthesised phrases without end, LibriSpeech recordings and wake words. To learn on a
 CPU in an hour, they are told of synthesised speech what is known: a linear head, dropped in the end, learns which phone
@@ -12,13 +13,11 @@ bidirectional one shows what hearing a stream in chunks costs. The same command 
 """
 
 import argparse
-import copy
 import json
 import statistics
 import string
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,11 @@ import documents
 import english
 import numpy as np
 import torch
-import torch.nn.functional as F
+from checkpoints import load_state, save_state
 from documents import CHUNKS, LENGTHS, RATE, Said
 from matplotlib.figure import Figure
-from speech import PHONES, Spoken, phone_classes
+from phones import PHONES, phone_classes, phone_loss
+from speech import Spoken
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import AutoFeatureExtractor
@@ -40,7 +40,7 @@ from mambavox.asr.model import load_ctc_model
 from mambavox.asr.recognizer import SpeechRecognizer
 from mambavox.asr.tokenizer import encode, train_tokenizer
 from mambavox.evaluation.report import COLORS, MARKERS, style_axes
-from mambavox.files import replacing, to_json, write_atomically
+from mambavox.files import to_json, write_atomically
 from mambavox.training.parameter_groups import parameter_groups
 from mambavox.training.recognition.trainer import tri_stage
 
@@ -57,6 +57,15 @@ BATCH_SECONDS = 24.0
 DELAY = 0.06
 """Seconds that the heads of phones may listen on."""
 PHONES_WEIGHT = 1.0
+DROPOUTS = (
+    "activation_dropout",
+    "attention_dropout",
+    "feat_proj_dropout",
+    "final_dropout",
+    "hidden_dropout",
+    "layerdrop",
+)
+"""What is off: there is no end of speech to hear, and little time, so that nothing is gained by hiding some of it."""
 LOG_STEPS = 100
 """Updates between lines of figures and checkpoints."""
 TEST_PHRASES = 400
@@ -93,12 +102,9 @@ class Batches(IterableDataset[dict[str, Any]]):
         """Padded waveforms with their mask, tokens, and the class of each frame's phone."""
         lengths = torch.tensor([len(item.waveform) for item in items])
         samples = _padded([torch.from_numpy(item.waveform) for item in items], 0.0)
-        shift = DELAY - 1.25 / 50  # frame t has heard 400 samples behind its first, 320 t
-        delayed = [
-            replace(item, phones=tuple((name, begin + shift, end + shift) for name, begin, end in item.phones))
-            for item in items
-        ]
-        phones = [torch.tensor(phone_classes(item, self.frames(len(item.waveform)))) for item in delayed]
+        shift = DELAY - 400 / RATE  # a frame has heard 400 samples from its first on
+        frames = [self.frames(len(item.waveform)) for item in items]
+        phones = [torch.tensor(phone_classes(item.moved(shift), n)) for item, n in zip(items, frames, strict=True)]
         return {
             "input_values": samples,
             "attention_mask": (torch.arange(samples.shape[1]) < lengths[:, None]).long(),
@@ -115,37 +121,25 @@ def losses(model: Any, head: torch.nn.Linear, batch: dict[str, Tensor]) -> Tenso
     """``(2,)``: of the letters (CTC, for each letter) and of the phones (cross entropy, for each frame)."""
     phones = batch.pop("phones")
     output = model(**batch, output_hidden_states=True)
-    scores = head(output.hidden_states[-1]).float().transpose(1, 2)
-    # Where a batch is all real speech, there is no phone: a sum over none is 0.
-    known = (phones >= 0).sum().clamp(min=1)
-    return torch.stack((output.loss.float(), F.cross_entropy(scores, phones, reduction="sum") / known))
+    return torch.stack((output.loss.float(), phone_loss(head, output.hidden_states[-1], phones)))
 
 
 def train(run: Path, pretrained: str, seed: int, arguments: argparse.Namespace) -> None:
     """Train a recogniser and write it into a folder; a training that was interrupted is continued."""
-    state, step = run / "state.pt", 0
     if (run / "model.safetensors").is_file():
         return
     run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     tokenizer = train_tokenizer([LETTERS])
-    model = load_ctc_model(pretrained, vocab_size=len(tokenizer), blank=tokenizer.pad_token_id)
-    config = copy.deepcopy(model.config)
-    # There is no end of speech to hear, and little time: nothing is gained by hiding some of it.
-    model.config.layerdrop = 0.0
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    head = torch.nn.Linear(config.hidden_size, PHONES)
+    model = load_ctc_model(
+        pretrained, vocab_size=len(tokenizer), blank=tokenizer.pad_token_id, **dict.fromkeys(DROPOUTS, 0.0)
+    )
+    head = torch.nn.Linear(model.config.hidden_size, PHONES)
     learners = torch.nn.ModuleDict({"model": model, "head": head})
     optimizer = torch.optim.AdamW(parameter_groups(learners, 0.01), lr=arguments.learning_rate, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, tri_stage(arguments.steps, 0.05, 0.4))
-    if state.is_file():
-        kept = torch.load(state, weights_only=True)
-        learners.load_state_dict(kept["learners"])
-        optimizer.load_state_dict(kept["optimizer"])
-        schedule.load_state_dict(kept["schedule"])
-        step = int(kept["step"])
+    trained = {"learners": learners, "optimizer": optimizer, "schedule": schedule}
+    step = load_state(run / "state.pt", **trained)
     # Another stream for what comes after an interruption: the one before has been heard.
     speech = english.English(arguments.data, arguments.real_share, 10_000 * seed + step)
     frames = model._get_feat_extract_output_lengths
@@ -168,22 +162,32 @@ def train(run: Path, pretrained: str, seed: int, arguments: argparse.Namespace) 
             figures = f"letters {letters:.3f}  phones {phones:.3f}  {time.perf_counter() - began:.0f} s"
             print(f"{run.name}: {step}/{arguments.steps}  {figures}", flush=True)
             totals.zero_()
-            kept = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "step": step}
-            with replacing(state) as partial:
-                torch.save({"learners": learners.state_dict(), **kept}, partial)
-    model.config = config
+            save_state(run / "state.pt", step, **trained)
     tokenizer.save_pretrained(run)
     AutoFeatureExtractor.from_pretrained(assets.locate(pretrained)).save_pretrained(run)
     model.save_pretrained(run)
 
 
 def test(run: Path, data: Path, *, chunked: bool) -> Rates:
-    """Error rates of a run on recordings, on documents, and in chunks; computed once."""
-    kept = run / "documents.json"
+    """Error rates of a run, computed once."""
+    kept = run / "rates.json"
     if kept.is_file():
         found: Rates = json.loads(kept.read_text(encoding="utf-8"))
         return found
-    recognizer = SpeechRecognizer.from_pretrained(run, device="cpu")
+    rates = score(run, data, chunked=chunked)
+    write_atomically(kept, to_json(rates))
+    return rates
+
+
+def score(model: str | Path, data: Path, *, chunked: bool = False) -> Rates:
+    """Error rates of a recogniser on recordings, on documents, and in chunks.
+
+    Args:
+        model: run folder, or an embedded recogniser.
+        data: folder of the recordings and texts.
+        chunked: hear ``test_other`` in chunks, too; for models that look ahead.
+    """
+    recognizer = SpeechRecognizer.from_pretrained(model, device="cpu")
     manifest = data / "librispeech_subset" / "manifest.jsonl"
     said = documents.recordings(manifest, "test_other")
     phrases: dict[str, list[Said]] = {"espeak-ng": [], "flite": []}
@@ -201,9 +205,7 @@ def test(run: Path, data: Path, *, chunked: bool) -> Rates:
     pieces, wholes = documents.readings(data / "longform_en")
     scores["reading, pieces"] = documents.score(recognizer, pieces)
     scores["reading, whole"] = documents.score(recognizer, wholes)
-    rates = {name: score.rates for name, score in scores.items()}
-    write_atomically(kept, to_json(rates))
-    return rates
+    return {name: score.rates for name, score in scores.items()}
 
 
 def _joined(length: int) -> str:
@@ -266,7 +268,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--pretrained", type=Path, help="folder of recipes/nano_hubert/pretrain.py (default: embedded)")
-    parser.add_argument("--output", type=Path, required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--output", type=Path, help="folder of the runs")
+    what.add_argument("--score", metavar="MODEL", help="train nothing: print the error rates of a recogniser")
     parser.add_argument("--encoders", nargs="+", choices=(*CAUSAL, BIDIRECTIONAL), default=list(CAUSAL))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--steps", type=int, default=5000, help="updates, each of about 20 s of speech")
@@ -274,6 +278,9 @@ def main() -> None:
     parser.add_argument("--real-share", type=float, default=0.2, help="how often a recording is a real one")
     parser.add_argument("--num-workers", type=int, default=0, help="processes that synthesise")
     arguments = parser.parse_args()
+    if arguments.score:
+        print(table({arguments.score: [score(arguments.score, arguments.data)]}))
+        return
     if BIDIRECTIONAL in arguments.encoders and arguments.pretrained is None:
         parser.error(f"no {BIDIRECTIONAL} is embedded; expected --pretrained")
     found: dict[str, list[Rates]] = {}

@@ -27,7 +27,9 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
-from speech import PHONES, RATE, SEEN, Speech, Spoken, Texts, phone_classes, real_speech
+from checkpoints import load_state, save_state
+from phones import PHONES, phone_classes, phone_loss
+from speech import RATE, SEEN, Speech, Spoken, Texts, real_speech
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -46,7 +48,6 @@ from transformers import (
 
 from mambavox.asr.metrics import TranscriptScores, score_transcripts
 from mambavox.asr.text import normalize_text
-from mambavox.files import replacing
 
 SECONDS = 12
 """The window; Whisper's is 30."""
@@ -224,10 +225,7 @@ def losses(model: Any, head: torch.nn.Linear, batch: dict[str, Tensor]) -> Tenso
     output = model(encoder_outputs=encoded, labels=batch["labels"], output_attentions=True)
     window(model, 100 * SECONDS)
     hidden = encoded.last_hidden_state
-    # Where a batch is all real speech, there is no phone: a sum over none is 0.
-    scores = head(hidden).float().transpose(1, 2)
-    known = (batch["phones"] >= 0).sum().clamp(min=1)
-    phones = torch.nn.functional.cross_entropy(scores, batch["phones"], reduction="sum") / known
+    phones = phone_loss(head, hidden, batch["phones"])
     timed = batch["times"] >= 0
     frame = torch.arange(hidden.shape[1], device=hidden.device)
     near = torch.exp(-0.5 * ((frame - batch["times"][timed][:, None]) / ALIGNED_FRAMES) ** 2)
@@ -271,7 +269,7 @@ def train(arguments: argparse.Namespace) -> dict[str, TranscriptScores]:
     languages = tuple(SEEN)
     texts = Texts.read(arguments.data / "texts", languages)
     real = real_speech(arguments.data, "train", SECONDS)
-    state, step = output / "state.pt", 0
+    state = output / "state.pt"
     if state.is_file():
         # What it has learned to write are these tokens, whatever the texts are by now.
         processor = WhisperProcessor.from_pretrained(output)
@@ -298,12 +296,9 @@ def train(arguments: argparse.Namespace) -> dict[str, TranscriptScores]:
         return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / max(arguments.steps - warmup, 1), 1)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    if state.is_file():
-        kept = torch.load(state, map_location=device, weights_only=True)
-        learners.load_state_dict(kept["learners"])
-        optimizer.load_state_dict(kept["optimizer"])
-        schedule.load_state_dict(kept["schedule"])
-        step = int(kept["step"])
+    trained = {"learners": learners, "optimizer": optimizer, "schedule": schedule}
+    step = load_state(state, **trained)
+    if step:
         print(f"continues at step {step}")
 
     easy_end, last = round(EASY * arguments.steps), round((1 - WHOLE) * arguments.steps)
@@ -345,9 +340,7 @@ def train(arguments: argparse.Namespace) -> dict[str, TranscriptScores]:
             figures = f"loss {loss:.3f}  phones {phones:.3f}  alignment {aligned:.3f}"
             print(f"step {step}/{arguments.steps}  {figures}  {time.perf_counter() - began:.0f} s", flush=True)
             totals.zero_()
-            kept = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "step": step}
-            with replacing(state) as partial:
-                torch.save({"learners": learners.state_dict(), **kept}, partial)
+            save_state(state, step, **trained)
     if rank > 0:
         return {}
     rates = score(model, processor, arguments)

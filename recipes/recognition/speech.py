@@ -2,7 +2,6 @@
 
 import csv
 import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -90,8 +89,6 @@ ARABIC = {
 }
 """Words of arabic_speech_commands by their labels, as far as the word is beyond doubt."""
 MOST_WORDS = 9
-PHONES = 509
-"""Classes of phones: hashes of their symbols, of which there are about 200."""
 
 
 @dataclass
@@ -181,14 +178,23 @@ class Spoken:
     phones: tuple[tuple[str, float, float], ...] = ()
     letters: tuple[tuple[int, float], ...] = ()
 
+    def trimmed(self) -> "Spoken":
+        """Without the silence before and behind; all times are those of what is left."""
+        loud = np.flatnonzero(np.abs(self.waveform) > 0.005)
+        if not loud.size:
+            return replace(self, waveform=self.waveform[:0], phones=(), letters=())
+        first, end = int(loud[0]), int(loud[-1]) + 1
+        shift, seconds = first / RATE, (end - first) / RATE
+        return replace(
+            self.moved(-shift),
+            waveform=self.waveform[first:end],
+            letters=tuple((place, min(max(time - shift, 0.0), seconds)) for place, time in self.letters),
+        )
 
-def phone_classes(item: Spoken, frames: int) -> list[int]:
-    """Class of the phone in each frame of 20 ms, -100 where it is not known."""
-    found = [-100] * frames
-    for symbol, start, end in item.phones:
-        for frame in range(max(round(50 * start), 0), min(round(50 * end), frames)):
-            found[frame] = zlib.crc32(symbol.encode()) % PHONES
-    return found
+    def moved(self, shift: float, factor: float = 1.0) -> "Spoken":
+        """With its phones some seconds later, and then at so many times their time."""
+        phones = ((name, factor * (start + shift), factor * (end + shift)) for name, start, end in self.phones)
+        return replace(self, phones=tuple(phones))
 
 
 def real_speech(data: Path, split: str, seconds: float) -> list[tuple[Path, str, str]]:
@@ -283,16 +289,6 @@ class Speech(IterableDataset[Spoken]):
             )
         except ConfigError:  # A text without sound, such as the French "ent".
             return Spoken(np.zeros(0, dtype=np.float32), text, language)
-        loud = np.flatnonzero(np.abs(waveform) > 0.005)
-        if not loud.size:
-            return Spoken(waveform[:0], text, language)
-        first, end = int(loud[0]), int(loud[-1]) + 1
-        shift, seconds = first / RATE, (end - first) / RATE
-        heard = segments_of(waveform, phones)
-        return Spoken(
-            waveform[first:end],
-            text,
-            language,
-            tuple((segment.phone, segment.start - shift, segment.end - shift) for segment in heard),
-            (*((word.position, max(word.start - shift, 0.0)) for word in words), (len(text), seconds)),
-        )
+        heard = tuple((segment.phone, segment.start, segment.end) for segment in segments_of(waveform, phones))
+        letters = (*((word.position, word.start) for word in words), (len(text), len(waveform) / RATE))
+        return Spoken(waveform, text, language, heard, letters).trimmed()

@@ -1,9 +1,9 @@
 """The embedded recogniser."""
 
 import json
+import string
 from pathlib import Path
 
-import numpy as np
 import pytest
 import soundfile
 import torch
@@ -34,9 +34,7 @@ def test_it_is_small_and_causal(recognizer):
     folder = Path(assets.path(assets.RECOGNISER))
     assert (folder / "model.safetensors").stat().st_size <= 10e6
     assert recognizer.model.dtype == torch.float32 and recognizer.model.config.causal
-    assert sorted(set("".join(recognizer.vocabulary.tokens)) & set("abcdefghijklmnopqrstuvwxyz'")) == sorted(
-        "abcdefghijklmnopqrstuvwxyz'"
-    )
+    assert set(string.ascii_lowercase + "'") <= set(recognizer.vocabulary.tokens)
 
 
 def test_it_understands_synthesised_speech(recognizer):
@@ -64,10 +62,9 @@ def test_transcribe_takes_it_where_no_model_is_named(tmp_path):
     assert score_transcripts(SENTENCES[:1], [heard]).rates["cer"] < 0.5, heard
 
 
-def test_real_speech_is_heard_better_than_by_chance(recognizer, recordings):
+def test_of_real_speech_it_hears_some_letters(recognizer, recordings):
     rows = [json.loads(line) for line in (recordings / "librispeech_subset" / "manifest.jsonl").open(encoding="utf-8")]
     rows = [row for row in rows if row["split"] == "test_other"][:10]
     waveforms = [read_audio(recordings / "librispeech_subset" / row["path"], 16_000) for row in rows]
-    assert all(np.abs(waveform).max() > 0 for waveform in waveforms)
     scores = score_transcripts([row["text"] for row in rows], [t.text for t in recognizer.transcribe(waveforms)])
     assert scores.rates["cer"] < 0.65

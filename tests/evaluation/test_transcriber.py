@@ -212,7 +212,7 @@ def test_subtitles() -> None:
     )
 
 
-def test_commands(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands(runs: Path, tmp_path: Path) -> None:
     run = CliRunner().invoke
     flags = ["--data", str(runs / "data" / "ckb.jsonl"), "--backbone", str(runs / "backbone"), "--device", "cpu"]
     options = [

@@ -19,7 +19,7 @@ def recipe(monkeypatch):
     import languages
 
     yield languages
-    for name in ("languages", "nano_whisper", "speech"):
+    for name in ("languages", "nano_whisper", "checkpoints", "phones", "speech"):
         sys.modules.pop(name, None)
 
 

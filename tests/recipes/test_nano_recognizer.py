@@ -3,6 +3,7 @@
 import argparse
 import gzip
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from tiny_hubert import tiny_config
 from transformers import Wav2Vec2FeatureExtractor
 
@@ -32,7 +34,7 @@ def recipe(monkeypatch):
     monkeypatch.setattr(nano_recognizer, "TEST_PHRASES", 4)
     monkeypatch.setattr(nano_recognizer, "POOL", 4)
     yield nano_recognizer
-    for name in ("nano_recognizer", "documents", "english", "speech"):
+    for name in ("nano_recognizer", "checkpoints", "documents", "english", "phones", "speech"):
         sys.modules.pop(name, None)
 
 
@@ -173,9 +175,52 @@ def test_an_interrupted_training_goes_on(recipe, packs, tmp_path, monkeypatch, c
     lines = [line.split()[1] for line in capsys.readouterr().out.splitlines() if "letters" in line]
     assert lines == ["1/4", "2/4", "3/4", "4/4"]
     recognizer = SpeechRecognizer.from_pretrained(tmp_path / "run", device="cpu")
-    assert recognizer.model.config.layerdrop == tiny_config("mamba").layerdrop
+    assert all(getattr(recognizer.model.config, name) == 0 for name in recipe.DROPOUTS)
     recipe.train(tmp_path / "run", str(folder), 0, arguments)
     assert len(calls) == 5, "what is done is not done again"
+
+
+def test_the_transformer_is_trained_without_dropout_too(recipe, packs, tmp_path, monkeypatch):
+    folder = tmp_path / "pretrained"
+    MambaHubertForPreTraining(tiny_config("causal-transformer", attention_dropout=0.5)).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(folder)
+    options = {"data": packs, "steps": 1, "learning_rate": 1e-3, "real_share": 0.3, "num_workers": 0}
+    whole, found = recipe.losses, []
+
+    def losses(model, head, batch):
+        found.extend(whole(model, head, dict(batch)) for _ in range(2))
+        return found[0]
+
+    monkeypatch.setattr(recipe, "losses", losses)
+    recipe.train(tmp_path / "run", str(folder), 0, argparse.Namespace(**options))
+    assert torch.equal(*found)
+
+
+def test_a_recogniser_that_there_is_can_be_scored(recipe, packs, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["nano_recognizer.py", "--data", str(packs), "--score", "nano-mamba-ctc"])
+    recipe.main()
+    printed = capsys.readouterr().out
+    assert "nano-mamba-ctc WER" in printed and "| phrases of flite | " in printed and "chunks" not in printed
+    (rates,) = re.findall(r"\| valid \| ([\d.]+) \| ([\d.]+) \|", printed)
+    assert all(float(rate) > 50 for rate in rates), "it is noise that is said to be two three"
+
+
+def test_workers_hear_different_speech(recipe, packs):
+    heard = iter(recipe.DataLoader(recipe.english.English(packs, 0.0, seed=1), None, num_workers=2))
+    texts = [(next(heard).text, next(heard).text) for _ in range(4)]
+    assert any(one != other for one, other in texts)
+
+
+def test_trimming_moves_all_times(recipe):
+    waveform = np.zeros(16_000, dtype=np.float32)
+    waveform[4_000:12_000] = 0.5
+    spoken = recipe.Spoken(waveform, "ab", "en", (("a", 0.2, 0.5), ("b", 0.5, 0.8)), ((0, 0.2), (1, 0.5), (2, 1.0)))
+    trimmed = spoken.trimmed()
+    assert len(trimmed.waveform) == 8_000 and (trimmed.waveform == 0.5).all()
+    assert trimmed.phones == (("a", pytest.approx(-0.05), 0.25), ("b", 0.25, pytest.approx(0.55)))
+    assert trimmed.letters == ((0, 0.0), (1, 0.25), (2, 0.5))
+    silent = recipe.Spoken(np.zeros(100, dtype=np.float32), "a", "en", (("a", 0.0, 0.1),)).trimmed()
+    assert len(silent.waveform) == 0 and silent.phones == ()
 
 
 def test_words_of_the_dictionary_are_for_training(recipe, packs):

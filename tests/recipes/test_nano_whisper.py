@@ -18,7 +18,7 @@ def recipe_path(monkeypatch):
     pytest.importorskip("espeakng_loader", reason="the extra synth is not installed")
     monkeypatch.syspath_prepend(str(RECIPE))
     yield
-    for name in ("nano_whisper", "speech"):
+    for name in ("nano_whisper", "checkpoints", "phones", "speech"):
         sys.modules.pop(name, None)
 
 
