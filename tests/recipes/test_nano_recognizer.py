@@ -163,7 +163,7 @@ def test_an_interrupted_training_goes_on(recipe, packs, tmp_path, monkeypatch, c
     calls = []
 
     def losses(*given):
-        calls.append(given)
+        calls.append([parameter.detach().clone() for parameter in given[0].parameters()])
         if len(calls) == 3:
             raise KeyboardInterrupt
         return whole(*given)
@@ -174,10 +174,28 @@ def test_an_interrupted_training_goes_on(recipe, packs, tmp_path, monkeypatch, c
     recipe.train(tmp_path / "run", str(folder), 0, arguments)
     lines = [line.split()[1] for line in capsys.readouterr().out.splitlines() if "letters" in line]
     assert lines == ["1/4", "2/4", "3/4", "4/4"]
+    assert all(map(torch.equal, calls[2], calls[3])), "it goes on with the weights that it had"
+    assert not all(map(torch.equal, calls[0], calls[2]))
     recognizer = SpeechRecognizer.from_pretrained(tmp_path / "run", device="cpu")
     assert all(getattr(recognizer.model.config, name) == 0 for name in recipe.DROPOUTS)
     recipe.train(tmp_path / "run", str(folder), 0, arguments)
     assert len(calls) == 5, "what is done is not done again"
+
+
+def test_what_is_saved_is_put_back(recipe, tmp_path):
+    def parts():
+        module = torch.nn.Linear(2, 2)
+        return {"module": module, "optimizer": torch.optim.AdamW(module.parameters())}
+
+    trained, fresh = parts(), parts()
+    assert recipe.load_state(tmp_path / "state.pt", **fresh) == 0
+    trained["module"](torch.ones(2)).sum().backward()
+    trained["optimizer"].step()
+    recipe.save_state(tmp_path / "state.pt", 7, **trained)
+    assert recipe.load_state(tmp_path / "state.pt", **fresh) == 7
+    assert torch.equal(fresh["module"].weight, trained["module"].weight)
+    moments = [part["optimizer"].state_dict()["state"][0]["exp_avg"] for part in (fresh, trained)]
+    assert torch.equal(*moments)
 
 
 def test_the_transformer_is_trained_without_dropout_too(recipe, packs, tmp_path, monkeypatch):
