@@ -156,7 +156,7 @@ def test_an_interrupted_training_goes_on(recipe, packs, tmp_path, monkeypatch, c
     folder = tmp_path / "pretrained"
     MambaHubertForPreTraining(tiny_config("mamba")).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(folder)
-    options = {"data": packs, "steps": 4, "learning_rate": 1e-3, "real_share": 0.3, "num_workers": 0}
+    options = {"data": packs, "steps": 4, "real_share": 0.3, "num_workers": 0}
     arguments = argparse.Namespace(**options)
     monkeypatch.setattr(recipe, "LOG_STEPS", 1)
     whole = recipe.losses
@@ -170,15 +170,15 @@ def test_an_interrupted_training_goes_on(recipe, packs, tmp_path, monkeypatch, c
 
     monkeypatch.setattr(recipe, "losses", losses)
     with pytest.raises(KeyboardInterrupt):
-        recipe.train(tmp_path / "run", str(folder), 0, arguments)
-    recipe.train(tmp_path / "run", str(folder), 0, arguments)
+        recipe.train(tmp_path / "run", str(folder), 0, 1e-3, arguments)
+    recipe.train(tmp_path / "run", str(folder), 0, 1e-3, arguments)
     lines = [line.split()[1] for line in capsys.readouterr().out.splitlines() if "letters" in line]
     assert lines == ["1/4", "2/4", "3/4", "4/4"]
     assert all(map(torch.equal, calls[2], calls[3])), "it goes on with the weights that it had"
     assert not all(map(torch.equal, calls[0], calls[2]))
     recognizer = SpeechRecognizer.from_pretrained(tmp_path / "run", device="cpu")
     assert all(getattr(recognizer.model.config, name) == 0 for name in recipe.DROPOUTS)
-    recipe.train(tmp_path / "run", str(folder), 0, arguments)
+    recipe.train(tmp_path / "run", str(folder), 0, 1e-3, arguments)
     assert len(calls) == 5, "what is done is not done again"
 
 
@@ -202,7 +202,7 @@ def test_the_transformer_is_trained_without_dropout_too(recipe, packs, tmp_path,
     folder = tmp_path / "pretrained"
     MambaHubertForPreTraining(tiny_config("causal-transformer", attention_dropout=0.5)).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(folder)
-    options = {"data": packs, "steps": 1, "learning_rate": 1e-3, "real_share": 0.3, "num_workers": 0}
+    options = {"data": packs, "steps": 1, "real_share": 0.3, "num_workers": 0}
     whole, found = recipe.losses, []
 
     def losses(model, head, batch):
@@ -210,7 +210,7 @@ def test_the_transformer_is_trained_without_dropout_too(recipe, packs, tmp_path,
         return found[0]
 
     monkeypatch.setattr(recipe, "losses", losses)
-    recipe.train(tmp_path / "run", str(folder), 0, argparse.Namespace(**options))
+    recipe.train(tmp_path / "run", str(folder), 0, 1e-3, argparse.Namespace(**options))
     assert torch.equal(*found)
 
 
