@@ -36,3 +36,20 @@ def test_public_names_are_found_at_the_top():
 def test_an_unknown_embedded_model_lists_the_known():
     with pytest.raises(ConfigError, match="nano-ast"):
         assets.path("mega-ast")
+
+
+@pytest.mark.parametrize("name", ["./runs/ctc", "/nowhere", "~/nowhere/at-all", "runs/ctc/best"])
+def test_a_folder_that_is_not_there_is_no_name_on_the_hub(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"^{name}: there is no such folder; .* nano-ast"):
+        assets.locate(name)
+
+
+def test_folders_and_names_on_the_hub_are_located(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "runs" / "ctc" / "best").mkdir(parents=True)
+    for name in ("runs/ctc/best", "./runs/ctc", str(tmp_path / "runs"), "facebook/hubert-base-ls960", "runs/later"):
+        assert assets.locate(name) == name
+    assert assets.locate("~/runs") == str(tmp_path / "runs")
+    assert assets.locate("nano-ast") == assets.path("nano-ast")

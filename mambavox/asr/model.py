@@ -33,9 +33,10 @@ def load_ctc_model(name: str | Path, vocab_size: int | None = None, blank: int |
         HostError: its checkpoint lacks more than a head.
     """
     changes = options if vocab_size is None else {**options, "vocab_size": vocab_size, "pad_token_id": blank}
+    folder = assets.locate(str(name))
     try:
         model, report = AutoModelForCTC.from_pretrained(
-            assets.locate(str(name)),
+            folder,
             ignore_mismatched_sizes=vocab_size is not None,
             dtype=torch.float32,
             output_loading_info=True,
@@ -66,8 +67,9 @@ def load_extractor(name: str | Path) -> Any:
     Raises:
         ConfigError: there is none.
     """
+    folder = assets.locate(str(name))
     try:
-        return AutoFeatureExtractor.from_pretrained(assets.locate(str(name)))
+        return AutoFeatureExtractor.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"model {str(name)!r}: {_reason(error)}") from error
 

@@ -30,5 +30,20 @@ def path(name: str) -> str:
 
 
 def locate(name: str) -> str:
-    """Where transformers finds a model: an embedded one's folder, a folder, or the name on the Hub as it is."""
-    return path(name) if name in names() else str(Path(name).expanduser()) if name[:1] == "~" else name
+    """Where transformers finds a model: an embedded one's folder, a folder, or the name on the Hub as it is.
+
+    Args:
+        name: of the model.
+
+    Raises:
+        ConfigError: the name can be that of a folder alone, and there is none.
+    """
+    if name in names():
+        return path(name)
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and (name[:1] in (".", "/", "~") or name.count("/") > 1):
+        raise ConfigError(
+            f"{name}: there is no such folder; expected a model's folder, its name on the Hugging Face Hub, or one of "
+            f"the embedded models: {', '.join(names())}"
+        )
+    return str(folder) if name[:1] == "~" else name

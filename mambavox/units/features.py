@@ -429,11 +429,10 @@ def _checked(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _load(name: str) -> PreTrainedModel:
+    folder = assets.locate(name)
     try:
         with _quiet():
-            model, report = AutoModel.from_pretrained(
-                assets.locate(name), dtype=torch.float32, output_loading_info=True
-            )
+            model, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(

@@ -115,7 +115,7 @@ def test_what_cannot_be_done_leaves_the_old_run(speech: str, tmp_path: Path, mon
     result = pretrain(old)
     files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
     wrong: list[tuple[PretrainConfig, type[Exception], str]] = [
-        (old.replace(targets=f"{tmp_path}/nowhere:1"), ConfigError, "could not be loaded"),
+        (old.replace(targets=f"{tmp_path}/nowhere:1"), ConfigError, "nowhere: there is no such folder"),
         (old.replace(targets=f"{shutil.copytree(tmp_path / 'run', tmp_path / 'it1')}:3"), ConfigError, "layer 3"),
         (old.replace(num_clusters=100_000), DataError, "frames for 100000 clusters.*--cluster-fraction"),
         (old.replace(targets=f"{tmp_path / 'run'}:1"), ConfigError, "lies there.*choose another --output"),

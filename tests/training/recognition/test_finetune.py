@@ -169,7 +169,8 @@ def test_limits_of_seconds(spoken, tiny_mamba, tmp_path):
     ("changes", "error", "message"),
     [
         ({"text_column": "words"}, DataError, "has no column 'words'.*--text-column"),
-        ({"model": "/nowhere/at/all"}, ConfigError, "cannot be loaded"),
+        ({"model": "/nowhere/at/all"}, ConfigError, "^/nowhere/at/all: there is no such folder"),
+        ({"model": "nowhere/at-all"}, ConfigError, "cannot be loaded"),
         ({"method": "nothing"}, ConfigError, "method=nothing; expected"),
         ({"method": "mambadapter"}, HostError, "no sublayer fits where='encoder', placement='ffn'; the host has"),
         (
