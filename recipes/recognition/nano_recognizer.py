@@ -6,10 +6,11 @@ With ``--pretrained runs/nano-hubert --encoders mamba causal-transformer ext-bim
 ``--score nano-mamba-ctc`` in place of ``--output`` the error rates of a recogniser that there is.
 
 They hear what english.py makes: synthesised phrases without end, LibriSpeech recordings and wake words. To learn on a
-CPU in an hour, they are told of synthesised speech what is known: a linear head, dropped in the end, learns which phone
-is heard in each frame. Tested are LibriSpeech (``valid``, ``test_other``), synthesised phrases of held-out sentences,
-and documents: recordings of ``test_other`` joined, and a reading of minutes, in pieces and as a whole. The
-bidirectional one shows what hearing a stream in chunks costs. The same command continues where it was interrupted.
+CPU in little more than an hour, they are told of synthesised speech what is known: a linear head, dropped in the end,
+learns which phone is heard in each frame. Tested are LibriSpeech (``valid``, ``test_other``), synthesised phrases of
+held-out sentences, and documents: recordings of ``test_other`` joined, and a reading of minutes, in pieces and as a
+whole. The bidirectional one shows what hearing a stream in chunks costs. The same command continues where it was
+interrupted.
 """
 
 import argparse
@@ -160,7 +161,7 @@ def train(run: Path, pretrained: str, seed: int, learning_rate: float, arguments
         step += 1
         totals += found.detach()
         if step % LOG_STEPS == 0 or step == arguments.steps:
-            letters, phones = (totals / LOG_STEPS).tolist()
+            letters, phones = (totals / (step % LOG_STEPS or LOG_STEPS)).tolist()
             figures = f"letters {letters:.3f}  phones {phones:.3f}  {time.perf_counter() - began:.0f} s"
             print(f"{run.name}: {step}/{arguments.steps}  {figures}", flush=True)
             totals.zero_()

@@ -336,7 +336,7 @@ def train(arguments: argparse.Namespace) -> dict[str, TranscriptScores]:
         step += 1
         totals += found.detach().cpu()
         if rank == 0 and (step % LOG_STEPS == 0 or step == arguments.steps):
-            loss, phones, aligned = (totals / LOG_STEPS).tolist()
+            loss, phones, aligned = (totals / (step % LOG_STEPS or LOG_STEPS)).tolist()
             figures = f"loss {loss:.3f}  phones {phones:.3f}  alignment {aligned:.3f}"
             print(f"step {step}/{arguments.steps}  {figures}  {time.perf_counter() - began:.0f} s", flush=True)
             totals.zero_()

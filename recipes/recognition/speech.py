@@ -184,17 +184,15 @@ class Spoken:
         if not loud.size:
             return replace(self, waveform=self.waveform[:0], phones=(), letters=())
         first, end = int(loud[0]), int(loud[-1]) + 1
-        shift, seconds = first / RATE, (end - first) / RATE
-        return replace(
-            self.moved(-shift),
-            waveform=self.waveform[first:end],
-            letters=tuple((place, min(max(time - shift, 0.0), seconds)) for place, time in self.letters),
-        )
+        seconds, moved = (end - first) / RATE, self.moved(-first / RATE)
+        letters = tuple((place, min(max(time, 0.0), seconds)) for place, time in moved.letters)
+        return replace(moved, waveform=self.waveform[first:end], letters=letters)
 
     def moved(self, shift: float, factor: float = 1.0) -> "Spoken":
-        """With its phones some seconds later, and then at so many times their time."""
-        phones = ((name, factor * (start + shift), factor * (end + shift)) for name, start, end in self.phones)
-        return replace(self, phones=tuple(phones))
+        """With phones and letters some seconds later, and then at so many times their time."""
+        phones = tuple((name, factor * (start + shift), factor * (end + shift)) for name, start, end in self.phones)
+        letters = tuple((place, factor * (time + shift)) for place, time in self.letters)
+        return replace(self, phones=phones, letters=letters)
 
 
 def real_speech(data: Path, split: str, seconds: float) -> list[tuple[Path, str, str]]:

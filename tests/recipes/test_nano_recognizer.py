@@ -127,7 +127,15 @@ def test_tables_and_a_plot_of_three_encoders(recipe, packs, tmp_path, monkeypatc
     monkeypatch.setattr(
         sys, "argv", ["nano_recognizer.py", *words, "--seeds", "0", "1", "--steps", "1", "--encoders", *encoders]
     )
+    rates, train = {}, recipe.train
+
+    def note_rate(run, pretrained, seed, learning_rate, arguments):
+        rates[run.name.split("-seed")[0]] = learning_rate
+        train(run, pretrained, seed, learning_rate, arguments)
+
+    monkeypatch.setattr(recipe, "train", note_rate)
     recipe.main()
+    assert rates == recipe.LEARNING_RATES
     table = (tmp_path / "runs" / "table.md").read_text()
     assert table in capsys.readouterr().out
     rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in table.splitlines()}
@@ -144,6 +152,11 @@ def test_tables_and_a_plot_of_three_encoders(recipe, packs, tmp_path, monkeypatc
         assert ["±" in cell for cell in rows[name]] == [True] * 4 + [False] * 2, name
     assert [bool(cell) for cell in rows["test_other, chunks of 0.32 + 0.16 s"]] == [False] * 4 + [True] * 2
     assert (tmp_path / "runs" / "documents.png").stat().st_size > 10_000
+    monkeypatch.setattr(recipe, "score", None)
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--learning-rate", "0.5"])
+    recipe.main()
+    assert (tmp_path / "runs" / "table.md").read_text() == table, "what was scored is not scored again"
+    assert set(rates.values()) == {0.5}
 
 
 def test_documents_are_recordings_joined_in_order(recipe):
@@ -200,7 +213,9 @@ def test_what_is_saved_is_put_back(recipe, tmp_path):
 
 def test_the_transformer_is_trained_without_dropout_too(recipe, packs, tmp_path, monkeypatch):
     folder = tmp_path / "pretrained"
-    MambaHubertForPreTraining(tiny_config("causal-transformer", attention_dropout=0.5)).save_pretrained(folder)
+    parts = ("activation", "attention", "feat_proj", "final", "hidden")
+    dropouts = {"layerdrop": 0.5, **{f"{part}_dropout": 0.5 for part in parts}}
+    MambaHubertForPreTraining(tiny_config("causal-transformer", **dropouts)).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(folder)
     options = {"data": packs, "steps": 1, "real_share": 0.3, "num_workers": 0}
     whole, found = recipe.losses, []
@@ -237,6 +252,7 @@ def test_trimming_moves_all_times(recipe):
     assert len(trimmed.waveform) == 8_000 and (trimmed.waveform == 0.5).all()
     assert trimmed.phones == (("a", pytest.approx(-0.05), 0.25), ("b", 0.25, pytest.approx(0.55)))
     assert trimmed.letters == ((0, 0.0), (1, 0.25), (2, 0.5))
+    assert spoken.moved(0.1, 2.0).letters == ((0, pytest.approx(0.6)), (1, 1.2), (2, 2.2))
     silent = recipe.Spoken(np.zeros(100, dtype=np.float32), "a", "en", (("a", 0.0, 0.1),)).trimmed()
     assert len(silent.waveform) == 0 and silent.phones == ()
 
