@@ -117,6 +117,15 @@ def test_batches_hold_what_is_said_and_heard(recipe, packs):
         assert padded.shape[0] == 1 or padded.numel() <= recipe.BATCH_SECONDS * 16_000
 
 
+def test_the_loss_of_phones_is_the_mean_over_known_frames(recipe):
+    head, hidden_states = torch.nn.Linear(4, recipe.PHONES), torch.randn(2, 3, 4)
+    classes = torch.tensor([[7, -100, -100], [-100, 400, 7]])
+    known = [(0, 0, 7), (1, 1, 400), (1, 2, 7)]
+    expected = -sum(head(hidden_states[b, t]).log_softmax(-1)[phone] for b, t, phone in known) / 3
+    assert torch.allclose(recipe.phone_loss(head, hidden_states, classes), expected)
+    assert recipe.phone_loss(head, hidden_states, torch.full_like(classes, -100)) == 0
+
+
 def test_tables_and_a_plot_of_three_encoders(recipe, packs, tmp_path, monkeypatch, capsys):
     for encoder in (*recipe.CAUSAL, recipe.BIDIRECTIONAL):
         folder = tmp_path / "pretrained" / encoder / "it2"
