@@ -1,27 +1,16 @@
 """Load a pre-trained audio model as a classifier, at the length that the data needs."""
 
-import difflib
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoFeatureExtractor,
-    AutoModelForAudioClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForAudioClassification, PretrainedConfig, PreTrainedModel
 
-from mambavox import assets
-from mambavox.errors import ConfigError, HostError
+from mambavox.errors import ConfigError
+from mambavox.hub import load_config, load_extractor, load_model
 from mambavox.training.front_end import FrontEnd, longest_seconds
 
 Pooling: TypeAlias = Literal["host", "mean"]
@@ -29,16 +18,8 @@ PositionEmbeddings: TypeAlias = Literal["kept", "zero"]
 
 # What a checkpoint without a classification head, or with another task's head, may lack.
 _NEW_MODULES = ("classifier", "projector", "layer_weights")
-# Only used by masking during pre-training; fine-tuned checkpoints often come without it.
-_UNUSED = "masked_spec_embed"
 _AST = "audio-spectrogram-transformer"
 _SPECIAL_TOKENS = 2  # AST's class and distillation tokens, at the start of its position table
-# Said by PEFT and WavLM's code about transformers' and torch's; nothing that a user could mend.
-_HARMLESS = (
-    "`is_gradient_checkpointing` is deprecated",
-    "Support for mismatched key_padding_mask and attn_mask",
-    "At least one mel filter has all zero values",  # AST's own 128 bands at 16 kHz
-)
 
 
 @dataclass(frozen=True)
@@ -86,19 +67,16 @@ def load_backbone(
         HostError: it is no model of a known family, or its checkpoint lacks more than a head.
     """
     extractor, longest = _front(name)
-    with fetching(name), quiet_transformers():
-        model, report = AutoModelForAudioClassification.from_pretrained(
-            assets.locate(name),
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: index for index, label in enumerate(labels)},
-            # A head for other classes is replaced; _check_loaded lets nothing but the head go.
-            ignore_mismatched_sizes=True,
-            # The checkpoint's own may be float16, in which nothing can be trained on a CPU.
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    _check_loaded(name, report)
+    model = load_model(
+        AutoModelForAudioClassification,
+        name,
+        may_lack=_NEW_MODULES,
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+        # A head for other classes is replaced; load_model lets nothing but the head go.
+        ignore_mismatched_sizes=True,
+    )
     front_end = FrontEnd(extractor, model.config, longest if max_seconds is None else max_seconds)
     if model.config.model_type == _AST:
         set_max_length(model, int(extractor.max_length))
@@ -147,23 +125,9 @@ def backbone_limit(name: str) -> float:
     return _front(name)[1]
 
 
-def load_config(name: str) -> PretrainedConfig:
-    """A backbone's configuration.
-
-    Args:
-        name: an embedded model, a folder, or a Hugging Face name.
-
-    Raises:
-        ConfigError: there is no such model, or it cannot be fetched.
-    """
-    with fetching(name), quiet_transformers():
-        return AutoConfig.from_pretrained(assets.locate(name))
-
-
 def _front(name: str) -> tuple[Any, float]:
-    with fetching(name), quiet_transformers():
-        extractor = AutoFeatureExtractor.from_pretrained(assets.locate(name))
-        return extractor, longest_seconds(extractor, AutoConfig.from_pretrained(assets.locate(name)))
+    extractor = load_extractor(name)
+    return extractor, longest_seconds(extractor, load_config(name))
 
 
 def set_max_length(model: PreTrainedModel, max_length: int) -> None:
@@ -208,56 +172,3 @@ def resized_positions(table: Tensor, old: tuple[int, int], new: tuple[int, int])
 def _patch_grid(config: PretrainedConfig, max_length: int) -> tuple[int, int]:
     frequencies = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
     return frequencies, (max_length - config.patch_size) // config.time_stride + 1
-
-
-def _check_loaded(name: str, report: dict[str, Sequence]) -> None:
-    """Fail where pre-trained weights other than a head's are missing: they would be random, and frozen."""
-    missing = list(report["missing_keys"]) + [key for key, *_ in report["mismatched_keys"]]
-    lost = sorted({key for key in missing if not any(part in _NEW_MODULES for part in key.split("."))})
-    lost = [key for key in lost if not key.endswith(_UNUSED)]
-    if lost:
-        raise HostError(
-            f"backbone {name!r}: its checkpoint lacks {len(lost)} weights besides the head, such as {lost[0]}; "
-            "expected a complete pre-trained model"
-        )
-
-
-@contextmanager
-def fetching(name: str) -> Iterator[None]:
-    """Turn what transformers raises about a model that is not there into a message for the user."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, (ConfigError, HostError)):
-            raise
-        reason = str(error).strip().split("\n")[0]
-        if Path(name).expanduser().is_dir():
-            raise ConfigError(
-                f"backbone {name!r}: the folder holds no model that transformers can load ({reason}); expected "
-                "config.json, preprocessor_config.json and model.safetensors"
-            ) from error
-        near = difflib.get_close_matches(name, assets.names(), n=1)
-        raise ConfigError(
-            f"backbone {name!r} is no embedded model ({', '.join(assets.names()) or 'there are none'}) and no folder, "
-            f"and could not be fetched from the Hugging Face Hub ({reason}). "
-            + (f"Did you mean {near[0]}? " if near else "")
-            + "Check the name and the connection, or give the folder of a downloaded copy"
-        ) from error
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' warnings and bars: a new head is expected, and lost weights are errors here."""
-    logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            for message in _HARMLESS:
-                warnings.filterwarnings("ignore", message)
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

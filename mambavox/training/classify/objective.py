@@ -1,21 +1,24 @@
-"""Figures of a classifier on one part of the data, and the logits that they come from."""
+"""What a classifier learns and how it is scored: cross-entropy, accuracy, macro F1."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import EvalPrediction
 
 from mambavox.training.features import Collator, FeatureDataset
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures on one part of the data.
+    """Figures on one split of the data.
 
     Attributes:
         clips: recordings.
@@ -37,12 +40,8 @@ class Scores:
         """For JSON."""
         return asdict(self)
 
-    def __str__(self) -> str:
-        low, high = 100 * self.accuracy_low, 100 * self.accuracy_high
-        return f"{100 * self.accuracy:.1f} % [{low:.1f}, {high:.1f}]"
 
-
-def score(targets: Sequence[int] | NDArray[np.integer], predictions: Sequence[int] | NDArray[np.integer]) -> Scores:
+def score(targets: Sequence[Any] | NDArray[Any], predictions: Sequence[Any] | NDArray[Any]) -> Scores:
     """Score predicted classes.
 
     Args:
@@ -61,6 +60,27 @@ def score(targets: Sequence[int] | NDArray[np.integer], predictions: Sequence[in
     low, high = binomtest(correct, clips).proportion_ci(0.95, method="wilson")
     f1 = f1_score(right, predicted, labels=np.unique(right), average="macro", zero_division=0)
     return Scores(clips, correct, correct / clips, float(low), float(high), float(f1))
+
+
+def mean_cross_entropy(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Cross-entropy over all the recordings of one update, however they are spread over accumulated batches.
+
+    Args:
+        outputs: of the model, with ``logits (batch, classes)``.
+        labels: ``(batch,)`` class of each recording.
+        num_items_in_batch: recordings of the update; those of the batch where not given.
+    """
+    total = F.cross_entropy(outputs["logits"].float(), labels, reduction="sum")
+    return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+
+def valid_figures(prediction: EvalPrediction) -> dict[str, float]:
+    """Accuracy, and the rank by which the best epoch is chosen: accuracy and, among equals, the lower loss."""
+    logits, targets = torch.from_numpy(prediction.predictions), torch.from_numpy(prediction.label_ids)
+    correct = int((logits.argmax(dim=-1) == targets).sum())
+    # Between 0 and 1, like less than a recording.
+    likelihood = math.exp(-float(F.cross_entropy(logits.float(), targets)))
+    return {"accuracy": correct / len(targets), "rank": correct + likelihood}
 
 
 @torch.inference_mode()

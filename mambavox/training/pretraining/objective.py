@@ -1,4 +1,4 @@
-"""transformers' ``Trainer`` for pre-training: batches by seconds, figures, evaluation, divergence."""
+"""What a pre-training learns: batches by seconds, figures, evaluation, divergence."""
 
 import os
 from pathlib import Path
@@ -9,33 +9,24 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerControl, TrainingArguments
-from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import PrinterCallback
+from transformers import TrainerControl, TrainingArguments
 
 from mambavox.data import ShardedExamples
 from mambavox.data.batching import BatchesBySeconds, Crop, ShardedBatches
 from mambavox.data.shards.ahead import ReadAhead
 from mambavox.errors import ConfigError
 from mambavox.hubert import MambaHubertPreTrainedModel
-from mambavox.training.devices import take_one_gpu
-from mambavox.training.parameter_groups import parameter_groups
+from mambavox.training.engine import RunTrainer, training_arguments
 from mambavox.training.pretraining.config import PretrainConfig
-from mambavox.training.pretraining.dataset import CropDataset, WaveformCrops, collate
+from mambavox.training.pretraining.data import CropDataset, WaveformCrops, collate
 from mambavox.training.pretraining.divergence import DivergenceGuard
 from mambavox.training.pretraining.figures import Figures, UnitFigures
 from mambavox.training.pretraining.progress import History, Progress
-from mambavox.training.trainer import TrainingClock
-
-# HuBERT's and the paper's.
-_BETAS = (0.9, 0.98)
-_EPSILON = 1e-6
-_CHECKPOINTS = 2  # that are kept
-_FUSED = ("cpu", "cuda")
-_WAITING_SECONDS = 7 * 24 * 3600  # that other processes wait for the one that makes targets
 
 
-def training_arguments(config: PretrainConfig, checkpoints: Path, console: Console | None = None) -> TrainingArguments:
+def pretraining_arguments(
+    config: PretrainConfig, checkpoints: Path, console: Console | None = None
+) -> TrainingArguments:
     """What ``Trainer`` is told. Under torchrun this joins the other processes.
 
     Args:
@@ -46,43 +37,20 @@ def training_arguments(config: PretrainConfig, checkpoints: Path, console: Conso
     Raises:
         ConfigError: the device is not there, the batches cannot be divided among the processes, or the weights not.
     """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda, but torch sees no GPU here; leave it at auto, or install a CUDA build")
     _check_sharding(config)
-    on_gpu = config.device != "cpu" and torch.cuda.is_available()
-    bfloat16 = config.precision == "bfloat16"
-    if config.precision == "auto":
-        bfloat16 = torch.cuda.is_bf16_supported() if on_gpu else _multiplies_bfloat16()
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints.absolute()),
+    arguments = training_arguments(
+        config,
+        checkpoints,
+        console,
+        bf16_on_cpu=True,
         max_steps=config.num_steps,
-        learning_rate=config.peak_learning_rate,
-        warmup_steps=config.warmup_ratio,
         lr_scheduler_type="linear",
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
         logging_strategy="steps",
         logging_steps=config.log_every,
-        logging_nan_inf_filter=False,  # a diverging run must end, not look fine
         save_strategy="steps",
         save_steps=config.steps_between_saves,
-        save_total_limit=_CHECKPOINTS,
-        restore_callback_states_from_checkpoint=True,
-        use_cpu=not on_gpu,
-        bf16=bfloat16,
-        activation_checkpointing=config.gradient_checkpointing,
-        seed=config.seed,
-        dataloader_num_workers=config.num_workers,
-        remove_unused_columns=False,
-        label_names=["labels"],
         # LayerDrop leaves layers out, of each process others.
         ddp_find_unused_parameters=bool(config.model_config().layerdrop),
-        ddp_timeout=_WAITING_SECONDS,
-        disable_tqdm=True,
-        report_to="none",
-    )
-    take_one_gpu(
-        arguments, console, f"all of them: torchrun --nproc-per-node {arguments.n_gpu} -m mambavox pretrain ..."
     )
     if config.batches_a_step % arguments.world_size:
         raise ConfigError(
@@ -112,12 +80,7 @@ def _check_sharding(config: PretrainConfig) -> None:
         )
 
 
-def _multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for products of bfloat16; a step takes little more than half the time then."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-class PretrainTrainer(Trainer):
+class PretrainTrainer(RunTrainer):
     """``Trainer`` whose order of data depends on the seed alone, on any number of processes.
 
     To ``Trainer`` the whole run is one epoch; a resumed one skips the batches that were heard. What is predicted is a
@@ -126,7 +89,7 @@ class PretrainTrainer(Trainer):
     Args:
         model: to train, which has a Mamba-HuBERT as its base.
         config: the run.
-        arguments: of :func:`training_arguments`.
+        arguments: of :func:`pretraining_arguments`.
         train: recordings to train on.
         valid: recordings to evaluate on; ``None``: no evaluation.
         history: file of the figures.
@@ -134,7 +97,6 @@ class PretrainTrainer(Trainer):
         console: where progress goes, or ``None``.
     """
 
-    optimizer: torch.optim.Optimizer | None
     control: TrainerControl
     collate = staticmethod(collate)
 
@@ -150,13 +112,13 @@ class PretrainTrainer(Trainer):
         tensorboard: Path | None,
         console: Console | None,
     ) -> None:
-        super().__init__(model=model, args=arguments, data_collator=self.collate, train_dataset=train)
+        super().__init__(model, arguments, tensorboard=tensorboard, data_collator=self.collate, train_dataset=train)
         self.config, self.valid = config, valid
         self.model_config = model.config
         self.batches = BatchesBySeconds(
             train.recordings.lengths,
             batch_samples=round(config.seconds_a_device * model.config.sampling_rate),
-            max_samples=round(config.max_seconds * model.config.sampling_rate),
+            max_samples=round(config.crop_seconds * model.config.sampling_rate),
             seed=config.seed,
             shards=train.recordings.shards,
             shuffle_shards=config.shuffle_shards,
@@ -164,14 +126,8 @@ class PretrainTrainer(Trainer):
         self.figures = self.new_figures()
         self._evaluated = 0
         self.guard = DivergenceGuard(Path(arguments.output_dir), config.peak_learning_rate)
-        self.remove_callback(PrinterCallback)
-        self.add_callback(TrainingClock())
         if self.is_world_process_zero():
             self.add_callback(History(history))
-            if tensorboard is not None:
-                from torch.utils.tensorboard import SummaryWriter  # a second of imports that a run without it saves
-
-                self.add_callback(TensorBoardCallback(SummaryWriter(str(tensorboard))))
             if console is not None:
                 self.add_callback(Progress(console, self.figures))
 
@@ -188,11 +144,6 @@ class PretrainTrainer(Trainer):
         """The tensors of what is kept, whole, in the first process; to be called in all."""
         weights: dict[str, Tensor] = self.accelerator.get_state_dict(self.model)
         return weights
-
-    @property
-    def clock(self) -> TrainingClock:
-        """Counts the seconds of training over resumptions."""
-        return next(item for item in self.callback_handler.callbacks if isinstance(item, TrainingClock))
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of this process, for the whole run."""
@@ -218,19 +169,6 @@ class PretrainTrainer(Trainer):
         if not isinstance(examples, ShardedExamples) or self.args.local_process_index != 0:
             return None
         return ReadAhead(examples.paths)
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW, weight decay where it belongs."""
-        if self.optimizer is None:
-            groups = parameter_groups(model or self.model, self.args.weight_decay)
-            self.optimizer = torch.optim.AdamW(
-                groups,
-                lr=self.args.learning_rate,
-                betas=_BETAS,
-                eps=_EPSILON,
-                fused=self.args.device.type in _FUSED,
-            )
-        return self.optimizer
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
@@ -285,8 +223,10 @@ class PretrainTrainer(Trainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         # While the norm explodes none is removed: the last good one may be several back.
-        self.args.save_total_limit = None if self.guard.is_exploding else _CHECKPOINTS
+        limit = self.args.save_total_limit
+        self.args.save_total_limit = None if self.guard.is_exploding else limit
         super()._save_checkpoint(*args, **kwargs)
+        self.args.save_total_limit = limit
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self.valid is not None:
@@ -303,7 +243,7 @@ class PretrainTrainer(Trainer):
         """Held-back recordings, the longest first, as many at a time as in training."""
         assert self.valid is not None
         limit, lengths = self.batches.batch_samples, self.valid.recordings.lengths.tolist()
-        longest = round(self.config.max_seconds * self.model_config.sampling_rate)
+        longest = round(self.config.crop_seconds * self.model_config.sampling_rate)
         crops = sorted(
             (Crop(0, index, min(length, longest)) for index, length in enumerate(lengths)), key=_longest_first
         )

@@ -1,4 +1,4 @@
-"""Waveforms, tokens and masks of a training part, in batches."""
+"""Waveforms, tokens and masks of a split, in batches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 from mambavox.asr.model import collate_waveforms, num_frames
 from mambavox.data import Waveform
 from mambavox.hubert import sample_span_mask
-from mambavox.training.recognition.config import RecognitionConfig
-from mambavox.training.recognition.parts import SpeechPart
+from mambavox.training.ctc.config import CtcConfig
+from mambavox.training.splits import Split
 
 _MAX_BYTES = 2 << 30
 _PADDING = -100
@@ -22,7 +22,7 @@ class SpeechDataset(Dataset[dict[str, Any]]):
     """Waveform and tokens of each recording; waveforms are kept in memory while there is room.
 
     Args:
-        part: the recordings.
+        split: the recordings.
         ids: their tokens.
         sampling_rate: of the waveforms in Hz.
         max_bytes: memory for waveforms.
@@ -32,9 +32,9 @@ class SpeechDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, part: SpeechPart, ids: Sequence[Sequence[int]], sampling_rate: int, *, max_bytes: int = _MAX_BYTES
+        self, split: Split, ids: Sequence[Sequence[int]], sampling_rate: int, *, max_bytes: int = _MAX_BYTES
     ) -> None:
-        self.part = part
+        self.split = split
         self.ids = ids
         self.sampling_rate = sampling_rate
         self.epoch = 0
@@ -42,12 +42,12 @@ class SpeechDataset(Dataset[dict[str, Any]]):
         self._kept: dict[int, Waveform] = {}
 
     def __len__(self) -> int:
-        return len(self.part)
+        return len(self.split)
 
     @property
     def lengths(self) -> list[float]:
         """Seconds of each recording."""
-        return self.part.seconds
+        return self.split.seconds
 
     def waveform(self, index: int) -> Waveform:
         """One recording.
@@ -57,7 +57,7 @@ class SpeechDataset(Dataset[dict[str, Any]]):
         """
         kept = self._kept.get(index)
         if kept is None:
-            kept = self.part.examples[index].read(self.sampling_rate)
+            kept = self.split.examples[index].read(self.sampling_rate)
             if kept.nbytes <= self._room:
                 self._room -= kept.nbytes
                 self._kept[index] = kept
@@ -77,7 +77,7 @@ class SpeechCollator:
         config: the widths and shares of the masks, and their seed.
     """
 
-    def __init__(self, model: Any, extractor: Any, config: RecognitionConfig) -> None:
+    def __init__(self, model: Any, extractor: Any, config: CtcConfig) -> None:
         self.model = model
         self.extractor = extractor
         self.config = config
