@@ -1,6 +1,5 @@
-"""Recordings to text with a CTC model: one that `mambavox finetune` wrote, or any of transformers."""
+"""Recordings to text with a CTC model: one that `mambavox adapt --task ctc` wrote, or any of transformers."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +8,15 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoTokenizer
 
 from mambavox import assets
 from mambavox.asr.decoding import HotWords, Word, greedy_search, prefix_beam_search, words_in
-from mambavox.asr.model import ctc_log_probs, load_ctc_model, load_extractor, without_adapters
+from mambavox.asr.model import ctc_log_probs, load_ctc_model, without_adapters
 from mambavox.asr.tokenizer import Vocabulary
 from mambavox.data import AudioSource, Waveform, read_audio
 from mambavox.errors import AudioError, ConfigError, HostError
+from mambavox.hub import backbone_under, load_adapter, load_extractor, load_tokenizer
+from mambavox.runs.folder import is_run, read_run
 
 MAX_SECONDS = 600.0
 """Longest recording that is heard as a whole."""
@@ -54,19 +54,6 @@ class Transcript:
         }
 
 
-def model_under(run: str, base_model: str | None = None) -> str | None:
-    """Where the model under a run's adapter lies; none where the run holds a whole model.
-
-    Args:
-        run: its folder.
-        base_model: where it lies now, if no longer where it was.
-    """
-    adapter = Path(run) / "adapter_config.json"
-    if not adapter.is_file():
-        return None
-    return base_model or str(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
-
-
 class SpeechRecognizer:
     """Transcribes recordings: ``recognizer("some.wav").text``.
 
@@ -99,7 +86,7 @@ class SpeechRecognizer:
         if not hasattr(self.base, "init_streaming_state"):
             raise HostError(
                 f"a {type(self.base).__name__} cannot be streamed; expected a causal Mamba-HuBERT with a CTC head, "
-                "such as `mambavox finetune` makes of one of `mambavox pretrain --preset mamba-base`"
+                "such as `mambavox adapt --task ctc` makes of one of `mambavox pretrain --preset mamba-base`"
             )
         if getattr(self.extractor, "do_normalize", False):
             raise ConfigError(
@@ -111,41 +98,33 @@ class SpeechRecognizer:
 
     @classmethod
     def from_pretrained(
-        cls, run: str | Path, *, base_model: str | None = None, device: str | torch.device | None = None
+        cls, run: str | Path, *, backbone: str | None = None, device: str | torch.device | None = None
     ) -> "SpeechRecognizer":
         """Load a model.
 
         Args:
-            run: folder that ``mambavox finetune`` wrote, or any CTC model with a tokenizer: embedded name, folder or
-                Hub name.
-            base_model: where the model under a run's adapter lies now, if no longer where it was.
+            run: folder that ``mambavox adapt --task ctc`` wrote, or any CTC model with a tokenizer: embedded name,
+                folder or Hub name.
+            backbone: where the run's backbone lies now, if no longer where it was.
             device: where to run; default a GPU if there is one.
 
         Raises:
             ConfigError: there is no such model.
+            RunError: the folder holds a run of another task, or one that is not finished.
         """
-        run = assets.locate(str(run))
-        under = model_under(run, base_model)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(run)
-        except (OSError, ValueError, KeyError) as error:
-            reason = "no tokenizer_config.json" if Path(run).is_dir() else str(error).strip().split("\n")[0]
-            raise ConfigError(
-                f"{run}: holds no tokenizer ({reason}); expected what `mambavox finetune` wrote, "
-                "or a CTC model with its tokenizer"
-            ) from error
+        if is_run(run):
+            read_run(run, ("ctc",), "mambavox transcribe")
+        folder = assets.locate(str(run))
+        under = backbone_under(folder, backbone)
+        tokenizer = load_tokenizer(folder)
         vocabulary = Vocabulary.of(tokenizer)
         if under is not None:
-            from peft import PeftModel
-
-            import mambavox.adapters  # noqa: F401  the import is what makes PEFT know the adapters' types
-
             host = load_ctc_model(under, len(vocabulary.tokens), vocabulary.blank)
-            model = PeftModel.from_pretrained(host, str(run))
+            model = load_adapter(host, folder)
         else:
-            model = load_ctc_model(run)
+            model = load_ctc_model(folder)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(model.to(device), load_extractor(run), tokenizer)
+        return cls(model.to(device), load_extractor(folder, "model"), tokenizer)
 
     def read(self, audio: AudioSource, *, max_seconds: float = MAX_SECONDS) -> Waveform:
         """A recording at the model's rate.

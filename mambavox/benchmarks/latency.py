@@ -23,7 +23,8 @@ from mambavox.benchmarks.measure import Timing, interleave
 from mambavox.benchmarks.memory import extra_bytes, measure_apart
 from mambavox.benchmarks.report import Report
 from mambavox.errors import ConfigError
-from mambavox.training.backbone import load_config, quiet_transformers, set_max_length
+from mambavox.hub import load_config, quiet_transformers
+from mambavox.training.classify.backbone import set_max_length
 from mambavox.training.front_end import patched_frames
 from mambavox.training.modes import set_training_mode
 

@@ -7,9 +7,10 @@ from torch import nn
 
 from mambavox.adapters import apply_method
 from mambavox.asr.decoding import greedy_search
-from mambavox.asr.model import ctc_log_probs, load_ctc_model, load_extractor, num_frames
+from mambavox.asr.model import ctc_log_probs, load_ctc_model, num_frames
 from mambavox.asr.tokenizer import Vocabulary, encode, frames_needed, train_tokenizer
 from mambavox.errors import DataError
+from mambavox.hub import load_extractor
 from mambavox.runs.card import CardText
 from mambavox.runs.result import RunResult
 from mambavox.training.ctc.config import CtcConfig
