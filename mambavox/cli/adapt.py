@@ -1,10 +1,10 @@
 """``mambavox adapt``: one run of any task that adapts a pre-trained backbone."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from mambavox.cli.flags import check_owned, choices, declare_flags, parse_options
+from mambavox.cli.flags import check_owned, declare_flags, parse_options
 from mambavox.cli.running import Config, KeepCheckpoints, Overwrite, Resume, do_run
 from mambavox.runs.config import AdaptConfig, unknown_key
 from mambavox.training.configs import ADAPT_TASKS, CONFIGS, from_flags
@@ -15,7 +15,7 @@ _CONFIGS = {task: CONFIGS[task] for task in ADAPT_TASKS}
 def adapt_command(
     ctx: typer.Context,
     task: Annotated[
-        choices(ADAPT_TASKS) | None,
+        Literal["classify", "ctc", "whisper"] | None,
         typer.Option(
             help="What is learned: classify (labels of recordings), ctc (transcripts, with a CTC head on Mamba-HuBERT, "
             "wav2vec2, HuBERT or WavLM) or whisper (transcripts, with a Whisper) [dim](default: classify)[/dim]",
@@ -44,9 +44,8 @@ def adapt_command(
         known, definer = chosen.known_further_keys()
         for key in options:
             if key not in known:
-                raise typer.BadParameter(
-                    f"{unknown_key(key, [*_CONFIGS[chosen.task].__dataclass_fields__, *known])} ({definer})"
-                )
+                names = [*_CONFIGS[chosen.task].__dataclass_fields__, *known]
+                raise typer.BadParameter(f"{unknown_key(key, names)} ({definer})")
         chosen = from_flags(task, config, {**given, **options}, resume=resume, default_task="classify")
     do_run(chosen, resume=resume, overwrite=overwrite, keep_checkpoints=keep_checkpoints)
 

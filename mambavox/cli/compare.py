@@ -23,7 +23,7 @@ def compare_command(
     task: Annotated[
         list[str] | None,
         typer.Option(
-            help='Name, kind, data and settings, such as "esc10=/data/esc10 epochs=12" or "hsb=whisper:/data/hsb.jsonl"; '
+            help='Name, kind, data, settings, such as "esc10=/data/esc10 epochs=12" or "hsb=whisper:/data/hsb.jsonl"; '
             "the kinds are classify (default), ctc and whisper."
         ),
     ] = None,

@@ -103,7 +103,7 @@ def _flag(name: str, spec: "Field[Any]", owners: Sequence[type[RunConfig]], task
     if get_origin(hint) is Literal:
         kind = hint
     elif name == "method":
-        kind = Literal[METHOD_NAMES]  # type: ignore[valid-type]
+        kind = Literal[METHOD_NAMES]
     flag = "--" + name.replace("_", "-")
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
@@ -143,8 +143,3 @@ def check_owned(task: str, given: Mapping[str, Any], configs: Mapping[str, type[
         owners = [name for name, config in configs.items() if key in config.__dataclass_fields__]
         if owners and key not in own:
             raise ConfigError(f"--{key.replace('_', '-')} is for --task {' or '.join(owners)}, and this is {task}")
-
-
-def choices(names: Sequence[str]) -> Any:
-    """A type of flags with a fixed set of values: help shows them and the shell completes them."""
-    return Literal[tuple(names)]  # type: ignore[misc]

@@ -67,8 +67,8 @@ def _size(result: RunResult) -> str:
     parameters = result.parameters
     if result.method is None:
         return (
-            f"{parameters['encoder']:,} parameters, {result.details['steps']:,} updates, {result.best_epoch:.1f} passes "
-            f"over {result.hours['train']:.2f} h"
+            f"{parameters['encoder']:,} parameters, {result.details['steps']:,} updates, {result.best_epoch:.1f} "
+            f"passes over {result.hours['train']:.2f} h"
         )
     return (
         f"{parameters['total']:,} trained parameters (head {parameters['head']:,}; the rest is "

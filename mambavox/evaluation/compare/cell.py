@@ -98,7 +98,7 @@ class CellResult:
         config: flat keys of the run's configuration.
         metric: by which the cell is compared: ``accuracy``, ``wer`` or ``cer``.
         diverged: why there are no figures: the loss was no number any more. A run that diverged would do so again.
-        valid: figures of the epoch that was kept on the valid split, by metric, with ``loss``; empty without that split.
+        valid: figures of the epoch that was kept on the valid split, by metric, with ``loss``; may be empty.
         recordings: hash of the names and targets of the test split, in order; equal hashes can be compared in pairs.
         measures: what the test scores are made of, by metric.
         selects_on_test: the epoch was chosen on the test split, which makes its figures optimistic.
