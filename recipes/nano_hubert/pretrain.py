@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from mambavox.training.pretraining.config import PretrainConfig
-from mambavox.training.pretraining.pretrain import pretrain
+from mambavox.training.run import run as train
 
 ENCODERS = {"mamba": 6, "causal-transformer": 4, "ext-bimamba": 3, "transformer": 4}
 """Kinds of encoder, all of about 3.8 million parameters, and the middle one of their layers."""
@@ -84,7 +84,7 @@ def main() -> None:
                 save_every=500,
                 log_every=100,
             )
-            result = pretrain(config, resume=output.exists(), console=console)
+            result = train(config, resume=output.exists(), console=console)
             console.print(f"{encoder}, {output.name}: {result.valid}, {result.seconds / 60:.0f} min")
 
 

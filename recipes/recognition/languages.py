@@ -24,9 +24,9 @@ from speech import RATE, UNSEEN, Speech, Texts
 
 from mambavox.asr.metrics import score_transcripts
 from mambavox.asr.text import normalize_text
-from mambavox.evaluation.transcriber import WhisperTranscriber
-from mambavox.training.seq2seq.adapt import adapt_whisper
-from mambavox.training.seq2seq.config import Seq2SeqConfig
+from mambavox.asr.whisper import WhisperTranscriber
+from mambavox.training.run import run as train
+from mambavox.training.whisper.config import WhisperConfig
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -94,9 +94,9 @@ class Run:
     rate: float
     seed: int
 
-    def config(self, arguments: argparse.Namespace) -> Seq2SeqConfig:
+    def config(self, arguments: argparse.Namespace) -> WhisperConfig:
         """Of the run."""
-        return Seq2SeqConfig(
+        return WhisperConfig(
             data=str(arguments.output / "manifests" / f"{self.task}.jsonl"),
             output=str(arguments.output / self.task / f"{self.method}-{self.rate:g}-seed{self.seed}"),
             backbone=str(arguments.backbone),
@@ -112,17 +112,17 @@ class Run:
             trim_encoder=True,
             metric_for_best_model="cer",
             max_seconds=float(SECONDS),
-            bf16=True,
+            precision="bfloat16",
             device="cpu",
             tensorboard=False,
         )
 
 
-def adapt(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
+def train(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures of a run, which is done or continued if it must."""
     torch.set_num_threads(1)
     config = run.config(arguments)
-    result = adapt_whisper(config, resume=config.output_path.exists())
+    result = train(config, resume=config.output_path.exists())
     return {
         "scores": result.scores,
         "parameters": result.parameters["total"],

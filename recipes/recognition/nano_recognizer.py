@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from checkpoints import load_state, save_state
 from documents import CHUNKS, LENGTHS, RATE, Said
+from mambavox.training.ctc.trainer import tri_stage
 from matplotlib.figure import Figure
 from phones import PHONES, phone_classes, phone_loss
 from speech import Spoken
@@ -43,7 +44,6 @@ from mambavox.asr.tokenizer import encode, train_tokenizer
 from mambavox.evaluation.report import COLORS, MARKERS, style_axes
 from mambavox.files import to_json, write_atomically
 from mambavox.training.parameter_groups import parameter_groups
-from mambavox.training.recognition.trainer import tri_stage
 
 CAUSAL = {"mamba": "nano-mamba-hubert", "causal-transformer": "nano-transformer-hubert"}
 """Causal encoders, and the embedded models that they begin with where no others are given."""

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from mambavox.evaluation.recognition import evaluate_whisper
-from mambavox.evaluation.transcriber import WhisperTranscriber
+
+from mambavox.asr.whisper import WhisperTranscriber
 from mambavox.files import to_json, write_atomically
 
 SWITCHES = 200

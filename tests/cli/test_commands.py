@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from mambavox.cli import app
 from mambavox.cli.flags import parse_options
-from mambavox.training.config import AdaptConfig
+from mambavox.training.classify.config import ClassifyConfig
 
 QUICK = ("--epochs", "1", "--batch-size", "4", "--no-tensorboard", "--device", "cpu")
 
@@ -45,7 +45,7 @@ def test_adapt_trains_every_family(backbone: Callable[[str], str], tones: str, t
     losses = [row["valid_loss"] for row in metrics["learning_curve"]]
     assert np.isfinite(losses).all()
     assert losses[0] != losses[1], "the second epoch must have changed the model"
-    assert AdaptConfig.load(tmp_path / family / "run.yaml").method_options == {"bottleneck_dim": 4}
+    assert ClassifyConfig.load(tmp_path / family / "run.yaml").method_options == {"bottleneck_dim": 4}
 
 
 def test_adapt_with_a_file_and_overrides(backbone: Callable[[str], str], tones: str, tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_adapt_with_a_file_and_overrides(backbone: Callable[[str], str], tones: 
         "tensorboard: false\ndevice: cpu\nd_state: 4\n"
     )
     _run("adapt", "--config", str(file), "--learning-rate", "1e-3", "--no-train-norms", "--spec-augment")
-    config = AdaptConfig.load(tmp_path / "run" / "run.yaml")
+    config = ClassifyConfig.load(tmp_path / "run" / "run.yaml")
     assert (config.learning_rate, config.epochs, config.spec_augment) == (1e-3, 1, True)
     assert config.method_options == {"d_state": 4, "train_norms": False}
     # --resume takes the configuration from the run; it is finished, so nothing is run again.
@@ -80,7 +80,7 @@ def test_adapt_follows_the_protocol_of_a_corpus(
     out, _ = _run("adapt", *flags, "--fold", "3", "--shots", "2")
     assert "fold 3 of 10: train is fold 1, 2, 5, 6, 7, 8, 9, 10; valid is fold 4; test is fold 3" in out
     assert "train: 2 of each class, 4 of 32 recordings, drawn with seed 0" in out
-    config = AdaptConfig.load(tmp_path / "runs" / "urbansound8k-fold3" / "run.yaml")
+    config = ClassifyConfig.load(tmp_path / "runs" / "urbansound8k-fold3" / "run.yaml")
     assert (config.fold, config.shots) == ("3", 2)
     out, _ = _run("adapt", *flags, "--protocol", "paper")
     assert "protocol paper, fold 1 of 10, the first, for want of --fold: train is" in out
@@ -207,7 +207,7 @@ def test_help_names_every_key() -> None:
     from dataclasses import fields
 
     out, _ = _run("adapt", "--help")
-    for spec in fields(AdaptConfig):
+    for spec in fields(ClassifyConfig):
         if spec.name != "method_options":
             assert "--" + spec.name.replace("_", "-")[:15] in out
 

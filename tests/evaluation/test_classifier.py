@@ -13,9 +13,9 @@ from mambavox.data import read_examples
 from mambavox.errors import AudioError, ConfigError, DataError, RunError
 from mambavox.evaluation.classifier import AudioClassifier
 from mambavox.evaluation.evaluate import evaluate_run
-from mambavox.training.adapt import adapt
-from mambavox.training.config import AdaptConfig
-from mambavox.training.result import AdaptResult
+from mambavox.runs.result import RunResult
+from mambavox.training.classify.config import ClassifyConfig
+from mambavox.training.run import run as train
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,8 @@ def runs(backbone: Callable[[str], str], tones: str, tmp_path_factory: pytest.Te
     def path(family: str, method: str = "mambadapter", **changes: Any) -> Path:
         output = folder / "-".join([family, method, *changes.values()])
         if not output.is_dir():
-            adapt(
-                AdaptConfig(
+            train(
+                ClassifyConfig(
                     data=tones,
                     backbone=backbone(family),
                     output=str(output),
@@ -50,7 +50,7 @@ def runs(backbone: Callable[[str], str], tones: str, tmp_path_factory: pytest.Te
 )
 def test_a_saved_run_equals_the_training(runs: Callable[..., Path], family: str, method: str) -> None:
     run = runs(family, method)
-    trained = AdaptResult.load(run).scores
+    trained = RunResult.load(run).scores
     for part in ("valid", "test"):
         evaluation = evaluate_run(run, part=part, device="cpu")  # type: ignore[arg-type]
         assert evaluation.scores == trained[part]
@@ -61,7 +61,7 @@ def test_a_saved_run_equals_the_training(runs: Callable[..., Path], family: str,
 @pytest.mark.parametrize("method", ["mambadapter", "full"])
 def test_a_saved_run_in_the_papers_settings(runs: Callable[..., Path], method: str) -> None:
     run = runs("ast", method, pooling="mean", position_embeddings="zero")
-    assert evaluate_run(run, part="test", device="cpu").scores == AdaptResult.load(run).scores["test"]
+    assert evaluate_run(run, part="test", device="cpu").scores == RunResult.load(run).scores["test"]
     loaded = AudioClassifier.from_pretrained(run, device="cpu").model
     positions = next(p for name, p in loaded.named_parameters() if name.endswith("position_embeddings"))
     assert positions.any() == (method == "full"), "only full fine-tuning trains the table"
@@ -79,10 +79,10 @@ def test_reloaded_logits_are_those_of_the_trained_model(
     seen = []
     predict = module.predict_logits
     monkeypatch.setattr(module, "predict_logits", lambda *args: seen.append(predict(*args)) or seen[-1])
-    config = AdaptConfig(
+    config = ClassifyConfig(
         data=tones, backbone=backbone("ast"), output=str(tmp_path / "run"), epochs=2, tensorboard=False, device="cpu"
     )
-    adapt(config.replace(learning_rate=0.05))
+    train(config.replace(learning_rate=0.05))
     examples = [example for example in read_examples(tones) if example.fields["split"] == "test"]
     logits = AudioClassifier.from_pretrained(tmp_path / "run", device="cpu").logits(examples)
     np.testing.assert_array_equal(logits, seen[1])
@@ -118,7 +118,7 @@ def test_no_run(tmp_path: Path, runs: Callable[..., Path]) -> None:
 def test_a_backbone_that_has_moved(runs: Callable[..., Path], tmp_path: Path, backbone: Callable[[str], str]) -> None:
     for file in runs("ast").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    config = AdaptConfig.load(tmp_path / "run.yaml", {"backbone": "gone/away"})
+    config = ClassifyConfig.load(tmp_path / "run.yaml", {"backbone": "gone/away"})
     (tmp_path / "run.yaml").write_text(config.to_yaml())
     with pytest.raises(ConfigError, match="gone/away"):
         AudioClassifier.from_pretrained(tmp_path)

@@ -9,14 +9,14 @@ import pytest
 from rich.console import Console
 
 from mambavox.evaluation.report import comparison_table, plot_comparison, write_results
-from mambavox.training.result import AdaptResult
-from mambavox.training.scores import score
+from mambavox.runs.result import RunResult
+from mambavox.training.classify.objective import score
 
 
 @pytest.fixture
-def results() -> dict[str, AdaptResult]:
+def results() -> dict[str, RunResult]:
     """Results of two methods, as a run would give them."""
-    first = AdaptResult(
+    first = RunResult(
         method="mambadapter",
         backbone="nano-ast",
         scores={"valid": score([0, 1], [0, 1]), "test": score([0, 1, 1, 0], [0, 1, 1, 1])},
@@ -39,7 +39,7 @@ def results() -> dict[str, AdaptResult]:
     return {"mambadapter": first, "full": replace(first, method="full", parameters=bigger)}  # type: ignore[arg-type]
 
 
-def test_table(results: dict[str, AdaptResult]) -> None:
+def test_table(results: dict[str, RunResult]) -> None:
     stream = io.StringIO()
     Console(file=stream, width=140).print(comparison_table(results))
     text = stream.getvalue()
@@ -57,7 +57,7 @@ def test_table(results: dict[str, AdaptResult]) -> None:
     assert "test accuracy" in text
 
 
-def test_json(results: dict[str, AdaptResult], tmp_path: Path) -> None:
+def test_json(results: dict[str, RunResult], tmp_path: Path) -> None:
     write_results(results, tmp_path / "results.json", task="tones")
     content = json.loads((tmp_path / "results.json").read_text())
     assert content["task"] == "tones"
@@ -65,7 +65,7 @@ def test_json(results: dict[str, AdaptResult], tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_plot(results: dict[str, AdaptResult], tmp_path: Path) -> None:
+def test_plot(results: dict[str, RunResult], tmp_path: Path) -> None:
     plot_comparison(results, tmp_path / "report.png", "two methods")
     content = (tmp_path / "report.png").read_bytes()
     assert content.startswith(b"\x89PNG")

@@ -66,7 +66,7 @@ def test_each_methods_best_rate_is_taken_for_all(recipe, data, tmp_path, monkeyp
     best = dict(zip(recipe.METHODS, (1e-3, 3e-3, 3e-4, 1e-3, 3e-3), strict=True))
     done = []
 
-    def adapt(run, arguments):
+    def train(run, arguments):
         done.append(run)
         valid = abs(run.rate - best[run.method])
         scores = {

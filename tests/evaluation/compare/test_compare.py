@@ -17,8 +17,8 @@ from mambavox.evaluation.compare.grid import Grid, Task, Variant
 from mambavox.evaluation.compare.listing import fit_variants, list_cells, list_variants
 from mambavox.evaluation.compare.plan import make_plan
 from mambavox.evaluation.compare.runner import run_planned
-from mambavox.training.adapt import adapt
-from mambavox.training.config import AdaptConfig
+from mambavox.training.classify.config import ClassifyConfig
+from mambavox.training.run import run as train
 
 
 def test_all_folds_and_seeds_at_the_best_rate(
@@ -52,10 +52,10 @@ def test_a_cell_is_the_run_that_its_configuration_says(
     (cell,) = plan.final_cells(compared.tasks[0], variant, 0.01)
     result = CellStore(tmp_path).read(cell.key)
     assert result is not None
-    alone = adapt(AdaptConfig.from_mapping({**result.config, "output": str(tmp_path / "alone")}))
-    assert sum(result.correct) == alone.scores["test"].correct
-    assert len(result.correct) == alone.scores["test"].clips == 4
-    assert result.valid_accuracy == alone.scores["valid"].accuracy
+    alone = train(ClassifyConfig.from_mapping({**result.config, "output": str(tmp_path / "alone")}))
+    assert sum(result.correct) == alone.scores["test"]["correct"]
+    assert len(result.correct) == alone.scores["test"]["clips"] == 4
+    assert result.valid_accuracy == alone.scores["valid"]["accuracy"]
     assert result.parameters == alone.parameters
     assert result.labels == ("high", "low")
 

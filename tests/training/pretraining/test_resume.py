@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from training.pretraining.conftest import tiny_run
 
 from mambavox.errors import RunError
+from mambavox.runs.folder import RunFolder
+from mambavox.runs.result import RunResult
 from mambavox.training.pretraining.config import PretrainConfig
-from mambavox.training.pretraining.pretrain import pretrain
+from mambavox.training.pretraining.objective import PretrainTrainer
 from mambavox.training.pretraining.progress import read_history
-from mambavox.training.pretraining.result import PretrainResult
-from mambavox.training.pretraining.trainer import PretrainTrainer
-from mambavox.training.run_folder import RunFolder
+from mambavox.training.run import run as train
 
 _OF_THE_CLOCK = ("hours_an_hour", "eval_hours_an_hour", "eval_seconds", "seconds")
 
@@ -32,7 +32,7 @@ def _timeless(figures: Any) -> Any:
 
 def assert_same(broken: Path, whole: Path) -> None:
     """Same figures, those along the way included, and the same weights, bit by bit."""
-    first, second = (PretrainResult.load(folder).to_mapping() for folder in (broken, whole))
+    first, second = (RunResult.load(folder).to_mapping() for folder in (broken, whole))
     for part in ("train", "valid"):
         assert _timeless(first.pop(part)) == _timeless(second.pop(part))
     assert _timeless(first) == _timeless(second)
@@ -64,9 +64,9 @@ def test_killed_twice(speech: str, tmp_path: Path) -> None:
     _kill_after(config, "checkpoint-40", tmp_path / "first")
     _kill_after(config, "checkpoint-80", tmp_path / "second", "--resume")
     assert not RunFolder(config.output_path).is_finished
-    pretrain(config, resume=True)
+    train(config, resume=True)
     # Loading in this process, and another cache, change nothing.
-    pretrain(config.replace(output=str(tmp_path / "whole"), num_workers=0, cache_gb=0.0))
+    train(config.replace(output=str(tmp_path / "whole"), num_workers=0, cache_gb=0.0))
     assert_same(tmp_path / "broken", tmp_path / "whole")
     assert not RunFolder(config.output_path).checkpoints.exists()
 
@@ -85,9 +85,9 @@ def test_interrupted_between_checkpoints(speech: str, tmp_path: Path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(PretrainTrainer, "training_step", training_step)
         with pytest.raises(KeyboardInterrupt):
-            pretrain(config)
-    pretrain(config, resume=True)
-    pretrain(config.replace(output=str(tmp_path / "whole")))
+            train(config)
+    train(config, resume=True)
+    train(config.replace(output=str(tmp_path / "whole")))
     assert_same(tmp_path / "broken", tmp_path / "whole")
 
 
@@ -96,26 +96,26 @@ def test_killed_while_the_model_is_written(speech: str, tmp_path: Path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            pretrain(config)
-    pretrain(config, resume=True)
-    pretrain(config.replace(output=str(tmp_path / "whole")))
+            train(config)
+    train(config, resume=True)
+    train(config.replace(output=str(tmp_path / "whole")))
     assert_same(tmp_path / "broken", tmp_path / "whole")
 
 
 def test_a_finished_run_is_not_run_again(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_run(speech, tmp_path / "run", steps=2)
-    result = pretrain(config)
+    result = train(config)
     monkeypatch.setattr(PretrainTrainer, "train", lambda *_, **__: pytest.fail("trained again"))
-    assert pretrain(config, resume=True) == result
+    assert train(config, resume=True) == result
     with pytest.raises(RunError, match=r"steps was 2 and is 3.*--overwrite"):
-        pretrain(config.replace(steps=3), resume=True)
+        train(config.replace(steps=3), resume=True)
     with pytest.raises(RunError, match=r"holds a finished run.*--resume"):
-        pretrain(config)
+        train(config)
 
 
 def test_killed_while_an_old_run_is_removed(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_run(speech, tmp_path / "run", steps=2)
-    pretrain(config, keep_checkpoints=True)
+    train(config, keep_checkpoints=True)
     folder, remove = RunFolder(config.output_path), shutil.rmtree
 
     def kill(path: Path, **options: Any) -> None:
@@ -127,12 +127,12 @@ def test_killed_while_an_old_run_is_removed(speech: str, tmp_path: Path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", kill)
         with pytest.raises(KeyboardInterrupt):
-            pretrain(config.replace(seed=1), overwrite=True)
+            train(config.replace(seed=1), overwrite=True)
     assert not folder.is_finished and folder.last_checkpoint() is None
     with pytest.raises(RunError, match=r"unfinished run.*--overwrite"):
         folder.check(config, resume=False, overwrite=False)
     folder.check(config, resume=True, overwrite=False)
-    assert pretrain(config.replace(seed=1), overwrite=True).steps == 2
+    assert train(config.replace(seed=1), overwrite=True).details["steps"] == 2
 
 
 def test_killed_while_the_configuration_is_written(speech: str, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_run_of_another_command_is_told(speech: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.yaml").write_text("backbone: nano-ast\n")
     with pytest.raises(RunError, match="no run of `mambavox pretrain`"):
-        pretrain(config, resume=True)
+        train(config, resume=True)
 
 
 def test_lines_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
