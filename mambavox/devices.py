@@ -1,13 +1,8 @@
 """Where a model runs."""
 
-from typing import Literal, TypeAlias
-
 import torch
 
 from mambavox.errors import ConfigError
-
-Device: TypeAlias = Literal["auto", "cpu", "cuda"]
-"""What the flag ``--device`` takes: ``auto`` is a GPU if there is one."""
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:

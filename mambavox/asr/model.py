@@ -13,7 +13,6 @@ from transformers import AutoModelForCTC
 import mambavox.hubert  # noqa: F401  the import is what makes transformers know Mamba-HuBERT
 from mambavox.data import Waveform
 from mambavox.errors import HostError
-from mambavox.hub import load_extractor as load_extractor
 from mambavox.hub import load_model
 
 
@@ -34,14 +33,13 @@ def load_ctc_model(name: str | Path, vocab_size: int | None = None, blank: int |
     model = load_model(
         AutoModelForCTC,
         str(name),
-        "model",
         may_lack=() if vocab_size is None else ("lm_head",),
         ignore_mismatched_sizes=vocab_size is not None,
         **changes,
     )
     if not hasattr(model, "_get_feat_extract_output_lengths"):
         raise HostError(
-            f"model {str(name)!r} is of type {model.config.model_type!r}; expected Mamba-HuBERT, wav2vec2, HuBERT or "
+            f"backbone {str(name)!r} is of type {model.config.model_type!r}; expected Mamba-HuBERT, wav2vec2, HuBERT or "
             "WavLM"
         )
     model.config.apply_spec_augment = False  # masks come from the training, so that they depend on seed and epoch

@@ -1,4 +1,4 @@
-"""Recordings to text with a CTC model: one that `mambavox finetune` wrote, or any of transformers."""
+"""Recordings to text with a CTC model: one that `mambavox adapt --task ctc` wrote, or any of transformers."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,8 +18,7 @@ from mambavox.data import AudioSource, Waveform, read_audio
 from mambavox.devices import find_device
 from mambavox.errors import AudioError, ConfigError, HostError
 from mambavox.hub import backbone_under, load_adapter, load_extractor, load_tokenizer
-from mambavox.runs.config import RUN_FILE, read_yaml
-from mambavox.runs.folder import is_run
+from mambavox.runs.folder import is_run, read_run
 
 WHOLE_SECONDS = 600.0
 """Longest recording that is heard as a whole."""
@@ -74,7 +73,7 @@ class SpeechRecognizer:
         if not hasattr(self.base, "init_streaming_state"):
             raise HostError(
                 f"a {type(self.base).__name__} cannot be streamed; expected a causal Mamba-HuBERT with a CTC head, "
-                "such as `mambavox finetune` makes of one of `mambavox pretrain --preset mamba-base`"
+                "such as `mambavox adapt --task ctc` makes of one of `mambavox pretrain --preset mamba-base`"
             )
         if getattr(self.extractor, "do_normalize", False):
             raise ConfigError(
@@ -91,7 +90,7 @@ class SpeechRecognizer:
         """Load a model.
 
         Args:
-            run: folder that ``mambavox finetune`` wrote, or any CTC model with a tokenizer: an embedded model, a folder
+            run: folder that ``mambavox adapt --task ctc`` wrote, or any CTC model with a tokenizer: an embedded model, a folder
                 or a name on the Hugging Face Hub.
             backbone: where the backbone under a run's adapter lies now, if no longer where it was.
             device: where to run; default, and for ``"auto"``, a GPU if there is one.
@@ -99,13 +98,14 @@ class SpeechRecognizer:
         Raises:
             ConfigError: there is no such model or device.
             HostError: the model lacks weights, or is of a kind that has no frames of speech.
+            RunError: the folder holds a run of another task, or one that is not finished.
         """
         place = find_device(device)
+        config = read_run(run, ("ctc",), "mambavox transcribe") if is_run(run) else {}
         run = assets.locate(str(run))
-        config = read_yaml(Path(run) / RUN_FILE) if is_run(run) else {}
         if Path(run).is_dir() and not (Path(run) / "tokenizer_config.json").is_file():
             raise ConfigError(
-                f"{run}: holds no tokenizer (tokenizer_config.json); expected what `mambavox finetune` wrote, or a CTC "
+                f"{run}: holds no tokenizer (tokenizer_config.json); expected what `mambavox adapt --task ctc` wrote, or a CTC "
                 "model with its tokenizer"
             )
         tokenizer = load_tokenizer(run)

@@ -92,7 +92,7 @@ def load_whisper(name: str) -> tuple[Any, Any]:
     if kind != "whisper":
         raise HostError(f"backbone {name!r} is of type {kind!r}; expected a Whisper, such as openai/whisper-small")
     with loading(name):
-        processor = WhisperProcessor.from_pretrained(assets.locate(name))
+        processor = WhisperProcessor.from_pretrained(assets.locate(name), trust_remote_code=False)
     model = load_model(WhisperForConditionalGeneration, name)
     # Masking of the host's own would act in full fine-tuning only.
     model.config.apply_spec_augment = False
@@ -422,7 +422,7 @@ def _adapted(runs: Sequence[WhisperRun], backbone: str) -> tuple[Any, Any]:
     processors = []
     for run in runs:
         with loading(str(run.folder), "run"):
-            processors.append(WhisperProcessor.from_pretrained(run.folder))
+            processors.append(WhisperProcessor.from_pretrained(run.folder, trust_remote_code=False))
         prepare_for(model, processors[-1].tokenizer)
     # Once there are rows of one adapter, PEFT looks for rows of every further one.
     for run in sorted(runs, key=lambda run: adapter_config(run.folder).get("trainable_token_indices") is not None):

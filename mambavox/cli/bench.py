@@ -75,7 +75,7 @@ for _name, _what in {
     )(_operation_command(_name))
 
 
-@bench_app.command("speed_up")
+@bench_app.command("speed-up")
 def speed_up_command(
     threads: Threads = None,
     repeats: Annotated[int, typer.Option(min=1, help="repetitions, each through both")] = 7,
@@ -137,7 +137,7 @@ def recognition_command(
     """How long words wait in a streaming recogniser, by their known times in synthesised sentences."""
     from mambavox.asr.recognizer import SpeechRecognizer
     from mambavox.benchmarks.recognition import measure_recognition
-    from mambavox.training.backbone import quiet_transformers
+    from mambavox.hub import quiet_transformers
 
     with quiet_transformers():
         recognizer = SpeechRecognizer.from_pretrained(model, device=device)
@@ -147,7 +147,7 @@ def recognition_command(
     _publish(report, output)
 
 
-@bench_app.command("long_form")
+@bench_app.command("long-form")
 def long_form_command(
     data: Annotated[Path, typer.Option(help="folder of clips, which are joined")],
     model: Annotated[

@@ -6,15 +6,17 @@ import typer
 
 from mambavox import assets
 from mambavox.cli.console import ERR
+from mambavox.cli.flags import Device, chosen_device
 from mambavox.errors import ConfigError
 
 
 def serve_command(
     model: Annotated[
-        str, typer.Option(help="run folder of `mambavox finetune`, causal, or the embedded recogniser (English)")
+        str,
+        typer.Option(help="run folder of `mambavox adapt --task ctc`, causal, or the embedded recogniser (English)"),
     ] = assets.RECOGNISER,
-    base_model: Annotated[str | None, typer.Option(help="where the model under an adapter lies now")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda (default: a GPU if there is one)")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Where the backbone under an adapter lies now.")] = None,
+    device: Annotated[Device, typer.Option(help="Where to run; auto takes a GPU if there is one.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="of the model (default: as many as torch takes)")] = None,
     host: Annotated[str, typer.Option(help="address to listen at; others than this machine's need a token")] = (
         "127.0.0.1"
@@ -27,7 +29,7 @@ def serve_command(
         str, typer.Option(help="pages of other servers that may connect, such as https://example.org, by commas")
     ] = "",
     max_sessions: Annotated[int, typer.Option(min=1, help="clients at a time")] = 64,
-    max_seconds: Annotated[float, typer.Option(min=1.0, help="of audio in a session")] = 3600.0,
+    session_seconds: Annotated[float, typer.Option(min=1.0, help="Longest session, in seconds of audio.")] = 3600.0,
     block: Annotated[float, typer.Option(min=0.02, help="seconds of audio that the model is given at a time")] = 0.16,
     pause: Annotated[float, typer.Option(min=0.02, help="seconds without a letter that end a segment")] = 0.8,
 ) -> None:
@@ -43,15 +45,15 @@ def serve_command(
 
     from mambavox.asr.live import Endpointing, LiveRecognizer
     from mambavox.asr.recognizer import SpeechRecognizer
-    from mambavox.training.backbone import quiet_transformers
+    from mambavox.hub import quiet_transformers
     from mambavox.web.limits import Limits
 
     access = Access(host, token, [origin.strip() for origin in allow_origin.split(",") if origin.strip()])
-    limits = Limits(max_sessions=max_sessions, max_seconds=max_seconds, block=block)
+    limits = Limits(max_sessions=max_sessions, max_seconds=session_seconds, block=block)
     if threads is not None:
         torch.set_num_threads(threads)
     with quiet_transformers():
-        recognizer = SpeechRecognizer.from_pretrained(model, base_model=base_model, device=device)
+        recognizer = SpeechRecognizer.from_pretrained(model, backbone=backbone, device=chosen_device(device))
     live = LiveRecognizer(recognizer, Endpointing(pause))
     server = make_server(make_application(live, limits, access, name=model), limits)
     with bind(host, port) as listening:

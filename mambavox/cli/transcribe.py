@@ -9,9 +9,10 @@ import typer
 
 from mambavox import assets
 from mambavox.cli.console import ERR, OUT, print_error, print_json
+from mambavox.cli.flags import Device, chosen_device
 from mambavox.cli.transcribe_whisper import transcribe_with_whisper
 from mambavox.errors import ConfigError
-from mambavox.training.run_config import RUN_FILE, read_yaml
+from mambavox.runs.config import RUN_FILE, read_yaml
 
 if TYPE_CHECKING:
     from mambavox.asr.tokenizer import Vocabulary
@@ -22,12 +23,12 @@ def transcribe_command(
     model: Annotated[
         str | None,
         typer.Option(
-            help="run folder of `mambavox finetune` or `adapt --task asr`; a CTC model or Whisper "
+            help="run folder of `mambavox adapt --task ctc` or `--task whisper`; a CTC model or Whisper "
             f"(default: the embedded {assets.RECOGNISER}, English)"
         ),
     ] = None,
     model_dir: Annotated[
-        Path | None, typer.Option(help="folder of runs of `mambavox adapt --task asr`, one a language")
+        Path | None, typer.Option(help="folder of runs of `mambavox adapt --task whisper`, one a language")
     ] = None,
     language: Annotated[
         str | None,
@@ -65,8 +66,8 @@ def transcribe_command(
         float, typer.Option(help="of longer recordings and the microphone: seconds without a word that end a line")
     ] = 0.8,
     longest: Annotated[float, typer.Option(help="of the same: seconds after which a line ends anyway")] = 30.0,
-    base_model: Annotated[str | None, typer.Option(help="where the model under an adapter lies now")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda (default: a GPU if there is one)")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Where the backbone under an adapter lies now.")] = None,
+    device: Annotated[Device, typer.Option(help="Where to run; auto takes a GPU if there is one.")] = "auto",
 ) -> None:
     """Transcribe recordings of any length, or what is being said.
 
@@ -76,17 +77,16 @@ def transcribe_command(
     """
     from mambavox.asr.live import Endpointing
     from mambavox.asr.long_form import hearing_of
-    from mambavox.asr.recognizer import Search, SpeechRecognizer, model_under
+    from mambavox.asr.recognizer import Search, SpeechRecognizer
     from mambavox.asr.subtitles import FORMATS, render
+    from mambavox.asr.whisper import is_whisper, is_whisper_run
     from mambavox.cli.transcribe_long import forget, transcribe_long
     from mambavox.cli.transcribe_microphone import transcribe_microphone
     from mambavox.cli.transcribe_output import check_folder, check_outputs, write_outputs
     from mambavox.data import duration
     from mambavox.errors import AudioError
     from mambavox.files import write_atomically
-    from mambavox.training.backbone import quiet_transformers
-    from mambavox.training.seq2seq.adapt import is_whisper
-    from mambavox.training.seq2seq.config import is_whisper_run
+    from mambavox.hub import backbone_under, quiet_transformers
 
     forms = [form.strip() for form in output.split(",") if form.strip()]
     for form in forms:
@@ -99,7 +99,7 @@ def transcribe_command(
     files = files or []
     if microphone == bool(files):
         raise typer.BadParameter("expected either recordings or --microphone")
-    whisper = model is None or is_whisper_run(Path(model)) or is_whisper(model)
+    whisper = model is None or is_whisper_run(model) or is_whisper(model)
     if microphone and whisper:
         raise typer.BadParameter("--microphone is for causal CTC models; Whisper hears whole recordings only")
     searching = beam_size not in (None, 1) or bool(hot_words) or lm is not None
@@ -120,9 +120,9 @@ def transcribe_command(
             timestamps=timestamps,
             as_json=as_json,
             batch_size=batch_size,
-            backbone=base_model,
+            backbone=backbone,
             trim_encoder=trim_encoder,
-            device=device,
+            device=chosen_device(device),
         )
         return
     assert model is not None
@@ -135,7 +135,7 @@ def transcribe_command(
         check_folder(output_dir or Path())
     words = None if lm_words is None else _read_words(lm_words)
     with quiet_transformers():
-        recognizer = SpeechRecognizer.from_pretrained(model, base_model=base_model, device=device)
+        recognizer = SpeechRecognizer.from_pretrained(model, backbone=backbone, device=chosen_device(device))
     endpointing = Endpointing(pause, longest)
     if microphone:
         said, broken = transcribe_microphone(
@@ -174,7 +174,7 @@ def transcribe_command(
         "lm_weight": lm_weight,
         "word_score": word_score,
         "model": _identify(assets.locate(model)),
-        "base_model": _identify(model_under(assets.locate(model), base_model)),
+        "backbone": _identify(backbone_under(assets.locate(model), backbone)),
     }
     hearing = None
     rows: list[dict[str, Any]] = []
@@ -238,10 +238,10 @@ def transcribe_command(
 def _normalized(word: str, model: str, vocabulary: "Vocabulary") -> str:
     """A word in the form of the transcripts that a model has learned."""
     from mambavox.asr.text import normalize_text
-    from mambavox.evaluation.recognition import is_recognition_run
+    from mambavox.runs.folder import is_run
 
     run = Path(model).expanduser()
-    if is_recognition_run(run):
+    if is_run(run):
         config = read_yaml(run / RUN_FILE)
         return normalize_text(word, config.get("language")) if config.get("normalize", True) else word.strip()
     # Whose transcripts are not known: a vocabulary without capitals is one of normalised text.

@@ -1,4 +1,4 @@
-"""``mambavox transcribe`` with a Whisper, as it is or as `mambavox adapt --task asr` adapted it."""
+"""``mambavox transcribe`` with a Whisper, as it is or as `mambavox adapt --task whisper` adapted it."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -46,9 +46,9 @@ def transcribe_with_whisper(
         ConfigError: two recordings would write the same file, or a folder cannot be written into.
         typer.Exit: a recording could not be read, or its text not be written; the others are done.
     """
+    from mambavox.asr.whisper import WhisperTranscriber, write_srt, write_vtt
     from mambavox.data import read_audio
     from mambavox.errors import AudioError
-    from mambavox.evaluation.transcriber import WhisperTranscriber, write_srt, write_vtt
     from mambavox.files import to_json
 
     check_outputs(files, forms, output_dir)

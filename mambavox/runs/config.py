@@ -103,7 +103,7 @@ class RunConfig:
     )
 
     learning_rate: float | None = option(
-        None, "Peak learning rate.", group="Training", unset="by task and method, see `mambavox info --rates`", above=0
+        None, "Peak learning rate.", group="Training", unset="that of the task and method", above=0
     )
     warmup_ratio: float = option(
         0.0, "Share of the updates during which the learning rate rises.", group="Training", at_least=0, below=1

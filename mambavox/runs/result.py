@@ -91,11 +91,16 @@ def describe_scores(figures: Mapping[str, Any]) -> str:
         figures: of one split, as :attr:`RunResult.scores` has them.
     """
     if "accuracy" in figures:
-        low, high = 100 * figures["accuracy_low"], 100 * figures["accuracy_high"]
-        return f"accuracy {100 * figures['accuracy']:.1f} % [{low:.1f}, {high:.1f}], macro F1 {figures['macro_f1']:.3f}"
+        return f"accuracy {describe_accuracy(figures)}, macro F1 {figures['macro_f1']:.3f}"
     if "wer" in figures:
         return ", ".join(f"{rate.upper()} {describe_rate(figures[rate])}" for rate in ("wer", "cer"))
     return ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if isinstance(value, (int, float)))
+
+
+def describe_accuracy(figures: Mapping[str, Any]) -> str:
+    """An accuracy with its interval, in %."""
+    low, high = 100 * figures["accuracy_low"], 100 * figures["accuracy_high"]
+    return f"{100 * figures['accuracy']:.1f} % [{low:.1f}, {high:.1f}]"
 
 
 def describe_rate(rate: Mapping[str, float]) -> str:
