@@ -39,8 +39,8 @@ def load_ctc_model(name: str | Path, vocab_size: int | None = None, blank: int |
     )
     if not hasattr(model, "_get_feat_extract_output_lengths"):
         raise HostError(
-            f"backbone {str(name)!r} is of type {model.config.model_type!r}; expected Mamba-HuBERT, wav2vec2, HuBERT or "
-            "WavLM"
+            f"backbone {str(name)!r} is of type {model.config.model_type!r}; expected Mamba-HuBERT, wav2vec2, "
+            "HuBERT or WavLM"
         )
     model.config.apply_spec_augment = False  # masks come from the training, so that they depend on seed and epoch
     return model

@@ -90,8 +90,8 @@ class SpeechRecognizer:
         """Load a model.
 
         Args:
-            run: folder that ``mambavox adapt --task ctc`` wrote, or any CTC model with a tokenizer: an embedded model, a folder
-                or a name on the Hugging Face Hub.
+            run: folder that ``mambavox adapt --task ctc`` wrote, or any CTC model with a tokenizer: an embedded model,
+                a folder or a name on the Hugging Face Hub.
             backbone: where the backbone under a run's adapter lies now, if no longer where it was.
             device: where to run; default, and for ``"auto"``, a GPU if there is one.
 
@@ -105,8 +105,8 @@ class SpeechRecognizer:
         run = assets.locate(str(run))
         if Path(run).is_dir() and not (Path(run) / "tokenizer_config.json").is_file():
             raise ConfigError(
-                f"{run}: holds no tokenizer (tokenizer_config.json); expected what `mambavox adapt --task ctc` wrote, or a CTC "
-                "model with its tokenizer"
+                f"{run}: holds no tokenizer (tokenizer_config.json); expected what `mambavox adapt --task ctc` "
+                "wrote, or a CTC model with its tokenizer"
             )
         tokenizer = load_tokenizer(run)
         vocabulary = Vocabulary.of(tokenizer)

@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-import numpy as np
-
 Format: TypeAlias = Literal["txt", "srt", "vtt", "json"]
 """Name of a format, which is the ending of its files, too."""
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -130,7 +128,7 @@ class Transcript:
 def mean_confidence(words: Sequence[Word]) -> float | None:
     """Mean confidence of words; ``None`` where there is none."""
     known = [word.confidence for word in words if word.confidence is not None]
-    return float(np.mean(known)) if known else None
+    return sum(known) / len(known) if known else None
 
 
 def group_words(words: Sequence[Word]) -> list[Segment]:

@@ -25,7 +25,7 @@ from mambavox.benchmarks.report import Report
 from mambavox.devices import find_device
 from mambavox.errors import ConfigError
 from mambavox.hub import load_config, quiet_transformers
-from mambavox.training.backbone import set_max_length
+from mambavox.training.classify.backbone import set_max_length
 from mambavox.training.front_end import patched_frames
 from mambavox.training.modes import set_training_mode
 
@@ -77,7 +77,7 @@ class Load:
                 raise ConfigError(f"{name}={getattr(self, name)}; expected above 0")
         if not self.seconds or min(self.seconds) <= 0:
             raise ConfigError(f"seconds={self.seconds}; expected lengths above 0")
-        find_device(self.device)
+        object.__setattr__(self, "device", str(find_device(self.device)))
 
 
 @dataclass(frozen=True)
