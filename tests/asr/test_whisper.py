@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from mambavox.evaluation.recognition import evaluate_whisper
 from tiny import save_whisper
 from typer.testing import CliRunner
 
 from mambavox.asr.text import normalize_text
-from mambavox.cli.application import app
-from mambavox.errors import AudioError, ConfigError, DataError, RunError
-from mambavox.evaluation.recognition import evaluate_whisper
-from mambavox.evaluation.transcriber import (
+from mambavox.asr.whisper import (
     BASE,
     Segment,
     Transcript,
@@ -24,8 +22,10 @@ from mambavox.evaluation.transcriber import (
     load_seq2seq_config,
     write_srt,
 )
-from mambavox.training.seq2seq.adapt import adapt_whisper
-from mambavox.training.seq2seq.config import Seq2SeqConfig
+from mambavox.cli.application import app
+from mambavox.errors import AudioError, ConfigError, DataError, RunError
+from mambavox.training.run import run as train
+from mambavox.training.whisper.config import WhisperConfig
 
 RATE = 16_000
 OPTIONS: dict[str, Any] = {"bottleneck_dim": 4, "d_state": 3, "d_conv": 4, "where": "both"}
@@ -46,15 +46,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for language, words in {"ckb": "bad", "kab": "dab", "de": "ab"}.items():
         rows = [{"path": f"{n}.wav", "text": words[: n + 1], "split": "train"} for n in range(4)]
         (data / f"{language}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        adapt(root / "runs" / language, data / f"{language}.jsonl", backbone, language, 12)
-    adapt(root / "whole" / "full", data / "de.jsonl", backbone, "de", 1, method="full", method_options={})
+        train(root / "runs" / language, data / f"{language}.jsonl", backbone, language, 12)
+    train(root / "whole" / "full", data / "de.jsonl", backbone, "de", 1, method="full", method_options={})
     return root
 
 
-def adapt(output: Path, data: Path, backbone: Path, language: str, epochs: int, **changes: Any) -> None:
+def train(output: Path, data: Path, backbone: Path, language: str, epochs: int, **changes: Any) -> None:
     values: dict[str, Any] = {"method_options": OPTIONS, "learning_rate": 3e-2, "batch_size": 2, **changes}
-    adapt_whisper(
-        Seq2SeqConfig(
+    train(
+        WhisperConfig(
             data=str(data),
             output=str(output),
             backbone=str(backbone),
