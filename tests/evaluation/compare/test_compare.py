@@ -32,13 +32,13 @@ def test_all_folds_and_seeds_at_the_best_rate(
     score = summary.scores["folds", variant.name]
     assert score.rate.best in (1e-3, 0.1)
     assert score.rate.edge is not None
-    assert len(score.accuracies) == 2
+    assert len(score.values) == 2
     store = CellStore(tmp_path)
     cells = make_plan(compared).final_cells(compared.tasks[0], variant, score.rate.best)
     assert [(cell.config.seed, cell.fold) for cell in cells] == [(s, f) for s in (0, 1) for f in ("1", "2", "3")]
     results = [store.read(cell.key) for cell in cells]
-    accuracies = [sum(result.correct) / len(result.correct) for result in results if result]
-    assert score.accuracies[0] == pytest.approx(sum(accuracies[:3]) / 3)
+    accuracies = [result.measure.score for result in results if result]
+    assert score.values[0] == pytest.approx(sum(accuracies[:3]) / 3)
     assert not any((tmp_path / "work").iterdir())
     assert not summary.failures
 
@@ -53,11 +53,10 @@ def test_a_cell_is_the_run_that_its_configuration_says(
     result = CellStore(tmp_path).read(cell.key)
     assert result is not None
     alone = train(ClassifyConfig.from_mapping({**result.config, "output": str(tmp_path / "alone")}))
-    assert sum(result.correct) == alone.scores["test"]["correct"]
-    assert len(result.correct) == alone.scores["test"]["clips"] == 4
-    assert result.valid_accuracy == alone.scores["valid"]["accuracy"]
+    assert sum(result.measure.values) == alone.scores["test"]["correct"]
+    assert len(result.measure.values) == alone.scores["test"]["clips"] == 4
+    assert result.valid["accuracy"] == alone.scores["valid"]["accuracy"]
     assert result.parameters == alone.parameters
-    assert result.labels == ("high", "low")
 
 
 def test_nothing_is_computed_twice(grid: Callable[..., Grid], tmp_path: Path, in_process: list[str]) -> None:
@@ -91,9 +90,7 @@ def test_a_damaged_result_is_named_and_computed_again(
     assert f"{damaged.name}: is damaged" in stream.getvalue()
     assert kept.read_bytes() == before
     assert again.scores.keys() == first.scores.keys()
-    assert [score.accuracies for score in again.scores.values()] == [
-        score.accuracies for score in first.scores.values()
-    ]
+    assert [score.values for score in again.scores.values()] == [score.values for score in first.scores.values()]
 
 
 def test_changed_recordings_are_new_cells(

@@ -415,9 +415,9 @@ def test_command(speech: str, teacher: str, tmp_path: Path) -> None:
     assert "2 updates of at most 4 s" in dry.output and not (tmp_path / "run").exists()
     done = CliRunner().invoke(app, options)
     assert done.exit_code == 0, done.output
-    assert "% of the variance of the teacher's layers 2/3" in " ".join(done.output.split())
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["targets"] == f"{teacher}:2,3"
-    assert RunResult.load(tmp_path / "run").student_layers == [2, 3]
+    assert "explained_3" in done.output
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["details"]["targets"] == f"{teacher}:2,3"
+    assert RunResult.load(tmp_path / "run").details["student_layers"] == [2, 3]
     wrong = CliRunner().invoke(app, ["pretrain", "--data", speech, "--teacher-layers", "2"])
     assert wrong.exit_code == 1 and "there is no teacher" in wrong.output
 
@@ -439,6 +439,6 @@ def test_two_processes_distil_what_one_does(speech: str, teacher: str, tmp_path:
     weights, others = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "together"))
     for name, expected in weights.items():
         torch.testing.assert_close(others[name], expected, rtol=1e-5, atol=1e-5, msg=name)
-    first, second = (RunResult.load(tmp_path / name).valid for name in ("alone", "together"))
+    first, second = (RunResult.load(tmp_path / name).scores["valid"] for name in ("alone", "together"))
     for layer in (1, 2, 3):
         assert first[f"explained_{layer}"] == pytest.approx(second[f"explained_{layer}"], rel=1e-4)

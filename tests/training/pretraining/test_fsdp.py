@@ -47,7 +47,9 @@ def test_two_processes_learn_what_one_does(speech: str, tmp_path: Path, monkeypa
     _assert_close(tmp_path / "alone", tmp_path / "together")
     found = RunResult.load(tmp_path / "together")
     assert (found.details["processes"], found.parameters) == (2, result.parameters)
-    assert found.valid["prediction_loss"] == pytest.approx(result.scores["valid"]["prediction_loss"], rel=1e-5)
+    assert found.scores["valid"]["prediction_loss"] == pytest.approx(
+        result.scores["valid"]["prediction_loss"], rel=1e-5
+    )
     histories = [read_history(tmp_path / name / "metrics.jsonl") for name in ("alone", "together")]
     norms = [[line["grad_norm"] for line in history if "grad_norm" in line] for history in histories]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4) and len(norms[0]) >= 4

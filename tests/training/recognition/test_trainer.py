@@ -94,7 +94,7 @@ def test_transformers_and_peft_load_a_run(method, spoken, tiny_mamba, backbone, 
     base = tiny_mamba if method == "full" else backbone("hubert")
     train(
         CtcConfig(
-            data=spoken, model=base, output=str(tmp_path), method=method, epochs=1, tensorboard=False, device="cpu"
+            data=spoken, backbone=base, output=str(tmp_path), method=method, epochs=1, tensorboard=False, device="cpu"
         )
     )
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
@@ -111,7 +111,7 @@ def test_transformers_and_peft_load_a_run(method, spoken, tiny_mamba, backbone, 
 
 def test_the_best_epoch_has_the_fewest_word_errors_then_characters(spoken, tiny_mamba, tmp_path):
     config = CtcConfig(
-        data=spoken, model=tiny_mamba, output=str(tmp_path), epochs=12, learning_rate=3e-2, train_front=True,
+        data=spoken, backbone=tiny_mamba, output=str(tmp_path), epochs=12, learning_rate=3e-2, train_front=True,
         tensorboard=False, device="cpu", mask_prob=0.0,
     )  # fmt: skip
     curve = train(config)
@@ -127,5 +127,5 @@ def test_one_process_takes_one_of_several_gpus(spoken, tiny_mamba, tmp_path, mon
     used = []
     monkeypatch.setattr(Trainer, "train", lambda trainer, **_: used.append(trainer.args.n_gpu) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        train(CtcConfig(data=spoken, model=tiny_mamba, output=str(tmp_path), device="cpu"))
+        train(CtcConfig(data=spoken, backbone=tiny_mamba, output=str(tmp_path), device="cpu"))
     assert used == [1]
