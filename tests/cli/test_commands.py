@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from mambavox.training.config import AdaptConfig
 from tiny import FAMILIES
 from tiny_corpora import write_urbansound8k
 from typer.testing import CliRunner
 
 from mambavox.cli import app
 from mambavox.cli.flags import parse_options
-from mambavox.training.config import AdaptConfig
 
 QUICK = ("--epochs", "1", "--batch-size", "4", "--no-tensorboard", "--device", "cpu")
 
