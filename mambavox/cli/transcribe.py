@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from mambavox.cli.transcribe_options import TranscribeOptions, declare_options
+from mambavox.cli.options import declare_options
+from mambavox.cli.transcribe_options import TranscribeOptions
 from mambavox.cli.transcribe_output import check_folder, check_outputs, find_recordings
 
 
@@ -42,7 +43,7 @@ def transcribe_command(**flags: Any) -> None:
         transcribe_with_ctc(options, recordings)
 
 
-declare_options(transcribe_command)
+declare_options(transcribe_command, TranscribeOptions)
 
 
 def _task(options: TranscribeOptions) -> str:

@@ -107,7 +107,9 @@ def transcribe_microphone(
         rest = microphone.rest()
         samples += len(rest)
         show(live.feed({stream: rest}, [stream])[stream], display)
-    text = "\n".join(segment.text for segment in finals)
+    return _transcript(finals, samples / live.sampling_rate, recognizer.language), failure
+
+
+def _transcript(finals: list[LiveSegment], seconds: float, language: str | None) -> Transcript:
     segments = tuple(segment.to_segment() for segment in finals)
-    said = Transcript(text, segments, samples / live.sampling_rate, recognizer.language)
-    return said, failure
+    return Transcript("\n".join(segment.text for segment in segments), segments, seconds, language)

@@ -1,10 +1,8 @@
 """What ``mambavox transcribe`` can be asked for: every flag once, with its help and its checks."""
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated
 
 import typer
 
@@ -205,20 +203,3 @@ class TranscribeOptions:
             raise typer.BadParameter(
                 f"--language {self.language}: {self.model_name} is a CTC model, which knows its own language only"
             )
-
-
-def declare_options(command: Callable[..., None]) -> None:
-    """Give a command the flags of :class:`TranscribeOptions` in place of its ``**flags``.
-
-    Args:
-        command: what typer runs.
-    """
-    hints = get_type_hints(TranscribeOptions, include_extras=True)
-    parameters = [
-        inspect.Parameter(spec.name, inspect.Parameter.KEYWORD_ONLY, default=spec.default, annotation=hints[spec.name])
-        for spec in fields(TranscribeOptions)
-    ]
-    annotations: dict[str, Any] = {item.name: item.annotation for item in parameters}
-    # typer reads both.
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = annotations | {"return": None}
