@@ -20,20 +20,20 @@ def load_ctc_model(name: str | Path, vocab_size: int | None = None, blank: int |
     """Load a model with a CTC head in float32; a head of another size is made anew.
 
     Args:
-        name: embedded name, folder, or Hugging Face name.
+        name: an embedded model, a folder, or a name on the Hugging Face Hub.
         vocab_size: tokens of the head; default the checkpoint's own.
         blank: number of the blank; default the checkpoint's own.
         options: further entries of the configuration that are to be others than the checkpoint's.
 
     Raises:
         ConfigError: there is no such model.
-        HostError: its checkpoint lacks more than a head.
+        HostError: its checkpoint lacks more than a head, or it is of a kind that has no frames of speech.
     """
     changes = options if vocab_size is None else {**options, "vocab_size": vocab_size, "pad_token_id": blank}
     model = load_model(
         AutoModelForCTC,
         str(name),
-        may_lack=("lm_head",) if vocab_size is not None else (),
+        may_lack=() if vocab_size is None else ("lm_head",),
         ignore_mismatched_sizes=vocab_size is not None,
         **changes,
     )

@@ -1,4 +1,4 @@
-"""Whisper: loading, and transcripts from one loaded Whisper and any number of adapters, one a language."""
+"""Transcripts from one loaded Whisper and any number of adapters, one a language."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,11 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from mambavox import assets
 from mambavox.adapters.token_rows import lighten_token_rows
+from mambavox.asr.transcript import Segment, Transcript
 from mambavox.asr.whisper_language import generation_options, known_languages, language_token, prepare_for
 from mambavox.asr.whisper_window import TrimmedEncoder
 from mambavox.data import AudioSource, read_audio
+from mambavox.devices import find_device
 from mambavox.errors import ConfigError, HostError, RunError
 from mambavox.hub import (
     adapter_config,
@@ -26,6 +28,7 @@ from mambavox.hub import (
     loading,
     quiet_transformers,
 )
+from mambavox.runs.config import RUN_FILE
 from mambavox.runs.folder import METRICS_FILE, is_run, read_run, task_of
 
 BASE = "__base__"
@@ -36,15 +39,54 @@ AUTO = "auto"
 """As the language: the one whose transcript is the likeliest."""
 
 
+@dataclass(frozen=True)
+class WhisperRun:
+    """What the transcriber needs to know of a finished run.
+
+    Attributes:
+        folder: of the run.
+        backbone: the Whisper that was adapted.
+        method: how it was adapted.
+        language: code of the language; ``None`` for an English-only Whisper.
+        trim_encoder: whether it encoded no more than the longest recording of a batch.
+        num_beams: beams of the search.
+    """
+
+    folder: Path
+    backbone: str
+    method: str
+    language: str | None
+    trim_encoder: bool
+    num_beams: int
+
+    @classmethod
+    def read(cls, run: str | Path) -> "WhisperRun":
+        """Read ``run.yaml``.
+
+        Raises:
+            RunError: the folder holds no finished run of a Whisper, or ``run.yaml`` lacks a key.
+        """
+        config, folder = read_run(run, ("whisper",), "mambavox transcribe"), Path(run).expanduser()
+        keys = [name for name in cls.__dataclass_fields__ if name != "folder"]
+        if missing := [name for name in keys if name not in config]:
+            raise RunError(f"{folder / RUN_FILE}: lacks {', '.join(missing)}; expected what a run of a Whisper writes")
+        return cls(folder, **{name: config[name] for name in keys})
+
+
+def is_whisper(name: str) -> bool:
+    """Whether a name is that of a Whisper: an embedded model, a folder, or on the Hugging Face Hub."""
+    return is_of_type(name, ("whisper",))
+
+
 def load_whisper(name: str) -> tuple[Any, Any]:
     """A Whisper in float32, and its processor.
 
     Args:
-        name: an embedded model, a folder, or a Hugging Face name.
+        name: an embedded model, a folder, or a name on the Hugging Face Hub.
 
     Raises:
         ConfigError: there is no such model, or it cannot be fetched.
-        HostError: it is no Whisper.
+        HostError: it is no Whisper, or its checkpoint lacks weights.
     """
     kind = load_config(name).model_type
     if kind != "whisper":
@@ -55,41 +97,6 @@ def load_whisper(name: str) -> tuple[Any, Any]:
     # Masking of the host's own would act in full fine-tuning only.
     model.config.apply_spec_augment = False
     return model, processor
-
-
-def is_whisper(name: str) -> bool:
-    """Whether a name is that of a Whisper: an embedded model, a folder, or on the Hub."""
-    return is_of_type(name, ("whisper",))
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of a transcript.
-
-    Attributes:
-        start: where it begins, in seconds.
-        end: where it ends, in seconds.
-        text: what is said in it.
-    """
-
-    start: float
-    end: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """What was heard in one recording.
-
-    Attributes:
-        text: all of it.
-        language: of the adapter that heard it, or as it was asked for.
-        segments: its stretches; a single one where no timestamps were asked for.
-    """
-
-    text: str
-    language: str | None
-    segments: tuple[Segment, ...]
 
 
 class WhisperTranscriber:
@@ -136,53 +143,41 @@ class WhisperTranscriber:
         trim_encoder: bool | None = None,
         device: str | torch.device | None = None,
     ) -> "WhisperTranscriber":
-        """Load finished runs: one of any kind, or several adapters of one method on one backbone.
+        """Load finished runs: one of any method, or several adapters of one method on one backbone.
 
         Args:
             runs: folders that ``mambavox adapt --task whisper`` wrote; or one Whisper as it is: an embedded model, a
-                folder or a Hugging Face name.
+                folder or a name on the Hugging Face Hub.
             backbone: where the runs' backbone lies now, if no longer where ``run.yaml`` says.
             trim_encoder: encode no more than the longest recording of a batch; default as the runs were trained.
-            device: where to run; default a GPU if there is one.
+            device: where to run; default, and for ``"auto"``, a GPU if there is one.
 
         Raises:
-            RunError: a folder holds no finished run.
-            ConfigError: the backbone cannot be found, or the runs do not go together.
+            RunError: a folder holds no finished run of a Whisper.
+            ConfigError: the backbone cannot be found, the runs do not go together, or there is no such device.
+            HostError: the backbone is no Whisper.
         """
         if not runs:
-            raise ConfigError("no runs are given; expected at least one that `mambavox adapt --task whisper` wrote")
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            raise ConfigError(
+                "no runs are given; expected at least one folder that `mambavox adapt --task whisper` wrote"
+            )
+        place = find_device(device)
         if len(runs) == 1 and not is_run(runs[0]) and is_whisper(str(runs[0])):
             plain, processor = load_whisper(str(runs[0]))
-            return cls(_trimmed(plain.to(device), trim_encoder), processor, {BASE: None})
-        folders = [Path(run) for run in runs]
-        configs = [read_run(folder, ("whisper",), "mambavox transcribe") for folder in folders]
-        _check_together(folders, configs)
-        first = configs[0]
-        if first["method"] == "full":
-            model, processor = load_whisper(str(folders[0]))
-            names = {BASE: first.get("language")}
+            return cls(_trimmed(plain.to(place), trim_encoder), processor, {BASE: None})
+        known = [WhisperRun.read(run) for run in runs]
+        _check_together(known)
+        first = known[0]
+        if first.method == "full":
+            model, processor = load_whisper(str(first.folder))
+            names = {BASE: first.language}
         else:
-            model, processor = load_whisper(backbone or first["backbone"])
-            processors = []
-            for folder in folders:
-                with loading(str(folder), "run"):
-                    processors.append(WhisperProcessor.from_pretrained(folder, trust_remote_code=False))
-            for own in processors:
-                prepare_for(model, own.tokenizer)
-            processor = processors[0]
-            names = {_adapter_name(config.get("language")): config.get("language") for config in configs}
-            named = list(zip(names, folders, strict=True))
-            # Once there are rows of one adapter, PEFT looks for rows of every further one.
-            named.sort(key=lambda pair: _has_token_rows(pair[1]))
-            for name, folder in named:
-                model = load_adapter(model, folder, name)
-            lighten_token_rows(model)
+            model, processor = _adapted(known, backbone or first.backbone)
+            names = {_adapter_name(run.language): run.language for run in known}
         host = model.get_base_model() if isinstance(model, PeftModel) else model
-        _trimmed(host, first["trim_encoder"] if trim_encoder is None else trim_encoder)
-        mixes = first["method"] in _OF_ROWS
-        return cls(model.to(device), processor, names, num_beams=first["num_beams"], mixes_languages=mixes)
+        _trimmed(host, first.trim_encoder if trim_encoder is None else trim_encoder)
+        mixes = first.method in _OF_ROWS
+        return cls(model.to(place), processor, names, num_beams=first.num_beams, mixes_languages=mixes)
 
     @classmethod
     def from_folder(cls, folder: str | Path, **options: Any) -> "WhisperTranscriber":
@@ -192,10 +187,12 @@ class WhisperTranscriber:
             RunError: there is none.
             ConfigError: as :meth:`from_pretrained`.
         """
-        runs = sorted(path.parent for path in Path(folder).glob(f"*/{METRICS_FILE}") if is_whisper_run(path.parent))
+        finished = sorted(path.parent for path in Path(folder).expanduser().glob(f"*/{METRICS_FILE}"))
+        runs = [run for run in finished if _is_whisper_run(run)]
         if not runs:
             raise RunError(
-                f"{folder}: holds no finished runs; expected a folder of those of `mambavox adapt --task whisper`"
+                f"{folder}: holds no finished runs of a Whisper; expected a folder with run folders in it that "
+                "`mambavox adapt --task whisper` wrote"
             )
         return cls.from_pretrained(*runs, **options)
 
@@ -373,7 +370,7 @@ class WhisperTranscriber:
             ]
         texts = [text.strip() for text in self.processor.batch_decode(output, skip_special_tokens=True)]
         return [
-            Transcript(text, code, (Segment(0.0, length, text),))
+            Transcript(text, (Segment(0.0, length, text),), length, code)
             for text, code, length in zip(texts, asked, lengths, strict=True)
         ]
 
@@ -410,7 +407,7 @@ class WhisperTranscriber:
             # What Whisper says of the padding behind a short recording is not in it.
             if text and (start < length or not found):
                 found.append(Segment(start, max(start, end), text))
-        return Transcript(" ".join(segment.text for segment in found), language, tuple(found))
+        return Transcript(" ".join(segment.text for segment in found), tuple(found), length, language)
 
 
 def _trimmed(host: Any, trim: bool | None) -> Any:
@@ -419,32 +416,26 @@ def _trimmed(host: Any, trim: bool | None) -> Any:
     return host
 
 
-def is_whisper_run(path: str | Path) -> bool:
-    """Whether a folder holds a run of ``mambavox adapt --task whisper``."""
-    return is_run(path) and task_of(path) == "whisper"
+def _adapted(runs: Sequence[WhisperRun], backbone: str) -> tuple[Any, Any]:
+    """One Whisper with the adapters of several runs, and a processor."""
+    model, _ = load_whisper(backbone)
+    processors = []
+    for run in runs:
+        with loading(str(run.folder), "run"):
+            processors.append(WhisperProcessor.from_pretrained(run.folder, trust_remote_code=False))
+        prepare_for(model, processors[-1].tokenizer)
+    # Once there are rows of one adapter, PEFT looks for rows of every further one.
+    for run in sorted(runs, key=lambda run: adapter_config(run.folder).get("trainable_token_indices") is not None):
+        model = load_adapter(model, run.folder, _adapter_name(run.language))
+    lighten_token_rows(model)
+    return model, processors[0]
 
 
-def write_srt(transcript: Transcript) -> str:
-    """A transcript as SubRip subtitles."""
-    return "".join(
-        f"{number}\n{_clock(segment.start)} --> {_clock(segment.end)}\n{segment.text}\n\n"
-        for number, segment in enumerate(transcript.segments, start=1)
-    )
-
-
-def write_vtt(transcript: Transcript) -> str:
-    """A transcript as WebVTT subtitles."""
-    cues = (
-        f"{_clock(segment.start, '.')} --> {_clock(segment.end, '.')}\n{segment.text}\n\n"
-        for segment in transcript.segments
-    )
-    return "WEBVTT\n\n" + "".join(cues)
-
-
-def _clock(seconds: float, point: str = ",") -> str:
-    milliseconds = round(seconds * 1000)
-    hours, minutes, rest = milliseconds // 3_600_000, milliseconds // 60_000 % 60, milliseconds % 60_000
-    return f"{hours:02}:{minutes:02}:{rest // 1000:02}{point}{rest % 1000:03}"
+def _is_whisper_run(folder: Path) -> bool:
+    try:
+        return task_of(folder) == "whisper"
+    except RunError:
+        return False
 
 
 def _words(tokens: Any, host: Any) -> list[int]:
@@ -455,31 +446,27 @@ def _words(tokens: Any, host: Any) -> list[int]:
     return [i for i in ids if i not in special and (first is None or i < first)]
 
 
-def _has_token_rows(folder: Path) -> bool:
-    return adapter_config(folder).get("trainable_token_indices") is not None
-
-
 def _adapter_name(language: str | None) -> str:
     # No part of a method's prefix (mambadapter_ has a pt), which PEFT would mistake it for.
     return "default" if language is None else f"language-{language_token(language)[2:-2]}"
 
 
-def _check_together(folders: Sequence[Path], configs: Sequence[Mapping[str, Any]]) -> None:
-    if len(configs) < 2:
+def _check_together(runs: Sequence[WhisperRun]) -> None:
+    if len(runs) < 2:
         return
     for name in ("backbone", "method", "trim_encoder", "num_beams"):
-        values = {str(config.get(name)) for config in configs}
+        values = {str(getattr(run, name)) for run in runs}
         if len(values) > 1 or "full" in values:
             raise ConfigError(
                 f"runs in one Whisper need the same {name} and adapters, but {name} is {', '.join(sorted(values))}; "
                 "expected adapters of one method on one backbone: leave out the others"
             )
-    languages = [config.get("language") for config in configs]
+    languages = [run.language for run in runs]
     tokens = {language_token(language) for language in languages if language is not None}
     if len(tokens) != len(languages):
         raise ConfigError(
-            f"the languages of {', '.join(folder.name for folder in folders)} are "
-            f"{', '.join(map(str, languages))}; expected a different one for each run"
+            f"the languages of {', '.join(run.folder.name for run in runs)} are {', '.join(map(str, languages))}; "
+            "expected a different one for each run"
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from mambavox.training.config import AdaptConfig
 from tiny import FAMILIES
 from tiny_corpora import write_urbansound8k
 from typer.testing import CliRunner

@@ -9,22 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from mambavox.evaluation.recognition import evaluate_whisper
 from tiny import save_whisper
 from typer.testing import CliRunner
 
 from mambavox.asr.text import normalize_text
-from mambavox.asr.whisper import (
-    BASE,
-    Segment,
-    Transcript,
-    WhisperTranscriber,
-    load_seq2seq_config,
-    write_srt,
-)
+from mambavox.asr.whisper import BASE, WhisperTranscriber, load_whisper
 from mambavox.cli.application import app
-from mambavox.errors import AudioError, ConfigError, DataError, RunError
-from mambavox.training.run import run as train
+from mambavox.errors import AudioError, ConfigError, DataError, HostError, RunError
+from mambavox.evaluation.evaluate import EvaluationOptions, evaluate
+from mambavox.training.run import run as do_run
 from mambavox.training.whisper.config import WhisperConfig
 
 RATE = 16_000
@@ -53,7 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(output: Path, data: Path, backbone: Path, language: str, epochs: int, **changes: Any) -> None:
     values: dict[str, Any] = {"method_options": OPTIONS, "learning_rate": 3e-2, "batch_size": 2, **changes}
-    train(
+    do_run(
         WhisperConfig(
             data=str(data),
             output=str(output),
@@ -177,7 +170,10 @@ def test_a_folder_with_other_runs_in_it(runs: Path, tmp_path: Path) -> None:
     for name in ("ckb", "de"):
         (tmp_path / name).symlink_to(runs / "runs" / name)
     (tmp_path / "classifier").mkdir()
-    (tmp_path / "classifier" / "run.yaml").write_text("backbone: nano-ast\n")
+    (tmp_path / "classifier" / "run.yaml").write_text("task: classify\nbackbone: nano-ast\n")
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older" / "run.yaml").write_text("task: asr\n")
+    (tmp_path / "older" / "metrics.json").write_text("{}")
     (tmp_path / "classifier" / "metrics.json").write_text("{}")
     assert set(WhisperTranscriber.from_folder(tmp_path, device="cpu").languages.values()) == {"ckb", "de"}
 
@@ -205,13 +201,6 @@ def test_mistakes(runs: Path, tmp_path: Path) -> None:
         WhisperTranscriber.from_pretrained(tmp_path)
 
 
-def test_subtitles() -> None:
-    segments = (Segment(0.0, 1.5, "one"), Segment(3661.25, 3662.0, "two"))
-    assert write_srt(Transcript("one two", "de", segments)) == (
-        "1\n00:00:00,000 --> 00:00:01,500\none\n\n2\n01:01:01,250 --> 01:01:02,000\ntwo\n\n"
-    )
-
-
 def test_commands(runs: Path, tmp_path: Path) -> None:
     run = CliRunner().invoke
     flags = ["--data", str(runs / "data" / "ckb.jsonl"), "--backbone", str(runs / "backbone"), "--device", "cpu"]
@@ -227,61 +216,77 @@ def test_commands(runs: Path, tmp_path: Path) -> None:
         "0.3",
     ]
     output = str(tmp_path / "run")
-    done = run(app, ["adapt", "--task", "asr", "--language", "ckb", *flags, *options, "--output", output])
+    done = run(app, ["adapt", "--task", "whisper", "--language", "ckb", *flags, *options, "--output", output])
     assert done.exit_code == 0, done.output
     assert "valid: WER" in done.output and "<|ckb|> is a new token" in done.output
     again = run(app, ["adapt", "--output", output, "--resume"])
     assert again.exit_code == 0 and "valid: WER" in again.output
-    wrong = run(app, ["adapt", "--task=asr", "--bottleneck-dmi", "3"])
-    assert wrong.exit_code == 1
-    assert run(app, ["adapt", "--task", "asr", "--help"]).output.count("--language-like") == 1
-    assert "--label-column" in run(app, ["adapt", "--help"]).output
+    assert run(app, ["adapt", "--task=whisper", "--bottleneck-dmi", "3"]).exit_code == 2
 
     soundfile.write(tmp_path / "a.wav", tone(0.5), RATE)
     soundfile.write(tmp_path / "b.wav", tone(1.6), RATE)
     (tmp_path / "c.wav").write_bytes(b"no sound")
     files = [str(tmp_path / f"{name}.wav") for name in "abc"]
-    heard = run(app, ["transcribe", *files, "--model", output, "--output", "srt,json,txt,vtt", "--device", "cpu"])
+    heard = run(app, ["transcribe", *files, "--model", output, "--format", "srt,json,txt,vtt", "--device", "cpu"])
     assert heard.exit_code == 1 and "c.wav" in heard.output
-    assert json.loads((tmp_path / "b.json").read_text())["language"] == "ckb"
+    lines = heard.stdout.splitlines()
+    assert lines[0] == f"{files[0]}:" and f"{files[1]}:" in lines
+    written = json.loads((tmp_path / "b.json").read_text())
+    assert list(written) == ["file", "text", "language", "seconds", "confidence", "segments"]
+    assert (written["file"], written["language"], written["seconds"]) == (files[1], "ckb", 1.6)
+    assert written["confidence"] is None and all(segment["words"] == [] for segment in written["segments"])
     assert (tmp_path / "a.srt").exists() and (tmp_path / "a.txt").exists() and not (tmp_path / "c.txt").exists()
     (tmp_path / "out" / "a.txt").mkdir(parents=True)
-    flags = ["--output", "txt", "--output-dir", str(tmp_path / "out"), "--device", "cpu"]
+    flags = ["--output", str(tmp_path / "out"), "--device", "cpu"]
     heard = run(app, ["transcribe", *files[:2], "--model", output, *flags])
     assert heard.exit_code == 1 and "a.wav: its text cannot be written" in heard.output
     assert (tmp_path / "out" / "b.txt").exists()
     many = run(app, ["transcribe", files[0], "--model-dir", str(runs / "runs"), "--language", "auto", "--json"])
-    assert many.exit_code == 0 and json.loads(many.output)[0]["language"] in ("ckb", "kab", "de")
+    assert many.exit_code == 0, many.output
+    assert json.loads(many.stdout)[0]["language"] in ("ckb", "kab", "de")
     assert run(app, ["transcribe", files[0], "--model", output, "--model-dir", str(runs)]).exit_code == 2
     scored = run(app, ["evaluate", output, "--device", "cpu"])
     assert scored.exit_code == 0 and "WER" in scored.output
-    assert run(app, ["evaluate", output, "--beam-size", "4"]).exit_code == 2
+    assert run(app, ["evaluate", output, "--beam-size", "4"]).exit_code == 1
 
 
-def test_a_run_is_scored_on_its_own_data_and_on_others(runs: Path) -> None:
+def test_a_run_is_scored_on_its_own_data_and_on_others(runs: Path, tmp_path: Path) -> None:
     run_folder = runs / "runs" / "ckb"
-    flags = ["--part", "train", "--json", "--device", "cpu"]
+    flags = ["--split", "train", "--json", "--device", "cpu"]
     result = CliRunner().invoke(app, ["evaluate", str(run_folder), *flags])
     assert result.exit_code == 0, result.output
-    (own,) = json.loads(result.stdout)["parts"].values()
+    (own,) = json.loads(result.stdout)["splits"].values()
     transcriber = WhisperTranscriber.from_pretrained(run_folder, device="cpu")
     transcripts = transcriber.transcribe([row["name"] for row in own["rows"]])
     heard = [normalize_text(item.text, "ckb") for item in transcripts]
     assert any(heard) and [row["hypothesis"] for row in own["rows"]] == heard
     assert {row["reference"] for row in own["rows"]} <= {"b", "ba", "bad"}
-    other = evaluate_whisper(run_folder, data=str(runs / "data" / "kab.jsonl"), device="cpu")
+    other = evaluate(run_folder, EvaluationOptions(data=str(runs / "data" / "kab.jsonl"), device="cpu"))
     assert list(other.scores) == ["all"]
     assert [item.reference for item in other.scores["all"].utterances] == ["d", "da", "dab", "dab"]
-    assert all(row["alignment"] for row in other.to_mapping()["parts"]["all"]["rows"])
+    assert all(row["alignment"] for row in other.to_mapping()["splits"]["all"]["rows"])
     rows = [json.loads(line) for line in (runs / "data" / "kab.jsonl").read_text().splitlines()]
     languages = [{**row, "lang": code} for row, code in zip(rows, ("ckb", "kab", "ckb_iq", "kab"), strict=True)]
     (runs / "data" / "both.jsonl").write_text("".join(json.dumps(row) + "\n" for row in languages))
-    config = load_seq2seq_config(run_folder)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(
-            "mambavox.evaluation.recognition.load_seq2seq_config", lambda run: config.replace(language_column="lang")
-        )
-        some = evaluate_whisper(run_folder, data=str(runs / "data" / "both.jsonl"), device="cpu")
+    one = shutil.copytree(run_folder, tmp_path / "one")
+    yaml = (one / "run.yaml").read_text()
+    (one / "run.yaml").write_text(yaml.replace("language_column: null", "language_column: lang"))
+    some = evaluate(one, EvaluationOptions(data=str(runs / "data" / "both.jsonl"), device="cpu"))
     assert [item.reference for item in some.scores["all"].utterances] == ["d", "dab"]
-    with pytest.raises(DataError, match="has no valid part; it has train, test"):
-        evaluate_whisper(run_folder, part="valid", device="cpu")
+    with pytest.raises(DataError, match="has no split valid; it has train, test"):
+        evaluate(run_folder, EvaluationOptions(split="valid", device="cpu"))
+
+
+def test_other_models_and_damaged_runs_are_told(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="is of type 'audio-spectrogram-transformer'; expected a Whisper"):
+        load_whisper("nano-ast")
+    run = shutil.copytree(runs / "runs" / "de", tmp_path / "run")
+    (run / "run.yaml").write_text("task: whisper\nbackbone: x\n")
+    with pytest.raises(RunError, match="lacks method, language, trim_encoder, num_beams"):
+        WhisperTranscriber.from_pretrained(run)
+    (run / "run.yaml").write_text("task: classify\n")
+    soundfile.write(tmp_path / "a.wav", tone(0.4), RATE)
+    done = CliRunner().invoke(app, ["transcribe", str(tmp_path / "a.wav"), "--model", str(run)])
+    assert done.exit_code == 1 and f"use `mambavox predict {run} FILE`" in done.stderr
+    with pytest.raises(ConfigError, match="device=cuda:9: torch finds"):
+        WhisperTranscriber.from_pretrained(tmp_path / "none", device="cuda:9")
