@@ -1,9 +1,9 @@
 """Recordings and labels: reading audio, data sets, splits and checks."""
 
-from mambavox.data.audio import SAMPLING_RATE, AudioSource, Waveform, duration, read_audio, read_blocks
+from mambavox.data.audio import SAMPLING_RATE, AudioSegment, AudioSource, Waveform, duration, read_audio, read_blocks
 from mambavox.data.checks import AudioProblem, check_audio
 from mambavox.data.datasets import CORPORA, SPEECH_CORPORA, Corpus
-from mambavox.data.example import AudioSegment, Example
+from mambavox.data.example import Example
 from mambavox.data.keys import recording_keys
 from mambavox.data.protocol import Fold, Protocol, split_by_protocol
 from mambavox.data.shards.examples import ShardedExamples

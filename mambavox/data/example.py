@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 
-from mambavox.data.audio import SAMPLING_RATE, AudioSource, Waveform, read_audio
+from mambavox.data.audio import SAMPLING_RATE, AudioSegment, AudioSource, Waveform, read_audio
 from mambavox.data.shards.archive import ShardAudio
-from mambavox.errors import AudioError
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,38 +33,6 @@ class DatasetAudio:
 
 
 @dataclass(frozen=True, eq=False)
-class AudioSegment:
-    """A stretch of a recording, read when it is needed and without the rest.
-
-    Attributes:
-        path: the whole recording.
-        start: seconds.
-        end: seconds; what lies beyond the recording is not there.
-    """
-
-    path: Path
-    start: float
-    end: float
-
-    def load(self) -> tuple[NDArray[np.float32], int]:
-        """``(samples, channels)`` and their rate in Hz.
-
-        Raises:
-            AudioError: the recording cannot be read, or ends before the stretch begins.
-        """
-        try:
-            with soundfile.SoundFile(self.path) as file:
-                first = round(self.start * file.samplerate)
-                if first >= file.frames:
-                    raise AudioError(f"{self.path}: ends before {self.start:g} s, where an utterance begins")
-                file.seek(first)
-                count = round(self.end * file.samplerate) - first
-                return file.read(count, dtype="float32", always_2d=True), int(file.samplerate)
-        except (soundfile.LibsndfileError, OSError) as error:
-            raise AudioError(f"{self.path}: cannot be read ({error})") from error
-
-
-@dataclass(frozen=True, eq=False)
 class Example:
     """One recording and what is known of it. Two examples are equal only when they are the same object.
 
@@ -85,13 +51,13 @@ class Example:
 
     def __post_init__(self) -> None:
         if not self.name:
-            name = str(self.audio) if isinstance(self.audio, Path) else "a recording held in memory"
+            name = str(self.audio) if isinstance(self.audio, (Path, AudioSegment)) else "a recording held in memory"
             object.__setattr__(self, "name", name)
 
     @property
     def source(self) -> AudioSource:
         """The recording in a form that ``read_audio`` reads."""
-        if isinstance(self.audio, (DatasetAudio, AudioSegment, ShardAudio)):
+        if isinstance(self.audio, (DatasetAudio, ShardAudio)):
             return self.audio.load()
         return self.audio
 

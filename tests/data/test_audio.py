@@ -123,8 +123,11 @@ BAD = {
     "no_samples.wav": (encoded(np.zeros(0)), "no samples"),
     "no_samples.flac": (encoded(np.zeros(0), format="FLAC"), "flac: "),
     "headerless.raw": (b"1234", "not a readable recording"),
-    "nan.wav": (encoded(np.array([0, 0.5, np.nan]), subtype="FLOAT"), "1 of 3 samples are NaN or infinite"),
-    "infinite.wav": (encoded(np.array([0, np.inf]), subtype="FLOAT"), "1 of 2 samples are NaN or infinite"),
+    "nan.wav": (
+        encoded(np.array([0, 0.5, np.nan]), subtype="FLOAT"),
+        "samples are NaN or infinite, the first at 0.000 s",
+    ),
+    "infinite.wav": (encoded(np.array([0, np.inf]), subtype="FLOAT"), "samples are NaN or infinite"),
     "opposite_infinities.wav": (encoded(np.array([[np.inf, -np.inf]]), subtype="FLOAT"), "NaN or infinite"),
     "beyond_float32.wav": (encoded(np.array([1e300]), subtype="DOUBLE"), "NaN or infinite"),
     "one_sample_at_192_khz.wav": (encoded(np.ones(1), 192_000), "make none at 16000 Hz"),
@@ -165,6 +168,8 @@ def test_bad_arrays():
         read_audio(np.zeros((1, 2, 3)))
     with pytest.raises(AudioError, match="an array of uint8"):
         read_audio(np.zeros(3, np.uint8))
+    with pytest.raises(AudioError, match="int64, which has no full scale"):
+        read_audio(np.array([-3, 100]))
     with pytest.raises(AudioError, match="0 Hz"):
         read_audio((tone(), 0))
     with pytest.raises(AudioError, match="'bytes', 'path', or 'array' and 'sampling_rate'"):
@@ -187,8 +192,130 @@ def test_an_mp3_without_a_length_tag_is_whole():
     tag = max(data.find(b"Xing"), data.find(b"Info"))
     second_frame = data.index(data[:2], tag)
     untagged = data[second_frame:]
-    assert duration(untagged) > 1.5 * len(quiet_then_loud) / SAMPLING_RATE
+    with soundfile.SoundFile(io.BytesIO(untagged)) as file:
+        assert file.frames > 1.5 * len(quiet_then_loud)
+    assert len(read_audio(untagged)) == duration(untagged) * SAMPLING_RATE
     assert len(read_audio(untagged)) == pytest.approx(len(quiet_then_loud), abs=3000)
+
+
+def test_joined_mp3s_are_read_to_the_end_of_the_last(tmp_path):
+    parts = [tone(1.5, 24_000), 0.3 * tone(2.25, 24_000, 700)]
+    path = tmp_path / "all.mp3"
+    tags = b"TAG" + bytes(125), b"ID3\x04\x00\x00\x00\x00\x02\x00" + bytes(256)
+    path.write_bytes(b"".join((encoded(parts[0], 24_000, "MP3"), *tags, encoded(parts[1], 24_000, "MP3"))))
+    waveform, rate = decode_audio(path)
+    assert rate == 24_000 and len(waveform) == 3.75 * rate == duration(path) * rate
+    for part, heard in zip(parts, np.split(waveform, [len(parts[0])]), strict=True):
+        assert np.abs(part - heard).max() < 0.05
+    np.testing.assert_array_equal(np.concatenate(list(read_blocks(path, rate, 0.1))), waveform)
+
+
+def test_an_mp3_of_variable_rate_that_guesses_too_short_is_whole():
+    loud_then_quiet = np.concatenate([NOISE, np.zeros(50_000)])
+    data = encoded(loud_then_quiet, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5)
+    untagged = data[data.index(data[:2], max(data.find(b"Xing"), data.find(b"Info"))) :]
+    with soundfile.SoundFile(io.BytesIO(untagged)) as file:
+        assert file.frames < 0.6 * len(loud_then_quiet)
+    assert len(read_audio(untagged)) == duration(untagged) * SAMPLING_RATE >= len(loud_then_quiet)
+
+
+def test_what_an_mp3_cannot_be_read_as_is_refused():
+    mp3 = encoded(tone(), format="MP3")
+    with pytest.raises(AudioError, match="goes on at 8000 Hz and one channel from byte"):
+        read_audio(mp3 + encoded(tone(rate=8000), 8000, "MP3"))
+    with pytest.raises(AudioError, match="is damaged at byte"):
+        duration(mp3[: len(mp3) // 2] + b"lost" * 100 + mp3[len(mp3) // 2 :])
+    with pytest.raises(AudioError, match="cut off"):
+        frame = mp3.rindex(mp3[:2])
+        read_audio(mp3[:frame] + mp3)
+
+
+def without_length(flac, length=0):
+    """A FLAC whose header states another number of samples: 0 as a recorder or a pipe leaves it."""
+    data = bytearray(flac)
+    data[21] &= 0xF0
+    data[22:26] = struct.pack(">I", length)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("opening", [b"", b"ID3\x04\x00\x00\x00\x00\x02\x00" + bytes(256)], ids=["", "tagged"])
+def test_a_streamed_flac_has_the_length_that_it_has(tmp_path, opening):
+    path = tmp_path / "meeting.flac"
+    path.write_bytes(opening + without_length(encoded(NOISE, format="FLAC")))
+    assert duration(path) == len(NOISE) / SAMPLING_RATE
+    np.testing.assert_allclose(read_audio(path), NOISE, atol=1e-4)
+    assert sum(map(len, read_blocks(path))) == len(NOISE)
+    path.write_bytes(path.read_bytes()[:-3000])
+    for read in (read_audio, duration, lambda path: list(read_blocks(path))):
+        with pytest.raises(AudioError, match="corrupt or cut off"):
+            read(path)
+
+
+def test_a_flac_longer_than_it_says_is_refused():
+    flac = encoded(NOISE, format="FLAC")
+    with pytest.raises(AudioError, match=r"holds 3\.12 s, and its header states 1\.00 s"):
+        read_audio(without_length(flac, 16_000))
+    with pytest.raises(AudioError, match="corrupt"):
+        read_audio(flac + flac)
+
+
+@pytest.mark.parametrize("format", ["WAV", "AIFF", "CAF", "W64", "RF64", "AU", "NIST", "OGG"])
+def test_joined_files_and_cut_ones_are_refused(format):
+    data = encoded(NOISE, format=format)
+    assert len(read_audio(data)) == len(NOISE)
+    for wrong in (data + data, data[:-8000]):
+        with pytest.raises(AudioError, match=r"behind (the|its)|cut off|not a readable|corrupt"):
+            read_audio(wrong)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1, 2])
+def test_a_wav_whose_size_is_too_small_is_refused(seconds):
+    """As a recorder leaves it that was stopped."""
+    data = bytearray(encoded(NOISE))
+    at = data.index(b"data") + 4
+    data[at : at + 4] = struct.pack("<I", round(seconds * 2 * SAMPLING_RATE))
+    for read in (read_audio, duration):
+        with pytest.raises(AudioError, match=f"behind the {seconds:.2f} s that its header states"):
+            read(bytes(data))
+
+
+def test_chunks_and_tags_behind_the_sound_are_no_sound():
+    data = encoded(tone())
+    for more in (b"LIST" + struct.pack("<I", 1000) + b"x" * 1000, b"ID3" + b"x" * 2000, bytes(2000)):
+        assert len(read_audio(data + more)) == 8000
+
+
+def test_length_is_looked_up_again_when_a_file_changes(tmp_path):
+    path = tmp_path / "a.wav"
+    for seconds in (0.5, 0.25):
+        path.write_bytes(encoded(tone(seconds)))
+        assert duration(path) == seconds
+
+
+@pytest.mark.parametrize("rate", [1, 999, 1_000_001])
+def test_rates_that_would_take_the_memory_are_refused(rate):
+    data = encoded(np.zeros(100), rate)
+    for read in (read_audio, duration):
+        with pytest.raises(AudioError, match=f"its sampling rate is {rate} Hz"):
+            read(data)
+    with pytest.raises(AudioError, match=f"its sampling rate is {rate} Hz"):
+        read_audio((np.zeros(100), rate))
+
+
+def test_blocks_of_many_channels_are_smaller(tmp_path, monkeypatch):
+    path = tmp_path / "many.wav"
+    soundfile.write(path, np.zeros((3000, 200)), SAMPLING_RATE)
+    monkeypatch.setattr("mambavox.data.audio_file._BLOCK", 100_000)
+    assert [len(block) for block in read_blocks(path, seconds=5)] == [500] * 6
+
+
+def test_a_recording_of_more_than_a_day_is_only_read_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr("mambavox.data.audio.MAX_HOURS", 0.4 / 3600)
+    path = tmp_path / "long.wav"
+    path.write_bytes(encoded(tone()))
+    with pytest.raises(AudioError, match="longer than"):
+        read_audio(path)
+    assert sum(map(len, read_blocks(path))) == 8000
 
 
 def test_every_real_recording_format(recordings):

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from mambavox.data.audio import AudioSegment
 from mambavox.data.datasets.corpus import Corpus, check_listed
-from mambavox.data.example import AudioSegment, Example
+from mambavox.data.example import Example
 from mambavox.data.protocol import OFFICIAL_LISTS
 from mambavox.errors import DataError
 
