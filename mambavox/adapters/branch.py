@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambavox.adapters.config import AdapterConfig, TemporalAdapterConfig
+from mambavox.adapters.config import AdapterConfig, DownInit, TemporalAdapterConfig
 from mambavox.adapters.decoding import DecodedState
 from mambavox.adapters.hosts import Sublayer
 from mambavox.adapters.sharing import parse_sharing
@@ -25,26 +26,42 @@ CANNOT_STREAM = (
 class Projections(nn.Module):
     """Down and up projection.
 
-    The down projection starts at ``N(0, 0.01)`` with its bias, the up projection at zero: a new adapter adds
-    exactly nothing, and its first gradient reaches the up projection.
+    The up projection starts at zero: a new adapter adds exactly nothing, and its first gradient reaches the up
+    projection.
 
     Args:
         width: size of the host's hidden states.
         down_features: what the down projection puts out.
         up_features: what the up projection takes in.
+        down_init: how the down projection starts: ``"paper"``: at ``N(0, 0.01)`` with its bias; ``"unit"``: so that
+            frames of unit variance keep it.
 
     Source:
         MambAdapter (arXiv 2606.15638), the authors' code.
     """
 
-    def __init__(self, width: int, down_features: int, up_features: int) -> None:
+    def __init__(self, width: int, down_features: int, up_features: int, down_init: DownInit = "paper") -> None:
         super().__init__()
         self.down = nn.Linear(width, down_features)
         self.up = nn.Linear(up_features, width)
-        for parameter in self.down.parameters():
-            nn.init.normal_(parameter, std=0.01)
+        if down_init == "unit":
+            nn.init.normal_(self.down.weight, std=1 / math.sqrt(width))
+            nn.init.zeros_(self.down.bias)
+        else:
+            for parameter in self.down.parameters():
+                nn.init.normal_(parameter, std=0.01)
         for parameter in self.up.parameters():
             nn.init.zeros_(parameter)
+
+
+def make_projections(config: AdapterConfig, width: int) -> Projections:
+    """The projections that a configuration asks for.
+
+    Args:
+        config: the adapter's.
+        width: size of the host's hidden states.
+    """
+    return Projections(width, config.down_features(), config.bottleneck_dim, config.down_init)
 
 
 class LowRankDelta(nn.Module):
@@ -87,12 +104,15 @@ class Branch(nn.Module):
         self.tokens = sublayer.stack.tokens
         self.token_order = config.token_order if isinstance(config, TemporalAdapterConfig) else "frequency"
         self.input_norm = nn.LayerNorm(width) if config.norm_input else None
-        self.projections = Projections(width, config.down_features(), inner) if sharing.kind == "none" else None
+        self.projections = make_projections(config, width) if sharing.kind == "none" else None
         self.down_delta = self.up_delta = None
         if sharing.kind == "low-rank-delta":
             self.down_delta = LowRankDelta(width, config.down_features(), sharing.number)
             self.up_delta = LowRankDelta(inner, width, sharing.number)
+        self.mixer_width = config.mixer_width()
+        self.mixer_norm = config.make_mixer_norm()
         self.mixer = config.make_mixer(self.tokens)
+        self.residual = config.make_residual()
         self.dropout = nn.Dropout(config.dropout)
         self.scale = self.gate = None
         if config.gate in ("scalar", "channel"):
@@ -175,7 +195,12 @@ class Branch(nn.Module):
         narrow = projections.down(hidden_states)
         if self.down_delta is not None:
             narrow = narrow + self.down_delta(hidden_states)
-        mixed = self.dropout(mix(narrow))
+        into = narrow[..., : self.mixer_width]
+        mixed = mix(into if self.mixer_norm is None else self.mixer_norm(into))
+        if self.residual is not None:
+            beside = self.residual(narrow)
+            mixed = beside + F.pad(mixed, (0, beside.shape[-1] - mixed.shape[-1]))
+        mixed = self.dropout(mixed)
         output = projections.up(mixed)
         if self.up_delta is not None:
             output = output + self.up_delta(mixed)

@@ -18,6 +18,7 @@ Insertion = Literal["parallel", "sequential"]
 Gate = Literal["scalar", "channel", "token", "none"]
 Context = Literal["frame", "past", "all"]
 TokenOrder = Literal["frequency", "time", "both"]
+DownInit = Literal["paper", "unit"]
 
 
 @dataclass
@@ -95,6 +96,9 @@ class AdapterConfig(SublayerConfig):
         scale_init: the gate's first value, at every channel and token; between 0 and 1 for ``gate="token"``.
         dropout: probability, after the mixer. The paper's code has 0.1 that never acts, because it keeps the
             encoder in evaluation mode while training.
+        down_init: how the down projection starts. ``"paper"``: weight and bias normal with a standard deviation of
+            0.01; ``"unit"``: the weight's is 1 / sqrt(width of the host), so that frames of unit variance keep it, and
+            the bias is 0.
 
     Raises:
         ConfigError: a value that is unknown or does not fit.
@@ -111,11 +115,13 @@ class AdapterConfig(SublayerConfig):
     gate: Gate = "scalar"
     scale_init: float = 0.1
     dropout: float = 0.0
+    down_init: DownInit = "paper"
 
     def __post_init__(self) -> None:
         """Check every value."""
         super().__post_init__()
         self._check_choice("gate", get_args(Gate))
+        self._check_choice("down_init", get_args(DownInit))
         self._check_sizes("bottleneck_dim")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout!r}; expected a probability in 0 .. 1, 1 excluded")
@@ -139,13 +145,27 @@ class AdapterConfig(SublayerConfig):
         """What the down projection puts out; ``bottleneck_dim`` unless the mixer starts wider."""
         return self.bottleneck_dim
 
+    def mixer_width(self) -> int:
+        """How many of the down projection's channels, the first ones, the mixer takes; all unless it is narrower."""
+        return self.down_features()
+
     @abstractmethod
     def make_mixer(self, tokens: TokenGrid) -> nn.Module:
-        """A new mixer, ``(batch, time, down_features)`` to ``(batch, time, bottleneck_dim)``, initialised.
+        """A new mixer, ``(batch, time, mixer_width)`` to ``(batch, time, bottleneck_dim)``, initialised.
+
+        With a path beside it (:meth:`make_residual`) it puts out the first channels of those of the path.
 
         Args:
             tokens: layout of the host's tokens.
         """
+
+    def make_mixer_norm(self) -> nn.Module | None:
+        """What the mixer's input goes through, ``(batch, time, mixer_width)``; ``None``: nothing."""
+        return None
+
+    def make_residual(self) -> nn.Module | None:
+        """The path beside the mixer, ``(..., down_features)`` to ``(..., bottleneck_dim)``; ``None``: there is none."""
+        return None
 
 
 @dataclass

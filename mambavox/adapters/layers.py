@@ -11,7 +11,7 @@ from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mambavox.adapters.branch import CANNOT_STREAM, Branch, Projections
+from mambavox.adapters.branch import CANNOT_STREAM, Branch, Projections, make_projections
 from mambavox.adapters.config import AdapterConfig, SublayerConfig
 from mambavox.adapters.decoding import DecodedState, decoded_state
 from mambavox.adapters.hosts import Sublayer, attention_cache, mask_lengths, valid_keys, window_lengths
@@ -221,8 +221,7 @@ class SublayerAdapter(AdapterLayer):
         owner = next((layer for layer in layers if layer.owns(adapter_name, group, self.sublayer.width)), None)
         if owner is None:
             owner = self
-            shared = Projections(self.sublayer.width, config.down_features(), config.bottleneck_dim)
-            self._add("shared", adapter_name, shared)
+            self._add("shared", adapter_name, make_projections(config, self.sublayer.width))
         self.owners[adapter_name] = owner
 
     def make_branch(self, config: Any) -> nn.Module:

@@ -148,6 +148,7 @@ HOSTS = [
 ]
 
 SMALL = {"bottleneck_dim": 4, "d_state": 3, "d_conv": 5}
+RESIDUAL = {"residual": "gelu", "mixer_norm": "rms"}
 METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "mambadapter": ("mambadapter", SMALL),
     "mambadapter-both": ("mambadapter", {**SMALL, "placement": "both", "insertion": "sequential"}),
@@ -162,6 +163,14 @@ METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "both-orders-delta-token": (
         "mambadapter",
         {**SMALL, "mixer": "bimamba", "token_order": "both", "sharing": "low-rank-delta:2", "gate": "token"},
+    ),
+    "residual-part-own": (
+        "mambadapter",
+        {**SMALL, **RESIDUAL, "mixer_dim": 2, "sharing": "none", "down_init": "unit", "scale_init": 1.0},
+    ),
+    "residual-linear-bimamba-delta": (
+        "mambadapter",
+        {**SMALL, **RESIDUAL, "residual": "linear", "mixer": "bimamba", "sharing": "low-rank-delta:2"},
     ),
     "bottleneck": ("bottleneck", {"bottleneck_dim": 4}),
     "conformer": ("conformer", {"bottleneck_dim": 4, "kernel_size": 5}),
@@ -191,6 +200,7 @@ NOT_SILENT = ("prefix", "prompt")
 FAMILY = (
     "mambadapter",
     "mamba2-placement-channel",
+    "residual-part-own",
     "both-orders-delta-token",
     "bottleneck",
     "conformer",
@@ -209,6 +219,8 @@ ONLY_ON = {
     "bimamba-groups-token": ("wav2vec2", "hubert"),
     "no-mixer-delta": ("whisper", "hubert"),
     "time-order": ("ast",),
+    "residual-part-own": ("ast", "whisper", "wav2vec2", "mamba-hubert"),
+    "residual-linear-bimamba-delta": ("whisper", "hubert", "wavlm"),
     "both-orders-delta-token": ("ast",),
     "conformer": ("ast", "whisper", "wav2vec2"),
     "conformer-shared": ("hubert",),

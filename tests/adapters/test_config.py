@@ -36,6 +36,13 @@ from mambavox.errors import ConfigError
         ({"token_order": "time", "mixer": "none"}, "sees one token at a time"),
         ({"mixer": "bimamba", "where": "both"}, "where is 'both', and this adapter lets a frame see those after it"),
         ({"init": "zeros"}, "init is 'zeros'; expected one of mamba, paper"),
+        ({"down_init": "zeros"}, "down_init is 'zeros'; expected one of paper, unit"),
+        ({"residual": "relu"}, "residual is 'relu'; expected one of none, linear, gelu"),
+        ({"mixer_norm": "layer"}, "mixer_norm is 'layer'; expected one of none, rms"),
+        ({"mixer": "none", "residual": "gelu"}, "there is no mixer that they could stand at"),
+        ({"mixer_dim": 0, "residual": "gelu"}, "mixer_dim is 0; expected a whole number of at least 1"),
+        ({"mixer_dim": 13, "residual": "gelu"}, "mixer_dim is 13.*expected at most bottleneck_dim"),
+        ({"mixer_dim": 4}, "expected at most bottleneck_dim, and a residual"),
         ({"bottleneck_dim": 0}, "bottleneck_dim is 0; expected a whole number of at least 1"),
         ({"d_conv": 2.5}, "d_conv is 2.5"),
         ({"d_state": True}, "d_state is True"),
@@ -71,11 +78,12 @@ def test_scale_init_is_free_without_a_scale() -> None:
     "config",
     [
         MambAdapterConfig(bottleneck_dim=7, where="both", layers_to_transform=[0, 2], target_modules={"mlp", "fc2"}),
+        MambAdapterConfig(residual="gelu", mixer_norm="rms", mixer_dim=8, down_init="unit", scale_init=1.0),
         BottleneckConfig(insertion="sequential", exclude_modules=r".*\.0\..*", modules_to_save=["classifier"]),
         ConformerAdapterConfig(kernel_size=8, sharing="groups:2", token_order="time"),
         ConvPassConfig(kernel_size=5, gate="token"),
     ],
-    ids=["mambadapter", "bottleneck", "conformer", "convpass"],
+    ids=["mambadapter", "residual", "bottleneck", "conformer", "convpass"],
 )
 def test_round_trip_with_the_lines_that_load_it(config: AdapterConfig, tmp_path: Path) -> None:
     config.save_pretrained(str(tmp_path))

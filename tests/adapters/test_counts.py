@@ -140,6 +140,8 @@ PAIR, NORMS = 2 * 768 * 12 + 12 + 768, 19_968
         ({"gate": "channel"}, 64_824 + 12 * 767),
         ({"gate": "token"}, 64_824 + 12 * 12),
         ({"token_order": "both"}, 64_824),
+        ({"residual": "gelu", "mixer_norm": "rms", "down_init": "unit"}, 64_824 + 12 * 12),
+        ({"residual": "linear", "mixer_dim": 4, "mixer_norm": "rms"}, 64_824 - 12 * (2_136 - 520) + 12 * 4),
     ],
 )
 def test_options_of_mambadapter(options: dict[str, Any], expected: int) -> None:

@@ -9,10 +9,11 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 from mambavox.adapters import MambAdapterConfig
-from mambavox.adapters.branch import Projections
+from mambavox.adapters.branch import Branch, Projections
 from mambavox.adapters.hosts import find_stacks
 from mambavox.adapters.layers import SublayerAdapter
 from mambavox.adapters.tokens import TokenGrid
+from mambavox.nn.streaming import StreamStep
 
 
 def first(value: Any) -> Tensor:
@@ -51,6 +52,50 @@ def test_reads_the_sublayers_input_or_output_and_adds_to_its_output(host: Host, 
         added = branch.scale * shared.up(branch.mixer(shared.down(source)))
     assert added.abs().max() > 0
     torch.testing.assert_close(whole.output, frozen.output + added, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("residual", ["linear", "gelu"])
+@pytest.mark.parametrize("mixer_dim", [None, 3])
+def test_a_residual_goes_past_the_norm_and_the_mixer(residual: str, mixer_dim: int | None) -> None:
+    config = MambAdapterConfig(**SMALL, residual=residual, mixer_norm="rms", mixer_dim=mixer_dim, sharing="none")
+    sublayer = find_stacks(make_whisper_seq2seq())[0].sublayers()[1]
+    branch, width = Branch(config, sublayer), mixer_dim or 4
+    assert branch.projections is not None and branch.scale is not None
+    for parameter in branch.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    x = torch.randn(2, 9, 16)
+    lengths = torch.tensor([9, 5])
+    with torch.no_grad():
+        narrow = branch.projections.down(x)
+        into = narrow[..., :width]
+        into = into * torch.rsqrt(into.square().mean(-1, keepdim=True) + 1e-5) * branch.mixer_norm.weight
+        mixed = nn.functional.gelu(narrow) if residual == "gelu" else narrow.clone()
+        mixed[..., :width] += branch.mixer(into, lengths)
+        expected = branch.scale * branch.projections.up(mixed)
+        torch.testing.assert_close(branch(x, branch.projections, lengths), expected)
+
+
+def test_a_residual_keeps_a_stream_equal_to_the_whole() -> None:
+    config = MambAdapterConfig(**SMALL, residual="gelu", mixer_norm="rms", mixer_dim=3, sharing="none", gate="token")
+    branch = Branch(config, find_stacks(make_whisper_seq2seq())[0].sublayers()[1])
+    for parameter in branch.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    x = torch.randn(2, 9, 16)
+    with torch.no_grad():
+        whole, state, pieces, past = branch(x, branch.projections, None), branch.init_state(2), [], 0
+        for piece in x.split([1, 5, 3], dim=1):
+            time = piece.shape[1]
+            step = StreamStep(time=time, counts=[time] * 2, past=[past] * 2, device=x.device)
+            added, state = branch.stream(piece, branch.projections, state, step)
+            pieces.append(added)
+            past += time
+    torch.testing.assert_close(torch.cat(pieces, 1), whole)
+
+
+def test_a_down_projection_of_unit_variance() -> None:
+    projected = Projections(512, 64, 64, "unit").down(torch.randn(100, 512))
+    assert 0.9 < projected.std() < 1.1
+    assert not Projections(512, 64, 64, "unit").down.bias.any()
 
 
 def test_projections_are_shared_over_layers_placements_and_stacks() -> None:

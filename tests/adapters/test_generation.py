@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapters.conftest import SMALL, make_whisper_seq2seq, trainable
+from adapters.conftest import RESIDUAL, SMALL, make_whisper_seq2seq, trainable
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, StaticCache
@@ -19,6 +19,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "mamba-ffn": {"where": "decoder"},
     "mamba-attention-sequential": {"where": "decoder", "placement": "attention", "insertion": "sequential"},
     "mamba-both-everywhere": {"where": "both", "placement": "both", "sharing": "none", "gate": "channel"},
+    "residual": {"where": "decoder", **RESIDUAL, "mixer_dim": 2, "sharing": "none"},
     "mamba2": {"where": "decoder", "mixer": "mamba2", "placement": "both"},
 }
 KEYWORD = "cache" if "cache" in make_whisper_seq2seq().forward.__code__.co_varnames else "past_key_values"

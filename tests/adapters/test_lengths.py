@@ -36,6 +36,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 }
 TEMPORAL: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": METHOD_OPTIONS["mambadapter-both"],
+    "residual": METHOD_OPTIONS["residual-part-own"],
     "mamba2": METHOD_OPTIONS["mamba2-placement-channel"],
     "bimamba": METHOD_OPTIONS["bimamba-groups-token"],
     "conformer": METHOD_OPTIONS["conformer"],

@@ -20,6 +20,7 @@ FRAMES, VALID = 40, (24, 40, 9)
 """Frames of the window, and those that hold sound; the encoder has half as many."""
 TEMPORAL: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": METHOD_OPTIONS["mambadapter-both"],
+    "residual": METHOD_OPTIONS["residual-part-own"],
     "bimamba": METHOD_OPTIONS["bimamba-groups-token"],
     "conformer": METHOD_OPTIONS["conformer"],
     "convpass": METHOD_OPTIONS["convpass"],
