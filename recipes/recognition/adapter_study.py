@@ -131,18 +131,22 @@ class Cell:
 
 def cells(stage: str) -> list[Cell]:
     """The cells of a stage, in the order in which they are run."""
-    pilots = [
-        "bottleneck-64",
-        "own-60-block-16-both-ways",
-        "bottleneck-64-shared",
-        "shared-64-block-16-both-ways",
-        "lora-32",
-        "own-24-both-ways",
-        "shared-64-block-64-small",
-    ]
+    masked: dict[str, Any] = {"spec_augment": True, "dropout": 0.1}
+    own, shared = "own-60-block-16-both-ways", "shared-64-block-16-both-ways"
     stages = {
-        "try": [Cell("bottleneck-64", budget="tiny"), Cell("own-60-block-16-both-ways", budget="tiny")],
-        "pilot": [Cell(variant) for variant in pilots],
+        "try": [Cell("bottleneck-64", budget="tiny"), Cell(own, budget="tiny")],
+        # The three forms at one size, and whether the start at unit variance alone is what helps.
+        "size": [Cell("bottleneck-64"), Cell(own), Cell("bottleneck-64-unit"), Cell("lora-32")],
+        "small": [Cell(shared), Cell("bottleneck-64-shared")],
+        "regular": [Cell(own, **masked), Cell("bottleneck-64", **masked)],
+        "language": [Cell(name, language="ckb") for name in (own, "bottleneck-64", "lora-32")],
+        "where": [
+            Cell(own, options=(("placement", "attention"),)),
+            Cell("own-62-block-16"),
+            Cell("own-48-block-48-small"),
+        ],
+        "rates": [Cell(name, rate=rate) for rate in (1e-3, 1e-2) for name in (own, "bottleneck-64", "lora-32")],
+        "parts": [Cell(own, part_rates=(("block", 0.3),)), Cell(own, part_rates=(("block", 3.0),))],
     }
     if stage not in stages:
         raise SystemExit(f"stage {stage!r}; expected one of {', '.join(stages)}")
@@ -166,6 +170,8 @@ class StudyTrainer(TranscriptTrainer):
         train = self.train_dataset
         train.spec_augment, train.seed = self.cell.spec_augment, self.cell.seed
         self.args.metric_for_best_model = "eval_loss"
+        # The loss is still falling then, and each look at it costs as much as thirty seconds of training speech.
+        self.args.eval_delay = max(self.args.num_train_epochs - 2, 1)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with a rate for each part."""
@@ -190,7 +196,9 @@ class StudyTrainer(TranscriptTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; before the first update an adapter adds nothing, so that this loss is the unadapted model's."""
-        if not kwargs.get("resume_from_checkpoint"):
+        if not kwargs.get("resume_from_checkpoint") and self.cell == Cell(
+            "bottleneck-64", budget=self.cell.budget, language=self.cell.language
+        ):
             self.before = self.token_loss()
             print(f"  before: {self.before}", flush=True)
         return super().train(*args, **kwargs)
