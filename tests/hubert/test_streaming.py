@@ -111,7 +111,7 @@ class TestSplits:
         waveforms = torch.randn(1, 16 * 21_000)
         got, state = streamed(model, waveforms, [16 * 10_000])
         assert got.shape[1] == 1049 and state.samples == [16 * 21_000]
-        close(got, whole(model, waveforms))
+        close(got, whole(model, waveforms), 1e-4)  # float32 over a thousand frames, whose sums differ by machine
 
     def test_a_frame_is_put_out_with_its_last_sample(self):
         model = new_model()
