@@ -85,13 +85,13 @@ def evaluate_command(
 def _print_classification(title: str, scores: "Classification", worst: int) -> None:
     from mambavox.runs.result import describe_scores
 
-    OUT.print(f"{title}: {scores.figures['clips']} recordings", markup=False)
+    OUT.print(f"{title}: {scores.figures['recordings']} recordings", markup=False)
     OUT.print(describe_scores(scores.figures), markup=False)
     if worst:
         OUT.print("worst classes:")
     for row in scores.classes()[:worst]:
         mistaken = f", most often taken for {row.mistaken_for}" if row.mistaken_for else ""
-        OUT.print(f"  {row.label}: {row.correct} of {row.clips} ({row.recall:.1%}){mistaken}", markup=False)
+        OUT.print(f"  {row.label}: {row.correct} of {row.recordings} ({row.recall:.1%}){mistaken}", markup=False)
 
 
 def _print_error_rates(title: str, scores: "TranscriptScores", worst: int) -> None:

@@ -52,7 +52,7 @@ def pretrain_command(
 def _print_plan(plan: "Plan", hours_an_hour: float | None) -> None:
     OUT.print(f"{plan.parameters['encoder']:,} parameters, {plan.parameters['whole']:,} with the pre-training head")
     OUT.print(
-        f"{plan.hours:.2f} h of speech to train on in {plan.clips:,} recordings, of which an epoch hears "
+        f"{plan.hours:.2f} h of speech to train on in {plan.recordings:,} recordings, of which an epoch hears "
         f"{plan.heard:.1%}; {plan.held_back:.2f} h held back"
         + (f"; {plan.unreadable} unreadable recordings left out" if plan.unreadable else "")
     )

@@ -48,7 +48,7 @@ def print_result(result: RunResult, output: Path) -> None:
         count = result.recordings.get(split, 0)
         OUT.print(f"{result.describe_split(split)}: {describe_scores(figures)}, {count} recordings", markup=False)
     if result.left_out:
-        OUT.print(f"{len(result.left_out)} recordings were left out; metrics.json says which and why")
+        OUT.print(f"left out: {len(result.left_out)} recordings; metrics.json says which and why")
     details = result.details
     if details.get("cut"):
         OUT.print(f"{details['cut']} recordings were cut to {details['crop_seconds']:.2f} s")

@@ -35,20 +35,20 @@ class ClassScores:
 
     Attributes:
         label: the class.
-        clips: its recordings.
+        recordings: how many it has.
         correct: how many of them were recognised.
         mistaken_for: the class that it is most often taken for, if any.
     """
 
     label: str
-    clips: int
+    recordings: int
     correct: int
     mistaken_for: str | None
 
     @property
     def recall(self) -> float:
         """Share of its recordings that were recognised, 0 to 1."""
-        return self.correct / self.clips
+        return self.correct / self.recordings
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def main() -> None:
                 # Little speech at a time: of the same hours, small updates learn more than few large ones.
                 batch_seconds=seconds,
                 device_batch_seconds=seconds,
-                max_seconds=seconds,
+                crop_seconds=seconds,
                 min_seconds=0.5,
                 learning_rate=arguments.learning_rate,
                 save_every=500,

@@ -25,7 +25,7 @@ from speech import RATE, UNSEEN, Speech, Texts
 from mambavox.asr.metrics import score_transcripts
 from mambavox.asr.text import normalize_text
 from mambavox.asr.whisper import WhisperTranscriber
-from mambavox.training.run import run as train
+from mambavox.training.run import run as adapt
 from mambavox.training.whisper.config import WhisperConfig
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -111,23 +111,24 @@ class Run:
             warmup_ratio=0.1,
             trim_encoder=True,
             metric_for_best_model="cer",
-            max_seconds=float(SECONDS),
+            drop_longer_than=float(SECONDS),
+            drop_eval_longer_than=float(SECONDS),
             precision="bfloat16",
             device="cpu",
             tensorboard=False,
         )
 
 
-def train(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
+def figures_of(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures of a run, which is done or continued if it must."""
     torch.set_num_threads(1)
     config = run.config(arguments)
-    result = train(config, resume=config.output_path.exists())
+    result = adapt(config, resume=config.output_path.exists())
     return {
         "scores": result.scores,
         "parameters": result.parameters["total"],
         "seconds": result.seconds,
-        "max_new_tokens": result.max_new_tokens,
+        "max_new_tokens": result.details["max_new_tokens"],
     }
 
 
@@ -198,7 +199,7 @@ def main() -> None:
     with ProcessPoolExecutor(arguments.workers) as pool:
 
         def do(runs: list[Run]) -> None:
-            waiting = {run: pool.submit(adapt, run, arguments) for run in runs}
+            waiting = {run: pool.submit(figures_of, run, arguments) for run in runs}
             for run, future in waiting.items():
                 figures[run] = future.result()
                 score = figures[run]["scores"]["test"]

@@ -66,7 +66,7 @@ def test_the_run_folder(config: Callable[..., ClassifyConfig], tmp_path: Path) -
     assert json.loads((run / "labels.json").read_text()) == ["high", "low"]
     assert ClassifyConfig.load(run / "run.yaml") == config(tensorboard=True, bottleneck_dim=4)
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["scores"]["test"]["clips"] == metrics["recordings"]["test"] == 4
+    assert metrics["scores"]["test"]["recordings"] == metrics["recordings"]["test"] == 4
     assert [row["epoch"] for row in metrics["learning_curve"]] == [1, 2]
     assert {"train_loss", "valid_loss", "valid_accuracy"} < metrics["learning_curve"][0].keys()
     assert metrics["versions"]["torch"] == torch.__version__
@@ -82,7 +82,7 @@ def test_the_run_folder(config: Callable[..., ClassifyConfig], tmp_path: Path) -
     for split, scores in result.scores.items():
         rows = [row for row in predictions if row["split"] == split]
         right = sum(row["target"] == row["predicted"] for row in rows)
-        assert (len(rows), right) == (scores["clips"], scores["correct"])
+        assert (len(rows), right) == (scores["recordings"], scores["correct"])
         assert all(Path(row["recording"]).name.startswith(row["target"]) for row in rows)
     card = (run / "README.md").read_text()
     assert "import mambavox" in card

@@ -99,7 +99,7 @@ def _batches(trainer: Trainer) -> tuple[int, int]:
 
 def test_scores() -> None:
     scores = score([0, 0, 1, 1, 2], np.array([0, 1, 1, 1, 0]))
-    assert (scores.clips, scores.correct, scores.accuracy) == (5, 3, 0.6)
+    assert (scores.recordings, scores.correct, scores.accuracy) == (5, 3, 0.6)
     # Wilson: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)
     z, n, p = 1.959964, 5, 0.6
     half = z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5

@@ -99,11 +99,11 @@ class CellResult:
         metric: by which the cell is compared: ``accuracy``, ``wer`` or ``cer``.
         diverged: why there are no figures: the loss was no number any more. A run that diverged would do so again.
         valid: figures of the epoch that was kept on the valid split, by metric, with ``loss``; may be empty.
-        recordings: hash of the names and targets of the test split, in order; equal hashes can be compared in pairs.
+        tested_on: hash of the names and targets of the test split, in order; equal hashes can be compared in pairs.
         measures: what the test scores are made of, by metric.
         selects_on_test: the epoch was chosen on the test split, which makes its figures optimistic.
         parameters: trainable ones, as ``trainable_parameters`` counts them.
-        clips: recordings of each split.
+        recordings: recordings of each split.
         seconds: of the training.
         notes: how the splits came about.
         device: where it was trained.
@@ -116,11 +116,11 @@ class CellResult:
     metric: str = "accuracy"
     diverged: str | None = None
     valid: Mapping[str, float] = field(default_factory=dict)
-    recordings: str = ""
+    tested_on: str = ""
     measures: Mapping[str, Measure] = field(default_factory=dict)
     selects_on_test: bool = False
     parameters: Mapping[str, Any] | None = None
-    clips: Mapping[str, int] | None = None
+    recordings: Mapping[str, int] | None = None
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     device: str = ""

@@ -212,7 +212,7 @@ def summarise(plan: Plan, store: CellStore) -> Summary:
                 optimistic.append(task.name)
             if not failures:
                 folds[variant.name] = _by_fold(good, len(plan.folds[task.name]))
-                tested.add(tuple(result.recordings for result in good[: len(plan.folds[task.name])]))
+                tested.add(tuple(result.tested_on for result in good[: len(plan.folds[task.name])]))
         if len(tested) > 1:
             raise RunError(
                 f"task {task.name}: its cells were tested on different recordings; remove them from "

@@ -21,7 +21,7 @@ class Scores:
     """Figures on one split of the data.
 
     Attributes:
-        clips: recordings.
+        recordings: recordings.
         correct: how many were classified right.
         accuracy: share of them, 0 to 1.
         accuracy_low: lower end of its 95 % Wilson interval.
@@ -29,7 +29,7 @@ class Scores:
         macro_f1: F1 averaged over the classes that occur, 0 to 1.
     """
 
-    clips: int
+    recordings: int
     correct: int
     accuracy: float
     accuracy_low: float
@@ -56,10 +56,10 @@ def score(targets: Sequence[Any] | NDArray[Any], predictions: Sequence[Any] | ND
     from sklearn.metrics import f1_score
 
     right, predicted = np.asarray(targets), np.asarray(predictions)
-    correct, clips = int((right == predicted).sum()), len(right)
-    low, high = binomtest(correct, clips).proportion_ci(0.95, method="wilson")
+    correct, total = int((right == predicted).sum()), len(right)
+    low, high = binomtest(correct, total).proportion_ci(0.95, method="wilson")
     f1 = f1_score(right, predicted, labels=np.unique(right), average="macro", zero_division=0)
-    return Scores(clips, correct, correct / clips, float(low), float(high), float(f1))
+    return Scores(total, correct, correct / total, float(low), float(high), float(f1))
 
 
 def mean_cross_entropy(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:

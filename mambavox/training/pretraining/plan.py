@@ -26,7 +26,7 @@ class Plan:
 
     Attributes:
         parameters: of the encoder, and of the whole model.
-        clips: recordings to train on.
+        recordings: recordings to train on.
         hours: of speech in them.
         held_back: hours of speech of the valid part.
         unreadable: recordings whose header cannot be read, which are left out.
@@ -41,7 +41,7 @@ class Plan:
     """
 
     parameters: dict[str, int]
-    clips: int
+    recordings: int
     hours: float
     held_back: float
     unreadable: int
@@ -95,7 +95,7 @@ def plan(config: PretrainConfig) -> Plan:
     seconds, in_all = float(train.sum()) / rate, float(lengths.sum()) / rate
     return Plan(
         parameters=parameters,
-        clips=len(train),
+        recordings=len(train),
         hours=seconds / 3600,
         held_back=(in_all - seconds) / 3600,
         unreadable=unreadable,

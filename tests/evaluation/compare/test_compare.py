@@ -54,7 +54,7 @@ def test_a_cell_is_the_run_that_its_configuration_says(
     assert result is not None
     alone = train(ClassifyConfig.from_mapping({**result.config, "output": str(tmp_path / "alone")}))
     assert sum(result.measure.values) == alone.scores["test"]["correct"]
-    assert len(result.measure.values) == alone.scores["test"]["clips"] == 4
+    assert len(result.measure.values) == alone.scores["test"]["recordings"] == 4
     assert result.valid["accuracy"] == alone.scores["valid"]["accuracy"]
     assert result.parameters == alone.parameters
 

@@ -73,7 +73,7 @@ def test_command(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_plan_counts(speech: str, tmp_path: Path) -> None:
     found = plan(tiny_run(speech, tmp_path / "run", crop_seconds=2.0))
     lengths = [soundfile.info(path).frames for path in sorted(Path(speech).iterdir())]
-    assert found.hours + found.held_back == pytest.approx(sum(lengths) / 16_000 / 3600) and found.clips == 13
+    assert found.hours + found.held_back == pytest.approx(sum(lengths) / 16_000 / 3600) and found.recordings == 13
     assert found.parameters["whole"] == sum(
         parameter.numel()
         for parameter in MambaHubertForPreTraining(tiny_run(speech, tmp_path).model_config()).parameters()
@@ -93,7 +93,7 @@ def test_plan_counts_what_is_trained_on(tmp_path: Path) -> None:
         part: sum(soundfile.info(path).duration for path in (tmp_path / "data" / part).glob("clip*")) / 3600
         for part in ("train", "dev")
     }
-    assert (found.clips, found.unreadable) == (4, 1)
+    assert (found.recordings, found.unreadable) == (4, 1)
     assert (found.hours, found.held_back) == pytest.approx((hours["train"], hours["dev"]), rel=1e-4)
 
 

@@ -182,7 +182,7 @@ def test_tars_of_the_test_part_are_not_trained_on(packed: tuple[str, str], tmp_p
 def test_plan_and_command(packed: tuple[str, str], tmp_path: Path) -> None:
     dry = ["pretrain", "--config", str(tmp_path / "run.yaml")]
     files, tars = (plan(tiny_run(data, tmp_path / "run", shuffle_shards=9)) for data in packed)
-    assert files.hours == pytest.approx(tars.hours) and files.clips == tars.clips == 13
+    assert files.hours == pytest.approx(tars.hours) and files.recordings == tars.recordings == 13
     assert files.held_back == pytest.approx(tars.held_back) and files.held_back > 0
     (tmp_path / "run.yaml").write_text(tiny_run(packed[1], tmp_path / "run", steps=2).to_yaml())
     hours = plan(tiny_run(packed[1], tmp_path / "run", steps=2)).hours_heard
