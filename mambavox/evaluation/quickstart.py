@@ -83,7 +83,7 @@ def quickstart(
         )
         results[method] = run(config, console=console if console.is_terminal else None)
     for file in (folder / "methods" / SHOWN_METHOD).iterdir():
-        if file.is_file():
+        if file.name in RUN_FILES:
             shutil.copy2(file, folder / file.name)
     _write_example(folder)
     plot_comparison(results, folder / "report.png", f"{len(COMMANDS)} synthesised spoken commands, backbone nano-ast")

@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from mambavox.runs.result import describe_scores
 from mambavox.training.pretraining.config import PretrainConfig
 from mambavox.training.run import run as train
 
@@ -85,7 +86,8 @@ def main() -> None:
                 log_every=100,
             )
             result = train(config, resume=output.exists(), console=console)
-            console.print(f"{encoder}, {output.name}: {result.valid}, {result.seconds / 60:.0f} min")
+            scores = describe_scores(result.scores["valid"])
+            console.print(f"{encoder}, {output.name}: {scores}, {result.seconds / 60:.0f} min")
 
 
 if __name__ == "__main__":

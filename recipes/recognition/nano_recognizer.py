@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from checkpoints import load_state, save_state
 from documents import CHUNKS, LENGTHS, RATE, Said
-from mambavox.training.ctc.trainer import tri_stage
 from matplotlib.figure import Figure
 from phones import PHONES, phone_classes, phone_loss
 from speech import Spoken
@@ -43,6 +42,7 @@ from mambavox.asr.recognizer import SpeechRecognizer
 from mambavox.asr.tokenizer import encode, train_tokenizer
 from mambavox.evaluation.report import COLORS, MARKERS, style_axes
 from mambavox.files import to_json, write_atomically
+from mambavox.training.ctc.objective import tri_stage
 from mambavox.training.parameter_groups import parameter_groups
 
 CAUSAL = {"mamba": "nano-mamba-hubert", "causal-transformer": "nano-transformer-hubert"}

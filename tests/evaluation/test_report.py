@@ -17,9 +17,13 @@ from mambavox.training.classify.objective import score
 def results() -> dict[str, RunResult]:
     """Results of two methods, as a run would give them."""
     first = RunResult(
+        task="classify",
         method="mambadapter",
         backbone="nano-ast",
-        scores={"valid": score([0, 1], [0, 1]), "test": score([0, 1, 1, 0], [0, 1, 1, 1])},
+        scores={
+            "valid": score([0, 1], [0, 1]).to_mapping(),
+            "test": score([0, 1, 1, 0], [0, 1, 1, 1]).to_mapping(),
+        },
         learning_curve=[
             {"epoch": n, "train_loss": 1 / n, "valid_loss": 1 / n, "valid_accuracy": n / 4} for n in (1, 2, 3)
         ],
@@ -27,10 +31,9 @@ def results() -> dict[str, RunResult]:
         parameters={"adapter": 12_345, "head": 2_316, "total": 14_661, "share_of_backbone": 0.0041},
         seconds=12.34,
         learning_rate=5e-3,
-        max_seconds=1.0,
-        clips={"train": 10, "valid": 2, "test": 4},
-        cut=0,
-        skipped=[],
+        recordings={"train": 10, "valid": 2, "test": 4},
+        hours={"train": 0.1, "valid": 0.02, "test": 0.04},
+        left_out=[],
         notes=[],
         device="cpu",
         versions={"torch": "2"},

@@ -199,17 +199,17 @@ def points(difference: Interval) -> str:
 
 def _rate_lines(summary: Summary) -> list[str]:
     return [
-        f"- {task.name}, {variant.name}: {_rates(summary.score(task, variant).rate)}"
+        f"- {task.name}, {variant.name}: {_rates(summary.score(task, variant).rate, LABELS[summary.metric(task)])}"
         for task in summary.grid.tasks
         for variant in summary.grid.variants
     ]
 
 
-def _rates(choice: RateChoice) -> str:
+def _rates(choice: RateChoice, metric: str) -> str:
     if choice.given:
         return f"{choice.best:g}, given"
     tried = ", ".join(f"{rate:g}: " + ("none" if a is None else f"{100 * a:.1f}") for rate, a in choice.tried)
     if choice.best is None:
         return f"no run succeeded ({tried})"
     edge = f", the {choice.edge} of the grid: one beyond it may be better" if choice.edge else ""
-    return f"**{choice.best:g}**{edge} (valid score in %: {tried})"
+    return f"**{choice.best:g}**{edge} (valid {metric} in %: {tried})"

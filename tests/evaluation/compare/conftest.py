@@ -92,7 +92,7 @@ def imagined_result(cell: Cell, correct: Sequence[bool], **changes: Any) -> Cell
     """What a cell might have given: its valid accuracy is higher the nearer its rate lies to 0.01."""
     values: dict[str, Any] = {
         "valid": {"accuracy": 1 - abs(np.log10((cell.config.learning_rate or 1) / 0.01)) / 10, "loss": 1.0},
-        "recordings": f"{cell.task} {cell.fold} {len(correct)}",
+        "tested_on": f"{cell.task} {cell.fold} {len(correct)}",
         "measures": {"accuracy": Measure(tuple(map(float, correct)), (1.0,) * len(correct))},
         "parameters": {"adapter": 100 * len(cell.config.method), "head": 1, "total": 1, "share_of_backbone": 0.1},
         "seconds": 1.0,

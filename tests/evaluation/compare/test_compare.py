@@ -100,7 +100,7 @@ def test_changed_recordings_are_new_cells(
 
     data = tmp_path / "data"
     shutil.copytree(folded, data)
-    compared = grid(variants=grid().variants[1:], tasks=(Task("t", str(data), ("1",)),))
+    compared = grid(variants=grid().variants[1:], tasks=(Task("t", str(data), folds=("1",)),))
     compare(compared, tmp_path / "out")
     assert len(in_process) == 1
     (data / "low_0.wav").write_bytes((data / "low_1.wav").read_bytes())
@@ -128,10 +128,10 @@ def test_a_failed_cell_is_reported_and_the_others_go_on(
 def test_a_run_that_diverges_does_so_once(
     grid: Callable[..., Grid], tmp_path: Path, in_process: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mambavox.training import trainer
+    from mambavox.training.classify import task
 
-    right = trainer._mean_cross_entropy
-    monkeypatch.setattr(trainer, "_mean_cross_entropy", lambda *args, **kwargs: right(*args, **kwargs) * float("nan"))
+    right = task.mean_cross_entropy
+    monkeypatch.setattr(task, "mean_cross_entropy", lambda *args, **kwargs: right(*args, **kwargs) * float("nan"))
     summary = compare(grid(), tmp_path)
     assert all("the run has diverged" in failure for failure in summary.failures)
     assert len(summary.failures) == 2
@@ -150,7 +150,7 @@ def test_a_run_that_diverges_does_so_once(
             DataError,
             "no test",
         ),
-        ({"tasks": (Task("t", "FOLDED", ("9",)),)}, DataError, "test_fold is 9"),
+        ({"tasks": (Task("t", "FOLDED", folds=("9",)),)}, DataError, "test_fold is 9"),
         ({"backbone": "no/such"}, ConfigError, "no/such"),
     ],
 )
@@ -168,7 +168,7 @@ def test_mistakes_are_found_before_anything_is_run(
 def test_rates_need_a_valid_part(grid: Callable[..., Grid], tones: str, tmp_path: Path) -> None:
     settings = {"split_column": "none", "valid_fraction": 0.0, "test_fraction": 0.3}
     compared = grid(tasks=(Task("t", tones, settings=settings),), learning_rates=(1e-3, 1e-2))
-    with pytest.raises(ConfigError, match=r"no valid part to choose learning rates on.*x1"):
+    with pytest.raises(ConfigError, match=r"no valid split to choose learning rates on.*x1"):
         make_plan(compared)
     assert make_plan(replace(compared, learning_rates=(1e-3,))).folds["t"][0].name is None
 
@@ -194,7 +194,7 @@ def test_jobs_in_two_stages(grid: Callable[..., Grid], tmp_path: Path) -> None:
 
 
 def test_the_listing(grid: Callable[..., Grid], folded: str, tmp_path: Path, in_process: list[str]) -> None:
-    compared = grid(tasks=(Task("folds", folded, ("2", "3")),), learning_rates=(1e-3, 1e-2))
+    compared = grid(tasks=(Task("folds", folded, folds=("2", "3")),), learning_rates=(1e-3, 1e-2))
     plan, store = make_plan(compared), CellStore(tmp_path)
     rows = list_cells(plan, store)
     assert len(rows) == 2 * (2 + 2)

@@ -65,7 +65,8 @@ def test_variants_are_written_as_words() -> None:
 
 def test_tasks_are_written_as_words() -> None:
     task = parse_task("esc10='/my data/esc10' epochs=12 folds=1,3")
-    assert task == Task("esc10", "/my data/esc10", ("1", "3"), {"epochs": "12"})
+    assert task == Task("esc10", "/my data/esc10", folds=("1", "3"), settings={"epochs": "12"})
+    assert parse_task("hsb=whisper:manifest.jsonl") == Task("hsb", "manifest.jsonl", "whisper")
     assert parse_task("a=b=c") == Task("a", "b=c")
     for wrong in ("esc10", "=x", "esc10="):
         with pytest.raises(ConfigError, match="expected its name and its data"):

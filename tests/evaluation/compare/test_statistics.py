@@ -32,11 +32,11 @@ def test_the_difference_is_paired() -> None:
     """Two methods that fail on the same recordings differ surely, however few they are."""
     first, second = np.zeros((1, 400)), np.zeros((1, 400))
     first[0, :300], second[0, :280] = 1, 1
-    paired = bootstrap([first - second])
+    paired = bootstrap([fold(first - second)])
     assert paired.value == pytest.approx(0.05)
     assert paired.high - paired.low == pytest.approx(2 * 1.96 * np.sqrt(0.05 * 0.95 / 400), rel=0.1)
     shuffled = np.random.default_rng(0).permutation(second[0])[None]
-    apart = bootstrap([first - shuffled])
+    apart = bootstrap([fold(first - shuffled)])
     assert apart.value == pytest.approx(0.05)
     assert apart.low < 0 < apart.high
 

@@ -186,8 +186,8 @@ def test_the_report(summary: Summary, tmp_path: Path) -> None:
         "results.csv",
         "results.json",
         "table.tex",
-        "accuracy.png",
-        "accuracy_parameters.png",
+        "scores.png",
+        "scores_parameters.png",
     }
     content = json.loads((tmp_path / "out" / "results.json").read_text())
     assert content["references"] == {"t": "lora", "u": "lora"}
@@ -206,5 +206,5 @@ def test_a_map_of_every_plane_that_is_crossed(
         *imagined(grid(variants=variants), lambda cell: list(np.arange(40) < cell.config.method_options["d_conv"]))
     )
     write_report(found, tmp_path / "out")
-    assert (tmp_path / "out" / "accuracy_d_state_d_conv.png").stat().st_size > 10_000
-    assert (tmp_path / "out" / "accuracy_d_conv_expand.png").stat().st_size > 10_000
+    assert (tmp_path / "out" / "scores_d_state_d_conv.png").stat().st_size > 10_000
+    assert (tmp_path / "out" / "scores_d_conv_expand.png").stat().st_size > 10_000

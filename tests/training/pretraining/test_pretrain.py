@@ -63,7 +63,7 @@ def test_command(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["details"]["steps"] == 2
     assert "h to train on" in done.output and "(3 recordings) held back, by a draw of recordings" in done.output
     assert f"mambavox adapt --task ctc --backbone {tmp_path / 'run'}" in done.output.replace("\n", " ")
-    monkeypatch.setattr("mambavox.training.pretraining.pretrain.is_first_process", lambda: False)
+    monkeypatch.setattr("mambavox.training.run.is_first_process", lambda: False)
     again = CliRunner().invoke(app, [*options, "--resume"])
     assert again.exit_code == 0 and "load it with" not in again.output
     wrong = CliRunner().invoke(app, ["pretrain", "--data", speech, "--preset", "mamba-tiny"])

@@ -33,6 +33,8 @@ def _timeless(figures: Any) -> Any:
 def assert_same(broken: Path, whole: Path) -> None:
     """Same figures, those along the way included, and the same weights, bit by bit."""
     first, second = (RunResult.load(folder).to_mapping() for folder in (broken, whole))
+    notes = [result.pop("notes") for result in (first, second)]
+    assert all(len(told) == len(notes[0]) for told in notes)  # by the column of files, by the names of shards
     scores = [figures.pop("scores") for figures in (first, second)]
     for split in ("train", "valid"):
         assert _timeless(scores[0][split]) == _timeless(scores[1][split])
