@@ -37,7 +37,7 @@ def adapt_command(
     """
     given = {key: value for key, value in flags.items() if value is not None}
     options = parse_options(ctx.args)
-    chosen = from_flags(task, config, given, resume=resume, default_task="classify")
+    chosen = from_flags(task, config, given, resume=resume, tasks=ADAPT_TASKS)
     check_owned(chosen.task, given, _CONFIGS)
     if options:
         assert isinstance(chosen, AdaptConfig)
@@ -46,7 +46,7 @@ def adapt_command(
             if key not in known:
                 names = [*_CONFIGS[chosen.task].__dataclass_fields__, *known]
                 raise typer.BadParameter(f"{unknown_key(key, names)} ({definer})")
-        chosen = from_flags(task, config, {**given, **options}, resume=resume, default_task="classify")
+        chosen = from_flags(task, config, {**given, **options}, resume=resume, tasks=ADAPT_TASKS)
     do_run(chosen, resume=resume, overwrite=overwrite, keep_checkpoints=keep_checkpoints)
 
 

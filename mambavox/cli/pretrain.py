@@ -39,7 +39,7 @@ def pretrain_command(
     if hours_an_hour is not None and not (dry_run and hours_an_hour > 0):
         raise typer.BadParameter("--hours-an-hour is a speed above 0, and for --dry-run alone")
     given = {key: value for key, value in flags.items() if value is not None} | parse_options(ctx.args)
-    chosen = from_flags("pretrain", config, given, resume=resume, default_task="pretrain")
+    chosen = from_flags(None, config, given, resume=resume, tasks=["pretrain"])
     if dry_run:
         from mambavox.training.pretraining.plan import plan
 

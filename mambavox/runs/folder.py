@@ -109,7 +109,8 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Keep other processes from writing into the folder; the lock dies with the process that holds it.
 
-        A folder that holds nothing when the lock is released, because the run could not begin, is removed.
+        Where the run could not begin, nothing of it is left: neither a folder made for it, nor a lock in one of
+        something else.
 
         Raises:
             RunError: another process holds the lock, or the folder cannot be written into.
@@ -135,8 +136,9 @@ class RunFolder:
             yield
         finally:
             holder.unlink(missing_ok=True)
-            if not self._entries():
+            if not (self.path / RUN_FILE).is_file():
                 (self.path / _LOCK).unlink(missing_ok=True)
+            if not self._entries():
                 for folder in made:
                     _remove_if_empty(folder)
             lock.release()

@@ -127,26 +127,6 @@ def test_the_best_epoch_is_kept(config: Callable[..., ClassifyConfig]) -> None:
     assert result.scores["valid"]["accuracy"] == best["valid_accuracy"]
 
 
-def test_an_output_in_use(config: Callable[..., ClassifyConfig], tmp_path: Path) -> None:
-    train(config(epochs=1))
-    with pytest.raises(RunError, match=r"holds a finished run.*--resume.*--overwrite"):
-        train(config(epochs=2))
-    assert len(train(config(epochs=2), overwrite=True).learning_curve) == 2
-    with pytest.raises(RunError, match="expected one of them"):
-        train(config(), resume=True, overwrite=True)
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_of_something_else_is_left_alone(
-    config: Callable[..., ClassifyConfig], tmp_path: Path, overwrite: bool
-) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "README.md").write_text("mine")
-    with pytest.raises(RunError, match=r"is not empty and holds no run.*--output"):
-        train(config(), overwrite=overwrite)
-    assert (tmp_path / "run" / "README.md").read_text() == "mine"
-
-
 def test_mistakes_about_data(config: Callable[..., ClassifyConfig], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--data"):
         train(config(data=None))

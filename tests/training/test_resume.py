@@ -1,11 +1,6 @@
 """A run that is killed and continued ends as an unbroken one does."""
 
 import io
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,33 +61,6 @@ def _break_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(EpochTrainer, "training_step", training_step)
-
-
-def test_sigkill_in_the_middle(backbone: Callable[[str], str], tones: str, tmp_path: Path) -> None:
-    config = _config(backbone("ast"), tones, tmp_path / "broken", epochs=12, spec_augment=True)
-    (tmp_path / "run.yaml").write_text(config.to_yaml())
-    code = (
-        f"import torch; torch.set_num_threads({torch.get_num_threads()})\n"
-        "from mambavox.cli import app\n"
-        f"app(['adapt', '--config', {str(tmp_path / 'run.yaml')!r}])"
-    )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=log, env=environment)
-        checkpoints = tmp_path / "broken" / "checkpoints"
-        deadline = time.monotonic() + 120
-        # The second checkpoint exists: well begun, far from the end.
-        while process.poll() is None and not (checkpoints / "checkpoint-4" / "checksums.json").is_file():
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
-    assert not RunFolder(tmp_path / "broken").is_finished
-
-    train(config, resume=True)
-    train(config.replace(output=str(tmp_path / "whole")))
-    _assert_same(tmp_path / "broken", tmp_path / "whole")
-    assert not checkpoints.exists()
 
 
 @pytest.mark.parametrize(
@@ -185,14 +153,3 @@ def test_when_every_checkpoint_is_damaged_nothing_is_removed(tmp_path: Path) -> 
     with pytest.raises(RunError, match=r"every checkpoint is damaged.*weights is not as it was written.*--overwrite"):
         folder.last_checkpoint()
     assert checkpoint.is_dir()
-
-
-def test_a_finished_run_is_not_run_again(
-    backbone: Callable[[str], str], tones: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = _config(backbone("ast"), tones, tmp_path / "run", epochs=1)
-    result = train(config)
-    _break_after(monkeypatch, 0)
-    assert train(config, resume=True) == result
-    with pytest.raises(RunError, match=r"epochs was 1 and is 2.*--overwrite"):
-        train(config.replace(epochs=2), resume=True)

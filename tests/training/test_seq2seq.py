@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import yaml
 from safetensors.torch import load_file
 from tiny import save_whisper
 from training.devices import pretend_two_gpus
@@ -111,26 +107,6 @@ def test_the_error_rate_that_is_asked_for_chooses_the_epoch(
     assert train(run).best_epoch == {"wer": 2, "cer": 1}[rate]
 
 
-def test_an_interrupted_run_goes_on_to_the_same_end(
-    whisper: str, sayings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = {"epochs": 3, "learning_rate": 5e-3}
-    whole = train(config(whisper, sayings, tmp_path / "whole", **options))
-    from mambavox.training import engine
-
-    def interrupt(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.epoch and state.epoch >= 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(engine.TrainingClock, "on_epoch_begin", interrupt, raising=False)
-        with pytest.raises(KeyboardInterrupt):
-            train(config(whisper, sayings, tmp_path / "cut", **options))
-    assert (tmp_path / "cut" / "checkpoints").is_dir()
-    resumed = train(config(whisper, sayings, tmp_path / "cut", **options), resume=True)
-    assert resumed.learning_curve == whole.learning_curve and resumed.scores == whole.scores
-
-
 @pytest.mark.parametrize(
     "options", [{"gradient_checkpointing": True}, {"precision": "bfloat16"}, {"trim_encoder": True}]
 )
@@ -220,27 +196,6 @@ def test_adalora_moves_its_ranks(whisper: str, sayings: str, tmp_path: Path) -> 
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     left = [int((tensor != 0).sum()) for name, tensor in tensors.items() if "lora_E" in name]
     assert sum(left) == len(left) > 0, "target_r for each projection, on average"
-
-
-def test_two_processes_learn_what_one_learns_with_two_batches_an_update(
-    whisper: str, sayings: str, tmp_path: Path
-) -> None:
-    one = config(whisper, sayings, tmp_path / "one", batch_size=2, gradient_accumulation=2, learning_rate=1e-3)
-    alone = train(one)
-    two = one.replace(output=str(tmp_path / "two"), gradient_accumulation=1)
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump(two.to_mapping()))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "mambavox", "adapt", "--config", str(tmp_path / "two.yaml"), "--output", str(tmp_path / "two")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    together = RunResult.load(tmp_path / "two")
-    weights = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two")]
-    assert weights[0].keys() == weights[1].keys()
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-5)
-    assert together.scores == alone.scores
-    assert done.stdout.count("epoch 1/2") == 1, "the first process speaks"
 
 
 def test_mistakes(whisper: str, sayings: str, tmp_path: Path, backbone: Any) -> None:

@@ -19,7 +19,6 @@ from mambavox.errors import RunError
 from mambavox.runs.folder import RunFolder
 from mambavox.runs.result import RunResult
 from mambavox.training.pretraining.config import PretrainConfig
-from mambavox.training.pretraining.objective import PretrainTrainer
 from mambavox.training.pretraining.progress import read_history
 from mambavox.training.run import run as train
 
@@ -74,70 +73,6 @@ def test_killed_twice(speech: str, tmp_path: Path) -> None:
     assert not RunFolder(config.output_path).checkpoints.exists()
 
 
-def test_interrupted_between_checkpoints(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_run(speech, tmp_path / "broken", preset="transformer-nano", save_every=3)
-    step, done = PretrainTrainer.training_step, 0
-
-    def training_step(self: PretrainTrainer, *args: Any, **kwargs: Any) -> Any:
-        nonlocal done
-        done += 1
-        if done == 10:  # in the middle of the fifth update
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PretrainTrainer, "training_step", training_step)
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
-    train(config, resume=True)
-    train(config.replace(output=str(tmp_path / "whole")))
-    assert_same(tmp_path / "broken", tmp_path / "whole")
-
-
-def test_killed_while_the_model_is_written(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_run(speech, tmp_path / "broken", steps=4)
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
-    train(config, resume=True)
-    train(config.replace(output=str(tmp_path / "whole")))
-    assert_same(tmp_path / "broken", tmp_path / "whole")
-
-
-def test_a_finished_run_is_not_run_again(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_run(speech, tmp_path / "run", steps=2)
-    result = train(config)
-    monkeypatch.setattr(PretrainTrainer, "train", lambda *_, **__: pytest.fail("trained again"))
-    assert train(config, resume=True) == result
-    with pytest.raises(RunError, match=r"steps was 2 and is 3.*--overwrite"):
-        train(config.replace(steps=3), resume=True)
-    with pytest.raises(RunError, match=r"holds a finished run.*--resume"):
-        train(config)
-
-
-def test_killed_while_an_old_run_is_removed(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_run(speech, tmp_path / "run", steps=2)
-    train(config, keep_checkpoints=True)
-    folder, remove = RunFolder(config.output_path), shutil.rmtree
-
-    def kill(path: Path, **options: Any) -> None:
-        if path.exists():  # in the middle of the checkpoints
-            (path / "checkpoint-2" / "model.safetensors").unlink()
-            raise KeyboardInterrupt
-        remove(path, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", kill)
-        with pytest.raises(KeyboardInterrupt):
-            train(config.replace(seed=1), overwrite=True)
-    assert not folder.is_finished and folder.last_checkpoint() is None
-    with pytest.raises(RunError, match=r"unfinished run.*--overwrite"):
-        folder.check(config, resume=False, overwrite=False)
-    folder.check(config, resume=True, overwrite=False)
-    assert train(config.replace(seed=1), overwrite=True).details["steps"] == 2
-
-
 def test_killed_while_the_configuration_is_written(speech: str, tmp_path: Path) -> None:
     config = tiny_run(speech, tmp_path / "run")
     (tmp_path / "run").mkdir()
@@ -146,14 +81,6 @@ def test_killed_while_the_configuration_is_written(speech: str, tmp_path: Path) 
     (tmp_path / "run" / "mine.txt").write_text("not ours")
     with pytest.raises(RunError, match="is not empty and holds no run"):
         RunFolder(config.output_path).check(config, resume=False, overwrite=True)
-
-
-def test_a_run_of_another_command_is_told(speech: str, tmp_path: Path) -> None:
-    config = tiny_run(speech, tmp_path / "run")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.yaml").write_text("backbone: nano-ast\n")
-    with pytest.raises(RunError, match="says task: None; expected one of"):
-        train(config, resume=True)
 
 
 def test_lines_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
