@@ -7,7 +7,9 @@ Everything here works on frames; which frames belong to which samples or seconds
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.jit._trace import is_tracing
 
 from mambavox.errors import ConfigError
 
@@ -21,16 +23,19 @@ def check_lengths(lengths: Tensor, batch: int, time: int) -> Tensor:
         time: number of frames of the padded batch.
 
     Returns:
-        The lengths as ``int64``.
+        The lengths as ``int64``, all in ``0..time``: where their values cannot be looked at (in ``torch.compile``, in a
+        trace, on another device) those outside take the nearest value inside.
 
     Raises:
-        ConfigError: wrong shape, a non-integer dtype, or (outside ``torch.compile``) a value outside ``0..time``.
+        ConfigError: wrong shape, a non-integer dtype, or (where it can be looked at) a value outside ``0..time``.
     """
     if lengths.shape != (batch,):
         raise ConfigError(f"lengths has shape {tuple(lengths.shape)}; expected ({batch},), one number a row")
     if lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise ConfigError(f"lengths has dtype {lengths.dtype}; expected an integer dtype (frames)")
-    if not torch.compiler.is_compiling() and lengths.device.type == "cpu" and batch:
+    if not _can_be_looked_at(lengths):
+        return lengths.to(torch.int64).clamp(0, time)
+    if batch:
         # As a list: two reductions take longer than the scan of a short sequence.
         frames = lengths.tolist()
         if min(frames) < 0 or max(frames) > time:
@@ -78,11 +83,12 @@ def check_cu_seqlens(cu_seqlens: Tensor, batch: int, time: int) -> Tensor:
         time: their number of frames.
 
     Returns:
-        The boundaries as ``int64``.
+        The boundaries as ``int64``, rising from 0 to ``time``: where their values cannot be looked at those that do not
+        are moved.
 
     Raises:
-        ConfigError: more than one row, wrong shape, a non-integer dtype, or (outside ``torch.compile``) boundaries that
-            do not rise from 0 to ``time``.
+        ConfigError: more than one row, wrong shape, a non-integer dtype, or (where they can be looked at) boundaries
+            that do not rise from 0 to ``time``.
     """
     if batch != 1:
         raise ConfigError(f"cu_seqlens is given and batch is {batch}; expected a packed batch of one row")
@@ -90,13 +96,19 @@ def check_cu_seqlens(cu_seqlens: Tensor, batch: int, time: int) -> Tensor:
         raise ConfigError(f"cu_seqlens has shape {tuple(cu_seqlens.shape)}; expected (sequences + 1,), at least (2,)")
     if cu_seqlens.is_floating_point() or cu_seqlens.dtype == torch.bool:
         raise ConfigError(f"cu_seqlens has dtype {cu_seqlens.dtype}; expected an integer dtype (frames)")
-    if not torch.compiler.is_compiling() and cu_seqlens.device.type == "cpu":
-        falls = bool((cu_seqlens[1:] < cu_seqlens[:-1]).any())
-        if cu_seqlens[0] != 0 or cu_seqlens[-1] != time or falls:
-            raise ConfigError(
-                f"cu_seqlens is {cu_seqlens.tolist()}; expected numbers rising from 0 to {time}, the frames"
-            )
+    if not _can_be_looked_at(cu_seqlens):
+        inside = cu_seqlens[1:-1].to(torch.int64).clamp(0, time)
+        inside = inside.cummax(0).values if len(inside) else inside
+        return F.pad(F.pad(inside, (1, 0)), (0, 1), value=time)
+    falls = bool((cu_seqlens[1:] < cu_seqlens[:-1]).any())
+    if cu_seqlens[0] != 0 or cu_seqlens[-1] != time or falls:
+        raise ConfigError(f"cu_seqlens is {cu_seqlens.tolist()}; expected numbers rising from 0 to {time}, the frames")
     return cu_seqlens.to(torch.int64)
+
+
+def _can_be_looked_at(numbers: Tensor) -> bool:
+    """Whether the values are known now and without waiting for a device."""
+    return numbers.device.type == "cpu" and not torch.compiler.is_compiling() and not is_tracing()
 
 
 def check_rows(x: Tensor, lengths: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -134,6 +146,8 @@ def unpack(packed: Tensor, cu_seqlens: Tensor) -> Tensor:
     Returns:
         ``(sequences, longest, channels)``, zero beyond each sequence's length.
     """
+    if is_tracing():
+        raise ConfigError("cu_seqlens cannot be traced here: the boundaries of this input would stay in the trace")
     pieces = packed[0].split((cu_seqlens[1:] - cu_seqlens[:-1]).tolist())
     return torch.nn.utils.rnn.pad_sequence(list(pieces), batch_first=True)
 

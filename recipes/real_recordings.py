@@ -70,7 +70,7 @@ def main() -> None:
         tuple(make_task(name, arguments.data, arguments.output / "manifests") for name in arguments.tasks),
         backbone=arguments.backbone,
         learning_rates=RATES,
-        settings={"device": "cpu", "bf16": True},
+        settings={"device": "cpu", "precision": "bfloat16"},
     )
     grid = fit_variants(grid, [arguments.parameters])
     print(markdown(compare(grid, arguments.output, workers=arguments.workers, console=Console())))

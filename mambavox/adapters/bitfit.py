@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from mambavox.adapters.config import Where
 from mambavox.adapters.hosts import Stack, declare_missing_embeddings, describe_stacks, find_stacks, matches
-from mambavox.adapters.layers import AdapterLayer, rows_by_adapter
+from mambavox.adapters.layers import AdapterLayer
 from mambavox.adapters.method_config import MethodConfig
+from mambavox.adapters.rows import rows_by_adapter
 from mambavox.adapters.tuner import AdapterModel
 from mambavox.errors import HostError
 

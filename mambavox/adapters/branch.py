@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mambavox.adapters.cache import DecodedState
 from mambavox.adapters.config import AdapterConfig, DownInit, TemporalAdapterConfig
-from mambavox.adapters.decoding import DecodedState
 from mambavox.adapters.hosts import Sublayer
 from mambavox.adapters.sharing import parse_sharing
 from mambavox.errors import HostError

@@ -16,8 +16,8 @@ from mambavox.adapters.hosts import (
     find_stacks,
     reads_raw_weights,
 )
-from mambavox.adapters.layers import SublayerAdapter
 from mambavox.adapters.method_config import MethodConfig
+from mambavox.adapters.sublayer import SublayerAdapter
 from mambavox.adapters.tuner import AdapterModel
 from mambavox.errors import HostError
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mambavox.adapters.branch import Projections
 from mambavox.adapters.config import Context, SublayerConfig
-from mambavox.adapters.layers import SublayerAdapter
+from mambavox.adapters.sublayer import SublayerAdapter
 from mambavox.adapters.tuner import AdapterModel
 from mambavox.errors import ConfigError
 from mambavox.lengths import length_mask

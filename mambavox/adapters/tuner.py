@@ -20,15 +20,10 @@ from mambavox.adapters.hosts import (
     find_stacks,
     matches,
 )
-from mambavox.adapters.layers import (
-    CANNOT_MERGE,
-    AdaptedNorm,
-    AdapterLayer,
-    HeadOfEachRow,
-    SublayerAdapter,
-    TokensOfEachRow,
-)
+from mambavox.adapters.layers import CANNOT_MERGE, AdaptedNorm, AdapterLayer
+from mambavox.adapters.rows import HeadOfEachRow, TokensOfEachRow
 from mambavox.adapters.sharing import parse_sharing, sharing_groups
+from mambavox.adapters.sublayer import SublayerAdapter
 from mambavox.errors import ConfigError, HostError
 
 BASE = "__base__"

@@ -2,37 +2,16 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mambavox.asr.tokenizer import Vocabulary
+from mambavox.asr.transcript import Word
 from mambavox.errors import ConfigError, DataError
 
 _NEVER = -math.inf
-
-
-@dataclass(frozen=True)
-class Word:
-    """A word that was heard.
-
-    Attributes:
-        text: the word.
-        start: seconds.
-        end: seconds.
-        confidence: geometric mean of its tokens' probabilities, 0 to 1.
-    """
-
-    text: str
-    start: float
-    end: float
-    confidence: float
-
-    def to_mapping(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

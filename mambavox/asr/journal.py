@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mambavox.asr.decoding import Word
 from mambavox.asr.live import LiveSegment
 from mambavox.asr.long_form import LongFormState
+from mambavox.asr.transcript import Word
 from mambavox.errors import DataError
 from mambavox.files import write_atomically
 

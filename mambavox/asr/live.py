@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mambavox.asr.decoding import Word
 from mambavox.asr.recognizer import SpeechRecognizer
 from mambavox.asr.tokenizer import Vocabulary
+from mambavox.asr.transcript import Segment, Word, mean_confidence
 from mambavox.data import Waveform
 from mambavox.errors import ConfigError, DataError
 
@@ -22,18 +22,18 @@ class Endpointing:
     """When a segment of speech is over.
 
     Attributes:
-        pause: seconds without a letter that end a segment.
-        longest: seconds after which a segment is ended behind its last whole word, even without a pause.
+        pause_seconds: a pause of this length, without a letter, ends a segment.
+        segment_seconds: a segment of this length ends behind its last whole word, even without a pause.
 
     Raises:
         ConfigError: a value is not positive.
     """
 
-    pause: float = 0.8
-    longest: float = 30.0
+    pause_seconds: float = 0.8
+    segment_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        for name, value in (("pause", self.pause), ("longest", self.longest)):
+        for name, value in vars(self).items():
             if not value > 0:
                 raise ConfigError(f"{name}={value}; expected seconds above 0")
 
@@ -68,9 +68,13 @@ class LiveSegment:
         return self.words[-1].end
 
     @property
-    def confidence(self) -> float:
+    def confidence(self) -> float | None:
         """Mean confidence of its words."""
-        return float(np.mean([word.confidence for word in self.words]))
+        return mean_confidence(self.words)
+
+    def to_segment(self) -> Segment:
+        """The segment as a transcript holds it."""
+        return Segment.of_words(self.words)
 
     def to_mapping(self) -> dict[str, Any]:
         """For JSON."""
@@ -92,9 +96,8 @@ class LiveDecoder:
     """The likeliest alignment of one stream, written down as its frames come.
 
     Letters are those that ``words_in`` finds in the whole recording for ``greedy_search``. Words are, too, but where a
-    pause ends one without a space, and where ``longest`` cuts one without end. A text never takes back what it has
-    shown: a later one of the same segment begins with it.
-    Memory is bounded by ``longest``.
+    pause ends one without a space, and where ``segment_seconds`` cuts one without end. A text never takes back what it
+    has shown: a later one of the same segment begins with it. Memory is bounded by ``segment_seconds``.
 
     Args:
         vocabulary: of the model.
@@ -106,8 +109,8 @@ class LiveDecoder:
         endpointing = endpointing or Endpointing()
         self.vocabulary = vocabulary
         self.frame_seconds = frame_seconds
-        self._pause = max(1, round(endpointing.pause / frame_seconds))
-        self._longest = max(1, round(endpointing.longest / frame_seconds))
+        self._pause = max(1, round(endpointing.pause_seconds / frame_seconds))
+        self._longest = max(1, round(endpointing.segment_seconds / frame_seconds))
         self._frame = 0  # number of the next frame
         self._heard = 0  # the frame after the last one that was neither blank nor space
         self._token = vocabulary.blank  # of the last frame

@@ -8,78 +8,42 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoFeatureExtractor, AutoModelForCTC
+from transformers import AutoModelForCTC
 
 import mambavox.hubert  # noqa: F401  the import is what makes transformers know Mamba-HuBERT
-from mambavox import assets
 from mambavox.data import Waveform
-from mambavox.errors import ConfigError, HostError
-
-# What a checkpoint without a CTC head may lack, and what only masking in pre-training reads.
-_MAY_BE_MISSING = ("lm_head", "masked_spec_embed")
+from mambavox.errors import HostError
+from mambavox.hub import load_model
 
 
 def load_ctc_model(name: str | Path, vocab_size: int | None = None, blank: int | None = None, **options: Any) -> Any:
     """Load a model with a CTC head in float32; a head of another size is made anew.
 
     Args:
-        name: embedded name, folder, or Hugging Face name.
+        name: an embedded model, a folder, or a name on the Hugging Face Hub.
         vocab_size: tokens of the head; default the checkpoint's own.
         blank: number of the blank; default the checkpoint's own.
         options: further entries of the configuration that are to be others than the checkpoint's.
 
     Raises:
         ConfigError: there is no such model.
-        HostError: its checkpoint lacks more than a head.
+        HostError: its checkpoint lacks more than a head, or it is of a kind that has no frames of speech.
     """
     changes = options if vocab_size is None else {**options, "vocab_size": vocab_size, "pad_token_id": blank}
-    folder = assets.locate(str(name))
-    try:
-        model, report = AutoModelForCTC.from_pretrained(
-            folder,
-            ignore_mismatched_sizes=vocab_size is not None,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **changes,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"model {str(name)!r}: {_reason(error)}") from error
-    missing = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
-    allowed = _MAY_BE_MISSING if vocab_size is not None else _MAY_BE_MISSING[1:]
-    lost = sorted(key for key in missing if not any(part in allowed for part in key.split(".")))
-    if lost:
-        raise HostError(
-            f"model {str(name)!r}: its checkpoint lacks {len(lost)} weights, such as {lost[0]}; expected a complete "
-            "pre-trained model"
-        )
+    model = load_model(
+        AutoModelForCTC,
+        str(name),
+        may_lack=() if vocab_size is None else ("lm_head",),
+        ignore_mismatched_sizes=vocab_size is not None,
+        **changes,
+    )
     if not hasattr(model, "_get_feat_extract_output_lengths"):
         raise HostError(
-            f"model {str(name)!r} is of type {model.config.model_type!r}; expected Mamba-HuBERT, wav2vec2, HuBERT or "
-            "WavLM"
+            f"backbone {str(name)!r} is of type {model.config.model_type!r}; expected Mamba-HuBERT, wav2vec2, "
+            "HuBERT or WavLM"
         )
     model.config.apply_spec_augment = False  # masks come from the training, so that they depend on seed and epoch
     return model
-
-
-def load_extractor(name: str | Path) -> Any:
-    """Load a model's feature extractor.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    folder = assets.locate(str(name))
-    try:
-        return AutoFeatureExtractor.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"model {str(name)!r}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    first = str(error).strip().split("\n")[0]
-    return (
-        f"cannot be loaded ({first}); expected a folder with config.json, preprocessor_config.json and "
-        "model.safetensors, or a name on the Hugging Face Hub"
-    )
 
 
 def shortest_input(config: Any) -> int:

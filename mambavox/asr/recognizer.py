@@ -1,70 +1,30 @@
-"""Recordings to text with a CTC model: one that `mambavox finetune` wrote, or any of transformers."""
+"""Recordings to text with a CTC model: one that `mambavox adapt --task ctc` wrote, or any of transformers."""
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoTokenizer
 
 from mambavox import assets
-from mambavox.asr.decoding import HotWords, Word, greedy_search, prefix_beam_search, words_in
-from mambavox.asr.model import ctc_log_probs, load_ctc_model, load_extractor, without_adapters
+from mambavox.asr.decoding import HotWords, greedy_search, prefix_beam_search, words_in
+from mambavox.asr.model import ctc_log_probs, load_ctc_model, without_adapters
+from mambavox.asr.text import normalize_text
 from mambavox.asr.tokenizer import Vocabulary
+from mambavox.asr.transcript import Transcript, group_words
 from mambavox.data import AudioSource, Waveform, read_audio
+from mambavox.devices import find_device
 from mambavox.errors import AudioError, ConfigError, HostError
+from mambavox.hub import backbone_under, load_adapter, load_extractor, load_tokenizer
+from mambavox.runs.folder import is_run, read_run
 
-MAX_SECONDS = 600.0
+WHOLE_SECONDS = 600.0
 """Longest recording that is heard as a whole."""
 
 Search: TypeAlias = Callable[[NDArray[np.float32]], Sequence[int]]
 """Tokens of log probabilities ``(frames, tokens)``."""
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """What a recording says.
-
-    Attributes:
-        text: all words.
-        words: each word with its time and confidence.
-        seconds: length of the recording.
-    """
-
-    text: str
-    words: tuple[Word, ...]
-    seconds: float
-
-    @property
-    def confidence(self) -> float | None:
-        """Mean confidence of the words; ``None`` where there are none."""
-        return float(np.mean([word.confidence for word in self.words])) if self.words else None
-
-    def to_mapping(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "text": self.text,
-            "seconds": self.seconds,
-            "confidence": self.confidence,
-            "words": [word.to_mapping() for word in self.words],
-        }
-
-
-def model_under(run: str, base_model: str | None = None) -> str | None:
-    """Where the model under a run's adapter lies; none where the run holds a whole model.
-
-    Args:
-        run: its folder.
-        base_model: where it lies now, if no longer where it was.
-    """
-    adapter = Path(run) / "adapter_config.json"
-    if not adapter.is_file():
-        return None
-    return base_model or str(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
 class SpeechRecognizer:
@@ -74,13 +34,27 @@ class SpeechRecognizer:
         model: gives logits; a transformers model or a PEFT model around one.
         extractor: makes the model's inputs of waveforms.
         tokenizer: of the model.
+        language: code of the language of its transcripts; ``None`` where it is not known.
+        normalizes: whether it learned transcripts without case and punctuation; default: whether its vocabulary has no
+            capitals.
     """
 
-    def __init__(self, model: Any, extractor: Any, tokenizer: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        extractor: Any,
+        tokenizer: Any,
+        *,
+        language: str | None = None,
+        normalizes: bool | None = None,
+    ) -> None:
         self.model = model.eval()
         self.extractor = extractor
         self.tokenizer = tokenizer
         self.vocabulary = Vocabulary.of(tokenizer)
+        self.language = language
+        capitals = any(token != token.lower() for token in self.vocabulary.tokens)
+        self.normalizes = not capitals if normalizes is None else normalizes
         self.sampling_rate = int(extractor.sampling_rate)
         self.frame_seconds = float(np.prod(self.base.config.conv_stride)) / self.sampling_rate
 
@@ -99,7 +73,7 @@ class SpeechRecognizer:
         if not hasattr(self.base, "init_streaming_state"):
             raise HostError(
                 f"a {type(self.base).__name__} cannot be streamed; expected a causal Mamba-HuBERT with a CTC head, "
-                "such as `mambavox finetune` makes of one of `mambavox pretrain --preset mamba-base`"
+                "such as `mambavox adapt --task ctc` makes of one of `mambavox pretrain --preset mamba-base`"
             )
         if getattr(self.extractor, "do_normalize", False):
             raise ConfigError(
@@ -111,43 +85,45 @@ class SpeechRecognizer:
 
     @classmethod
     def from_pretrained(
-        cls, run: str | Path, *, base_model: str | None = None, device: str | torch.device | None = None
+        cls, run: str | Path, *, backbone: str | None = None, device: str | torch.device | None = None
     ) -> "SpeechRecognizer":
         """Load a model.
 
         Args:
-            run: folder that ``mambavox finetune`` wrote, or any CTC model with a tokenizer: embedded name, folder or
-                Hub name.
-            base_model: where the model under a run's adapter lies now, if no longer where it was.
-            device: where to run; default a GPU if there is one.
+            run: folder that ``mambavox adapt --task ctc`` wrote, or any CTC model with a tokenizer: an embedded model,
+                a folder or a name on the Hugging Face Hub.
+            backbone: where the backbone under a run's adapter lies now, if no longer where it was.
+            device: where to run; default, and for ``"auto"``, a GPU if there is one.
 
         Raises:
-            ConfigError: there is no such model.
+            ConfigError: there is no such model or device.
+            HostError: the model lacks weights, or is of a kind that has no frames of speech.
+            RunError: the folder holds a run of another task, or one that is not finished.
         """
+        place = find_device(device)
+        config = read_run(run, ("ctc",), "mambavox transcribe") if is_run(run) else {}
         run = assets.locate(str(run))
-        under = model_under(run, base_model)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(run)
-        except (OSError, ValueError, KeyError) as error:
-            reason = "no tokenizer_config.json" if Path(run).is_dir() else str(error).strip().split("\n")[0]
+        if Path(run).is_dir() and not (Path(run) / "tokenizer_config.json").is_file():
             raise ConfigError(
-                f"{run}: holds no tokenizer ({reason}); expected what `mambavox finetune` wrote, "
-                "or a CTC model with its tokenizer"
-            ) from error
+                f"{run}: holds no tokenizer (tokenizer_config.json); expected what `mambavox adapt --task ctc` "
+                "wrote, or a CTC model with its tokenizer"
+            )
+        tokenizer = load_tokenizer(run)
         vocabulary = Vocabulary.of(tokenizer)
-        if under is not None:
-            from peft import PeftModel
-
-            import mambavox.adapters  # noqa: F401  the import is what makes PEFT know the adapters' types
-
-            host = load_ctc_model(under, len(vocabulary.tokens), vocabulary.blank)
-            model = PeftModel.from_pretrained(host, str(run))
-        else:
+        under = backbone_under(run, backbone)
+        if under is None:
             model = load_ctc_model(run)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(model.to(device), load_extractor(run), tokenizer)
+        else:
+            model = load_adapter(load_ctc_model(under, len(vocabulary.tokens), vocabulary.blank), run)
+        return cls(
+            model.to(place),
+            load_extractor(run, "model"),
+            tokenizer,
+            language=config.get("language"),
+            normalizes=config.get("normalize"),
+        )
 
-    def read(self, audio: AudioSource, *, max_seconds: float = MAX_SECONDS) -> Waveform:
+    def read(self, audio: AudioSource, *, whole_seconds: float = WHOLE_SECONDS) -> Waveform:
         """A recording at the model's rate.
 
         Raises:
@@ -155,11 +131,11 @@ class SpeechRecognizer:
         """
         waveform = read_audio(audio, self.sampling_rate)
         seconds = len(waveform) / self.sampling_rate
-        if seconds > max_seconds:
+        if seconds > whole_seconds:
             name = audio if isinstance(audio, (str, Path)) else "the recording"
             raise AudioError(
-                f"{name}: is {seconds:.1f} s long and would be heard as a whole; expected at most {max_seconds:g} s. "
-                "Allow more with max_seconds, if the memory suffices, or give it to mambavox.asr.long_form"
+                f"{name}: is {seconds:.1f} s long and would be heard as a whole; expected at most {whole_seconds:g} s. "
+                "Allow more with whole_seconds, if the memory suffices, or give it to mambavox.asr.long_form"
             )
         return waveform
 
@@ -201,14 +177,14 @@ class SpeechRecognizer:
             waveforms, ctc_log_probs(self.model, self.extractor, waveforms, batch_size), strict=True
         ):
             ids = greedy_search(log_probs, self.vocabulary.blank) if found is None else found(log_probs)
-            transcripts.append(
-                Transcript(
-                    text=self.vocabulary.text(ids),
-                    words=tuple(words_in(log_probs, ids, self.vocabulary, self.frame_seconds)),
-                    seconds=len(waveform) / self.sampling_rate,
-                )
-            )
+            lines = group_words(words_in(log_probs, ids, self.vocabulary, self.frame_seconds))
+            seconds = len(waveform) / self.sampling_rate
+            transcripts.append(Transcript(self.vocabulary.text(ids), tuple(lines), seconds, self.language))
         return transcripts
+
+    def as_transcribed(self, word: str) -> str:
+        """A word in the form of the transcripts that the model has learned."""
+        return normalize_text(word, self.language) if self.normalizes else word.strip()
 
     def search(
         self,

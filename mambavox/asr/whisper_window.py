@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from mambavox.adapters.hosts import window_lengths
-from mambavox.adapters.layers import WINDOW_PADDING
+from mambavox.adapters.taps import WINDOW_PADDING
 
 
 class TrimmedEncoder:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mambavox.benchmarks.limits import limit, measure_rates
-from mambavox.benchmarks.machine import find_device, find_dtype, machine_facts, working_threads
+from mambavox.benchmarks.machine import find_dtype, machine_facts, working_threads
 from mambavox.benchmarks.measure import arrange, caller, interleave
 from mambavox.benchmarks.memory import peak_extra_bytes
 from mambavox.benchmarks.operation_report import Measurement, OperationReport
@@ -22,6 +22,7 @@ from mambavox.benchmarks.registry import (
     Sizes,
     make_problem,
 )
+from mambavox.devices import find_device
 from mambavox.errors import ConfigError
 
 

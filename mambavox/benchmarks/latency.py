@@ -18,12 +18,14 @@ from transformers import ASTConfig, AutoModelForAudioClassification, PretrainedC
 
 from mambavox.adapters import METHODS, apply_method, trainable_parameters
 from mambavox.adapters.budget import fit_budget, size_option
-from mambavox.benchmarks.machine import find_device, working_threads
+from mambavox.benchmarks.machine import working_threads
 from mambavox.benchmarks.measure import Timing, interleave
 from mambavox.benchmarks.memory import extra_bytes, measure_apart
 from mambavox.benchmarks.report import Report
+from mambavox.devices import find_device
 from mambavox.errors import ConfigError
-from mambavox.training.backbone import load_config, quiet_transformers, set_max_length
+from mambavox.hub import load_config, quiet_transformers
+from mambavox.training.classify.backbone import set_max_length
 from mambavox.training.front_end import patched_frames
 from mambavox.training.modes import set_training_mode
 
@@ -75,7 +77,7 @@ class Load:
                 raise ConfigError(f"{name}={getattr(self, name)}; expected above 0")
         if not self.seconds or min(self.seconds) <= 0:
             raise ConfigError(f"seconds={self.seconds}; expected lengths above 0")
-        find_device(self.device)
+        object.__setattr__(self, "device", str(find_device(self.device)))
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def _waveforms(clips: Sequence[Path]) -> Iterator[Waveform]:
 
 
 def _transcribe(recording: Path, model: str, seconds: float, threads: int, device: str) -> Run:
-    arguments = ["transcribe", str(recording), "--model", model, "--output", "json,srt", "--device", device]
+    arguments = ["transcribe", str(recording), "--model", model, "--format", "json,srt", "--device", device]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     start = time.perf_counter()
     with tempfile.TemporaryFile() as errors:

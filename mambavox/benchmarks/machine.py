@@ -16,22 +16,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """By the name that ``mambavox bench --dtype`` takes."""
 
 
-def find_device(name: str) -> torch.device:
-    """Where to measure.
-
-    Args:
-        name: cpu or cuda.
-
-    Raises:
-        ConfigError: it is something else, or not there.
-    """
-    if name not in ("cpu", "cuda"):
-        raise ConfigError(f"device: there is no {name!r}; expected cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is 'cuda', and torch finds no CUDA GPU; expected 'cpu' here")
-    return torch.device(name)
-
-
 def find_dtype(name: str) -> torch.dtype:
     """Of what to measure.
 

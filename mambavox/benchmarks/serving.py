@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from mambavox.asr.decoding import Word, greedy_search
+from mambavox.asr.decoding import greedy_search
 from mambavox.asr.model import ctc_log_probs
 from mambavox.asr.recognizer import SpeechRecognizer
+from mambavox.asr.transcript import Word
 from mambavox.assets import RECOGNISER
 from mambavox.benchmarks.machine import machine_facts
 from mambavox.benchmarks.report import Report, in_words

@@ -18,8 +18,8 @@ from mambavox.benchmarks.machine import machine_facts, working_threads
 from mambavox.benchmarks.measure import Timing, interleave
 from mambavox.benchmarks.report import Report, in_words
 from mambavox.errors import BackendError, ConfigError
+from mambavox.hub import quiet_transformers
 from mambavox.nn.speed_up import speed_up
-from mambavox.training.backbone import quiet_transformers
 
 SIZES: Mapping[str, int] = {"hidden_size": 768, "num_hidden_layers": 24, "vocab_size": 50280}
 """Of ``state-spaces/mamba-130m``."""

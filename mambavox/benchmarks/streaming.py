@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
-from mambavox.benchmarks.machine import find_device, find_dtype, machine_facts, working_threads
+from mambavox.benchmarks.machine import find_dtype, machine_facts, working_threads
 from mambavox.benchmarks.measure import Timing, interleave
 from mambavox.benchmarks.report import Report, add_legend, in_words, make_plain
+from mambavox.devices import find_device
 from mambavox.errors import BackendError, ConfigError
 from mambavox.hubert import SIZES, MambaHubertConfig, MambaHubertModel, MambaHubertState
 from mambavox.hubert.streaming import AttentionState, LayerState

@@ -16,10 +16,11 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from mambavox.benchmarks.machine import DTYPES, find_device, find_dtype, machine_facts
+from mambavox.benchmarks.machine import DTYPES, find_dtype, machine_facts
 from mambavox.benchmarks.measure import Timing
 from mambavox.benchmarks.memory import extra_bytes
 from mambavox.benchmarks.report import Report, add_legend, in_words, make_plain
+from mambavox.devices import find_device
 from mambavox.errors import ConfigError
 from mambavox.hubert import SIZES, MambaHubertConfig, MambaHubertModel
 from mambavox.hubert.conversion import to_hubert

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from mambavox import assets
 from mambavox.cli.console import ERR, OUT
+from mambavox.cli.flags import Device
 
 if TYPE_CHECKING:
     from mambavox.benchmarks.report import Report
@@ -17,12 +18,12 @@ bench_app = typer.Typer(
     no_args_is_help=True,
 )
 
-Threads = Annotated[int | None, typer.Option(min=1, help="that work (default: as many as torch takes)")]
-OneThread = Annotated[int, typer.Option(min=1, help="that work")]
-Dtype = Annotated[str, typer.Option(help="float32 or bfloat16")]
-Device = Annotated[str, typer.Option(help="cpu or cuda")]
-Output = Annotated[Path, typer.Option(help="folder of the tables, the figures as JSON and the plots")]
-Model = Annotated[str, typer.Option(help="run folder of a causal recogniser, or the embedded one")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads that work (default: as many as torch takes).")]
+OneThread = Annotated[int, typer.Option(min=1, help="Threads that work.")]
+Dtype = Annotated[Literal["float32", "bfloat16"], typer.Option(help="Type of the numbers.")]
+Place = Annotated[Device, typer.Option(help="Where to measure; auto takes a GPU if there is one.")]
+Output = Annotated[Path, typer.Option(help="Folder of the tables, the figures as JSON and the plots.")]
+Model = Annotated[str, typer.Option(help="Run folder of a causal recogniser, or the embedded one.")]
 _FOLDER = Path("runs/bench")
 
 
@@ -35,15 +36,15 @@ def _publish(report: "Report", output: Path, name: str | None = None) -> None:
 def _operation_command(operation: str) -> Callable[..., None]:
     def command(
         shapes: Annotated[
-            str | None, typer.Option(help="such as S1-500,S2-500 (default: all of the operation)")
+            str | None, typer.Option(help="Shapes, such as S1-500,S2-500 (default: all of the operation).")
         ] = None,
         threads: Threads = None,
-        repeats: Annotated[int, typer.Option(min=1, help="repetitions, each through all candidates")] = 7,
-        passes: Annotated[str | None, typer.Option(help="of forward, both (default: both of them)")] = None,
+        repeats: Annotated[int, typer.Option(min=1, help="Repetitions, each through all candidates.")] = 7,
+        passes: Annotated[str | None, typer.Option(help="Passes: forward, or both of them (default: both).")] = None,
         output: Output = _FOLDER,
         dtype: Dtype = "float32",
-        device: Device = "cpu",
-        memory: Annotated[bool, typer.Option(help="also measure peak memory, each time in a new process")] = True,
+        device: Place = "cpu",
+        memory: Annotated[bool, typer.Option(help="Also measure peak memory, each time in a new process.")] = True,
     ) -> None:
         from mambavox.benchmarks.benchmark import benchmark
 
@@ -54,7 +55,7 @@ def _operation_command(operation: str) -> Callable[..., None]:
             repeats=repeats,
             **_given(passes=_words(passes)),
             dtype=dtype,
-            device=device,
+            device=_found(device),
             memory=memory,
             console=ERR,
         )
@@ -71,17 +72,20 @@ for _name, _what in {
     bench_app.command(
         _name,
         help=f"{_what} beside other libraries.\n\nOutputs and gradients are compared with the definition first; on a "
-        "mismatch no figure is printed.",
+        f"mismatch no figure is printed.\n\nExample: mambavox bench {_name} --threads 2",
     )(_operation_command(_name))
 
 
-@bench_app.command("speed_up")
+@bench_app.command("speed-up")
 def speed_up_command(
     threads: Threads = None,
-    repeats: Annotated[int, typer.Option(min=1, help="repetitions, each through both")] = 7,
+    repeats: Annotated[int, typer.Option(min=1, help="Repetitions, each through both.")] = 7,
     output: Output = _FOLDER,
 ) -> None:
-    """A language model of transformers as it is and after mambavox.speed_up, in float32 on the CPU."""
+    """Measure a language model of transformers as it is and after mambavox.speed_up, in float32 on the CPU.
+
+    Example: mambavox bench speed-up --threads 2
+    """
     from mambavox.benchmarks.speed_up import measure_speed_up
 
     _publish(measure_speed_up(threads, repeats, console=ERR), output)
@@ -89,99 +93,131 @@ def speed_up_command(
 
 @bench_app.command("streaming")
 def streaming_command(
-    sizes: Annotated[str | None, typer.Option("--shapes", help="of nano, small, base (default: base)")] = None,
-    encoders: Annotated[str | None, typer.Option(help="such as mamba,causal-transformer")] = None,
-    histories: Annotated[str | None, typer.Option(help="seconds of the past, such as 10,60")] = None,
+    sizes: Annotated[
+        str | None, typer.Option("--shapes", help="Sizes: nano, small, base, separated by commas (default: base).")
+    ] = None,
+    encoders: Annotated[str | None, typer.Option(help="Kinds of layers, such as mamba,causal-transformer.")] = None,
+    histories: Annotated[str | None, typer.Option(help="Seconds of the past, such as 10,60.")] = None,
     threads: Threads = None,
-    repeats: Annotated[int, typer.Option(min=1, help="repetitions, each through all models")] = 7,
+    repeats: Annotated[int, typer.Option(min=1, help="Repetitions, each through all models.")] = 7,
     output: Output = _FOLDER,
     dtype: Dtype = "float32",
-    device: Device = "cpu",
+    device: Place = "cpu",
 ) -> None:
-    """Steps of streams of causal Mamba-HuBERTs, and the bytes of their states, by the length of their past."""
+    """Measure steps of streams of causal Mamba-HuBERTs, and the bytes of their states, by the length of their past.
+
+    Example: mambavox bench streaming --shapes nano --histories 10,60
+    """
     from mambavox.benchmarks.streaming import measure_streaming
 
     given = _given(sizes=_words(sizes), encoders=_words(encoders), histories=_numbers("histories", histories))
-    report = measure_streaming(threads=threads, repeats=repeats, dtype=dtype, device=device, console=ERR, **given)
+    report = measure_streaming(
+        threads=threads, repeats=repeats, dtype=dtype, device=_found(device), console=ERR, **given
+    )
     _publish(report, output)
 
 
 @bench_app.command("training")
 def training_command(
-    size: Annotated[str, typer.Option("--shapes", help="nano, small or base")] = "base",
-    encoders: Annotated[str | None, typer.Option(help="such as mamba,transformer,HubertModel")] = None,
-    lengths: Annotated[str | None, typer.Option(help="seconds of the recording, such as 10,60")] = None,
+    size: Annotated[Literal["nano", "small", "base"], typer.Option("--shapes", help="Size of the models.")] = "base",
+    encoders: Annotated[
+        str | None, typer.Option(help="Kinds of models, such as mamba,transformer,HubertModel.")
+    ] = None,
+    lengths: Annotated[str | None, typer.Option(help="Seconds of the recording, such as 10,60.")] = None,
     threads: Threads = None,
-    repeats: Annotated[int, typer.Option(min=1, help="repetitions, each through all models")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Repetitions, each through all models.")] = 3,
     output: Output = _FOLDER,
     dtype: Dtype = "float32",
-    device: Device = "cpu",
+    device: Place = "cpu",
 ) -> None:
-    """Forward and backward passes of Mamba-HuBERTs and transformers' HubertModel by the length of the recording."""
+    """Measure forward and backward passes of Mamba-HuBERTs and HubertModel by the length of the recording.
+
+    Example: mambavox bench training --lengths 10,20,40
+    """
     from mambavox.benchmarks.training import measure_training
 
     given = _given(encoders=_words(encoders), lengths=_numbers("lengths", lengths))
-    report = measure_training(size, threads=threads, repeats=repeats, dtype=dtype, device=device, console=ERR, **given)
+    report = measure_training(
+        size, threads=threads, repeats=repeats, dtype=dtype, device=_found(device), console=ERR, **given
+    )
     _publish(report, output)
 
 
 @bench_app.command("recognition")
 def recognition_command(
     model: Model = assets.RECOGNISER,
-    blocks: Annotated[str | None, typer.Option("--seconds", help="of blocks, such as 0.16,0.32")] = None,
-    sentences: Annotated[int, typer.Option(min=1, help="that are spoken by espeak-ng")] = 12,
+    blocks: Annotated[str | None, typer.Option("--seconds", help="Seconds of a block, such as 0.16,0.32.")] = None,
+    sentences: Annotated[int, typer.Option(min=1, help="Sentences that espeak-ng speaks.")] = 12,
     threads: OneThread = 1,
     output: Output = _FOLDER,
-    device: Device = "cpu",
+    device: Place = "cpu",
 ) -> None:
-    """How long words wait in a streaming recogniser, by their known times in synthesised sentences."""
+    """Measure how long words wait in a streaming recogniser, by their known times in synthesised sentences.
+
+    Example: mambavox bench recognition --model runs/ctc --seconds 0.16,0.32
+    """
     from mambavox.asr.recognizer import SpeechRecognizer
     from mambavox.benchmarks.recognition import measure_recognition
-    from mambavox.training.backbone import quiet_transformers
 
-    with quiet_transformers():
-        recognizer = SpeechRecognizer.from_pretrained(model, device=device)
+    recognizer = SpeechRecognizer.from_pretrained(model, device=_found(device))
     given = _given(blocks=_numbers("seconds", blocks))
     facts = {"model": model}
     report = measure_recognition(recognizer, sentences=sentences, threads=threads, facts=facts, console=ERR, **given)
     _publish(report, output)
 
 
-@bench_app.command("long_form")
+@bench_app.command("long-form")
 def long_form_command(
-    data: Annotated[Path, typer.Option(help="folder of clips, which are joined")],
+    data: Annotated[Path, typer.Option(help="Folder of recordings, which are joined.")],
     model: Annotated[
-        str | None, typer.Option(help="run folder of a recogniser (default: a nano model with random weights)")
+        str | None, typer.Option(help="Run folder of a recogniser (default: a nano model with random weights).")
     ] = None,
-    encoder: Annotated[str, typer.Option("--encoders", help="kind of the layers where no model is given")] = "mamba",
-    lengths: Annotated[str | None, typer.Option("--seconds", help="of recordings, such as 600,10800")] = None,
+    encoder: Annotated[str, typer.Option("--encoders", help="Kind of the layers where no model is given.")] = "mamba",
+    lengths: Annotated[
+        str | None, typer.Option("--seconds", help="Seconds of the recordings, such as 600,10800.")
+    ] = None,
     threads: OneThread = 1,
     output: Output = _FOLDER,
-    device: Device = "cpu",
+    device: Place = "cpu",
 ) -> None:
-    """Peak memory and time of `mambavox transcribe` by the length of the recording."""
+    """Measure peak memory and time of `mambavox transcribe` by the length of the recording.
+
+    Example: mambavox bench long-form --data clips --seconds 600,10800
+    """
     from mambavox.benchmarks.long_form import measure_long_form
 
     given = _given(lengths=_numbers("seconds", lengths))
-    report = measure_long_form(data, model=model, encoder=encoder, threads=threads, device=device, console=ERR, **given)
+    report = measure_long_form(
+        data, model=model, encoder=encoder, threads=threads, device=_found(device), console=ERR, **given
+    )
     _publish(report, output)
 
 
 @bench_app.command("serve")
 def serve_bench_command(
-    data: Annotated[Path, typer.Option(help="folder of recordings, which the clients say")],
+    data: Annotated[Path, typer.Option(help="Folder of recordings, which the clients say.")],
     model: Model = assets.RECOGNISER,
-    streams: Annotated[int, typer.Option(min=1, help="clients at a time")] = 50,
-    seconds: Annotated[float, typer.Option(min=1.0, help="that each client speaks")] = 20.0,
-    hostile: Annotated[bool, typer.Option(help="measure again beside a hostile client")] = True,
+    streams: Annotated[int, typer.Option(min=1, help="Clients at a time.")] = 50,
+    seconds: Annotated[float, typer.Option(min=1.0, help="Seconds that each client speaks.")] = 20.0,
+    hostile: Annotated[bool, typer.Option(help="Measure again beside a hostile client.")] = True,
     threads: OneThread = 1,
     output: Output = _FOLDER,
 ) -> None:
-    """`mambavox serve` with many clients at the pace of speech, alone and beside a hostile one."""
+    """Measure `mambavox serve` with many clients at the pace of speech, alone and beside a hostile one.
+
+    Example: mambavox bench serve --data clips --streams 50
+    """
     from mambavox.benchmarks.serving import measure_serving
 
     report = measure_serving(data, model, streams, seconds, threads, hostile, console=ERR)
     _publish(report, output)
+
+
+def _found(device: str) -> str:
+    """The device that is meant, before anything is measured."""
+    from mambavox.devices import find_device
+
+    return str(find_device(device))
 
 
 def _given(**options: Any) -> dict[str, Any]:

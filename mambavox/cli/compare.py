@@ -17,10 +17,15 @@ if TYPE_CHECKING:
 def compare_command(
     ctx: typer.Context,
     preset: Annotated[
-        str | None, typer.Option(help="table1, scaling, ablation, surface, few-shot or latency; without it: --methods")
+        str | None,
+        typer.Option(help="table1, table2, scaling, ablation, surface, few-shot or latency; without it: --methods"),
     ] = None,
     task: Annotated[
-        list[str] | None, typer.Option(help='name=data and settings, such as "esc10=/data/esc10 epochs=12 folds=1,2"')
+        list[str] | None,
+        typer.Option(
+            help='Name, kind, data, settings, such as "esc10=/data/esc10 epochs=12" or "hsb=whisper:/data/hsb.jsonl"; '
+            "the kinds are classify (default), ctc and whisper."
+        ),
     ] = None,
     methods: Annotated[
         str | None,

@@ -17,6 +17,9 @@ def print_json(content: Any) -> None:
     OUT.print(json.dumps(content, ensure_ascii=False, indent=2), markup=False)
 
 
+_ERRORS = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
 def print_error(message: str) -> None:
-    """Print an error in red."""
-    ERR.print(f"error: {message}", style="red", markup=False)
+    """Print an error in red, even where progress is silenced."""
+    _ERRORS.print(f"error: {message}", style="red", markup=False)

@@ -10,23 +10,27 @@ from mambavox.errors import ConfigError
 
 
 def export_command(
-    model: Annotated[str, typer.Option(help="run folder of `mambavox finetune`, of a causal Mamba-HuBERT")],
-    output: Annotated[Path, typer.Option(help="file of the graph; its description gets the ending .json")],
-    block_seconds: Annotated[float, typer.Option(min=0.02, help="length of a block, rounded to frames")] = 0.32,
-    base_model: Annotated[str | None, typer.Option(help="where the model under an adapter lies now")] = None,
+    model: Annotated[str, typer.Option(help="Run folder of `mambavox adapt --task ctc`, of a causal Mamba-HuBERT.")],
+    output: Annotated[
+        Path, typer.Option(help="File of the graph, .onnx; its description gets the same name with .json.")
+    ],
+    block_seconds: Annotated[float, typer.Option(min=0.02, help="Length of a block, rounded to frames.")] = 0.32,
+    backbone: Annotated[
+        str | None, typer.Option(help="Where the backbone under an adapter lies now (default: where it was).")
+    ] = None,
 ) -> None:
     """Write the streaming step as ONNX: a block of samples and the state in, logits and the new state out.
 
     Where onnxruntime is installed, the graph is compared with the model before the command ends.
+
+    Example: mambavox export --model runs/ctc --output step.onnx
     """
     from mambavox.asr.export import check_graph, export_recognizer
     from mambavox.asr.recognizer import SpeechRecognizer
-    from mambavox.training.backbone import quiet_transformers
 
     if output.suffix != ".onnx":
         raise typer.BadParameter(f"--output {output}; expected a file name that ends in .onnx")
-    with quiet_transformers():
-        recognizer = SpeechRecognizer.from_pretrained(model, base_model=base_model, device="cpu")
+    recognizer = SpeechRecognizer.from_pretrained(model, backbone=backbone, device="cpu")
     description = export_recognizer(recognizer, output, block_seconds)
     OUT.print(
         f"{output}: {description['block_samples']} samples in, {description['block_frames']} frames out, "

@@ -6,28 +6,31 @@ from typing import Annotated, Any
 import typer
 
 from mambavox.cli.console import OUT, print_error, print_json
+from mambavox.cli.flags import Device, chosen_device
 
 
 def predict_command(
-    run: Annotated[Path, typer.Argument(help="run folder that `mambavox adapt` wrote")],
-    files: Annotated[list[Path], typer.Argument(help="recordings: wav, flac, ogg, mp3")],
-    top: Annotated[int, typer.Option(min=1, help="how many classes to print for each, the likeliest first")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON with every class")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="recordings at a time")] = 32,
+    run: Annotated[Path, typer.Argument(help="Run folder that `mambavox adapt` wrote.")],
+    files: Annotated[list[Path], typer.Argument(help="Recordings: wav, flac, ogg, mp3.")],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to print for each, the likeliest first.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON with every class.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Recordings at a time.")] = 32,
     backbone: Annotated[
-        str | None, typer.Option(help="where the run's backbone lies now (default: where it was)")
+        str | None, typer.Option(help="Where the run's backbone lies now (default: where it was).")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda (default: a GPU if there is one)")] = None,
+    device: Annotated[Device, typer.Option(help="Where to run; auto takes a GPU if there is one.")] = "auto",
 ) -> None:
     """Name the class of recordings with the classifier of a finished run.
 
     A recording that cannot be read is reported by name; the others are still done, and the exit code is 1.
+
+    Example: mambavox predict runs/mine recording.wav
     """
     from mambavox.data import read_audio
     from mambavox.errors import AudioError
     from mambavox.evaluation.classifier import AudioClassifier
 
-    classifier = AudioClassifier.from_pretrained(run, backbone=backbone, device=device)
+    classifier = AudioClassifier.from_pretrained(run, backbone=backbone, device=chosen_device(device))
     rate = classifier.front_end.sampling_rate
     failed = False
     rows: list[dict[str, Any]] = []

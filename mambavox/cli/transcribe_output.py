@@ -1,39 +1,92 @@
-"""Files that ``mambavox transcribe`` writes, and what can be known of them before anything is heard."""
+"""The recordings of ``mambavox transcribe``, and what becomes of each: printed, written and told."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from mambavox.errors import ConfigError
+import typer
+
+from mambavox.asr.transcript import Format, Transcript, render
+from mambavox.cli.console import OUT, print_error, print_json
+from mambavox.cli.transcribe_options import TranscribeOptions
+from mambavox.errors import ConfigError, DataError
 from mambavox.files import write_atomically
 
 
-def check_outputs(files: Sequence[Path], forms: Sequence[str], output_dir: Path | None) -> None:
-    """Make sure that what will be heard can be written; ``output_dir`` is made.
+@dataclass(frozen=True)
+class Recording:
+    """A recording to transcribe.
+
+    Attributes:
+        file: where it lies.
+        below: its folder as seen from the folder that was given, if one was.
+    """
+
+    file: Path
+    below: Path = Path()
+
+    def folder(self, output: Path | None) -> Path:
+        """Where its files go.
+
+        Args:
+            output: the folder that was asked for; beside the recording where there is none.
+        """
+        return self.file.parent if output is None else output / self.below
+
+    def path(self, form: Format, output: Path | None) -> Path:
+        """Where a file of it goes."""
+        return self.folder(output) / f"{self.file.stem}.{form}"
+
+
+def find_recordings(paths: Sequence[Path]) -> list[Recording]:
+    """Recordings, and those below folders.
 
     Args:
-        files: the recordings.
-        forms: endings of the files to write.
-        output_dir: where they go; beside each recording where not given.
+        paths: of files, which may not be there, and of folders.
+
+    Raises:
+        DataError: a folder holds no recordings.
+    """
+    from mambavox.data.class_folders import audio_files
+
+    found = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(Recording(path))
+            continue
+        files = audio_files(path)
+        if not files:
+            raise DataError(f"{path}: holds no recordings; expected wav, flac, ogg or mp3 files in it or below it")
+        found += [Recording(file, file.parent.relative_to(path)) for file in files]
+    return found
+
+
+def check_outputs(recordings: Sequence[Recording], forms: Sequence[Format], output: Path | None) -> None:
+    """Make sure that what will be heard can be written; folders are made in ``output``.
+
+    Args:
+        recordings: that will be heard.
+        forms: formats of the files to write.
+        output: folder that they go into; beside each recording where there is none.
 
     Raises:
         ConfigError: two recordings would write the same file, or a folder cannot be written into.
     """
     owners: dict[Path, Path] = {}
-    for file in files:
+    for recording in recordings:
         for form in forms:
-            path = _path(file, form, output_dir)
-            other = owners.setdefault(path.resolve(), file)
-            if other.resolve() != file.resolve():
+            path = recording.path(form, output)
+            other = owners.setdefault(path.resolve(), recording.file)
+            if other.resolve() != recording.file.resolve():
                 raise ConfigError(
-                    f"{other} and {file} would both be written to {path}; rename one of them, or transcribe them one "
-                    "after the other, each with an --output-dir of its own"
+                    f"{other} and {recording.file} would both be written to {path}; rename one of them, or transcribe "
+                    "them one after the other, each with an --output of its own"
                 )
-    if output_dir is not None and forms:
-        check_folder(output_dir)
-    # A recording whose folder does not exist is told of in its turn.
-    for folder in dict.fromkeys(file.parent for file in files) if output_dir is None and forms else ():
-        if folder.is_dir():
+    for folder in dict.fromkeys(recording.folder(output) for recording in recordings) if forms else ():
+        # A recording whose folder does not exist is told of in its turn.
+        if output is not None or folder.is_dir():
             check_folder(folder)
 
 
@@ -50,24 +103,78 @@ def check_folder(folder: Path) -> None:
     except OSError as error:
         raise ConfigError(
             f"{folder}: cannot be written into ({error.strerror or error}); expected a folder for what is heard: "
-            "--output-dir"
+            "--output"
         ) from error
 
 
-def write_outputs(file: Path, contents: Mapping[str, str], output_dir: Path | None) -> None:
-    """Write what a recording says.
+class Results:
+    """What becomes of each recording, whichever model hears it.
+
+    A recording that cannot be read, or whose text cannot be written, is told of by name; the others are still done.
 
     Args:
-        file: the recording.
-        contents: of the files by their endings.
-        output_dir: where they go; beside the recording where not given.
-
-    Raises:
-        OSError: a file cannot be written.
+        options: what was asked for.
+        several: whether there are several recordings, so that each is printed under its name.
     """
-    for form, content in contents.items():
-        write_atomically(_path(file, form, output_dir), content)
 
+    def __init__(self, options: TranscribeOptions, several: bool) -> None:
+        self._options = options
+        self._several = several
+        self._rows: list[dict[str, Any]] = []
+        self._failed = False
 
-def _path(file: Path, form: str, output_dir: Path | None) -> Path:
-    return (output_dir or file.parent) / f"{file.stem}.{form}"
+    def begin(self, recording: Recording) -> None:
+        """Print the name of a recording above its text, where there are several."""
+        if self._several and not self._options.as_json:
+            OUT.print(f"{recording.file}:", markup=False)
+
+    def missed(self, recording: Recording, error: Exception) -> None:
+        """Tell that a recording cannot be read."""
+        self._failed = True
+        print_error(str(error))
+        self._rows.append({"file": str(recording.file), "error": str(error)})
+
+    def print_text(self, transcript: Transcript) -> None:
+        """Print what a recording says."""
+        if not self._options.as_json:
+            OUT.print(render(transcript, "txt", timestamps=self._options.timestamps), end="", markup=False)
+
+    def write(self, recording: Recording, transcript: Transcript, broken: Exception | None = None) -> bool:
+        """Write the files of a recording.
+
+        Args:
+            recording: that was heard.
+            transcript: what it says.
+            broken: why it could not be read to its end.
+
+        Returns:
+            Whether they could be written.
+        """
+        options = self._options
+        row = transcript.to_mapping(recording.file)
+        self._rows.append(row)
+        if broken is not None:
+            self._failed = True
+            print_error(f"{broken}. What was heard before is kept")
+            row["error"] = str(broken)
+        try:
+            for form in options.formats:
+                content = render(transcript, form, timestamps=options.timestamps, file=recording.file)
+                write_atomically(recording.path(form, options.output), content)
+        except OSError as error:
+            self._failed = True
+            print_error(f"{recording.file}: its text cannot be written ({error})")
+            row["error"] = str(error)
+            return False
+        return True
+
+    def finish(self) -> None:
+        """Print JSON, if it was asked for.
+
+        Raises:
+            typer.Exit: something failed.
+        """
+        if self._options.as_json:
+            print_json(self._rows)
+        if self._failed:
+            raise typer.Exit(1)

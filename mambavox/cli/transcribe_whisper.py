@@ -1,95 +1,51 @@
-"""``mambavox transcribe`` with a Whisper, as it is or as `mambavox adapt --task asr` adapted it."""
+"""``mambavox transcribe`` with a Whisper, as it is or as `mambavox adapt --task whisper` adapted it."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import typer
+from mambavox.asr.whisper import WhisperTranscriber
+from mambavox.cli.transcribe_options import TranscribeOptions
+from mambavox.cli.transcribe_output import Recording, Results
+from mambavox.data import read_audio
+from mambavox.errors import AudioError
 
-from mambavox.cli.console import OUT, print_error, print_json
-from mambavox.cli.transcribe_output import check_outputs, write_outputs
 
-
-def transcribe_with_whisper(
-    files: Sequence[Path],
-    *,
-    model: str | None,
-    model_dir: Path | None,
-    language: str | None,
-    forms: Sequence[str],
-    output_dir: Path | None,
-    timestamps: bool,
-    as_json: bool,
-    batch_size: int,
-    backbone: str | None,
-    trim_encoder: bool | None,
-    device: str | None,
-) -> None:
+def transcribe_with_whisper(options: TranscribeOptions, recordings: Sequence[Recording]) -> None:
     """Transcribe recordings and print or write what is heard.
 
     Args:
-        files: the recordings.
-        model: a run folder, or a Whisper, or
-        model_dir: a folder of run folders.
-        language: its code, ``"auto"``, or none.
-        forms: endings of the files to write.
-        output_dir: where they go; beside each recording where not given.
-        timestamps: print segments with their times.
-        as_json: print JSON.
-        batch_size: recordings at a time.
-        backbone: where the Whisper under the adapters lies now.
-        trim_encoder: encode no more than the longest recording of a batch; as the runs were trained where not given.
-        device: where to run.
+        options: what was asked for.
+        recordings: in their order.
 
     Raises:
-        ConfigError: two recordings would write the same file, or a folder cannot be written into.
+        ConfigError: the model or the language does not fit.
+        RunError: there are no finished runs.
         typer.Exit: a recording could not be read, or its text not be written; the others are done.
     """
-    from mambavox.data import read_audio
-    from mambavox.errors import AudioError
-    from mambavox.evaluation.transcriber import WhisperTranscriber, write_srt, write_vtt
-    from mambavox.files import to_json
-
-    check_outputs(files, forms, output_dir)
-    if model_dir is not None:
-        transcriber = WhisperTranscriber.from_folder(
-            model_dir, backbone=backbone, trim_encoder=trim_encoder, device=device
-        )
+    loading: dict[str, Any] = {
+        "backbone": options.backbone,
+        "trim_encoder": options.trim_encoder,
+        "device": options.device,
+    }
+    if options.model_dir is not None:
+        transcriber = WhisperTranscriber.from_folder(options.model_dir, **loading)
     else:
-        transcriber = WhisperTranscriber.from_pretrained(
-            str(model), backbone=backbone, trim_encoder=trim_encoder, device=device
-        )
-    rate, failed = transcriber.sampling_rate, False
-    timed = timestamps or as_json or any(form != "txt" for form in forms)
-    rows: list[dict[str, Any]] = []
-    for start in range(0, len(files), batch_size):
-        waveforms: dict[Path, Any] = {}
-        for file in files[start : start + batch_size]:
+        transcriber = WhisperTranscriber.from_pretrained(options.model_name, **loading)
+    timed = options.timestamps or options.as_json or any(form != "txt" for form in options.formats)
+    results = Results(options, len(recordings) > 1)
+    for start in range(0, len(recordings), options.batch_size):
+        batch = recordings[start : start + options.batch_size]
+        read = {}
+        for recording in batch:
             try:
-                waveforms[file] = (read_audio(file, rate), rate)
+                read[recording] = (read_audio(recording.file, transcriber.sampling_rate), transcriber.sampling_rate)
             except (AudioError, OSError) as error:
-                failed = True
-                print_error(str(error))
-                rows.append({"file": str(file), "error": str(error)})
-        heard = transcriber.transcribe(list(waveforms.values()), language, timestamps=timed, batch_size=batch_size)
-        for file, transcript in zip(waveforms, heard, strict=True):
-            row = {"file": str(file), **asdict(transcript)}
-            rows.append(row)
-            if timestamps and not as_json:
-                for item in transcript.segments:
-                    OUT.print(f"{file}  [{item.start:.2f} - {item.end:.2f}] {item.text}", markup=False)
-            elif not as_json:
-                OUT.print(f"{file}  {transcript.text}", markup=False)
-            content = {"txt": transcript.text + "\n", "json": to_json(row)}
-            content |= {"srt": write_srt(transcript), "vtt": write_vtt(transcript)}
-            try:
-                write_outputs(file, {form: content[form] for form in forms}, output_dir)
-            except OSError as error:
-                failed = True
-                print_error(f"{file}: its text cannot be written ({error})")
-                row["error"] = str(error)
-    if as_json:
-        print_json(rows)
-    if failed:
-        raise typer.Exit(1)
+                results.missed(recording, error)
+        heard = transcriber.transcribe(
+            list(read.values()), options.language, timestamps=timed, batch_size=options.batch_size
+        )
+        for recording, transcript in zip(read, heard, strict=True):
+            results.begin(recording)
+            results.print_text(transcript)
+            results.write(recording, transcript)
+    results.finish()

@@ -8,18 +8,16 @@ from typing import Any, TypedDict, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import PeftModel
 from torch import nn
 
-import mambavox.adapters  # noqa: F401  the import is what makes PEFT know the adapters' types
 from mambavox.data import AudioSource, Example, read_audio
 from mambavox.errors import RunError
-from mambavox.training.backbone import load_backbone, quiet_transformers
+from mambavox.hub import load_adapter, quiet_transformers
+from mambavox.runs.folder import LABELS_FILE, read_run
+from mambavox.training.classify.backbone import load_backbone
+from mambavox.training.classify.objective import predict_logits
 from mambavox.training.features import FeatureDataset
 from mambavox.training.front_end import FrontEnd
-from mambavox.training.result import load_run_config, not_finished
-from mambavox.training.run_folder import LABELS_FILE, METRICS_FILE
-from mambavox.training.scores import predict_logits
 
 
 class Prediction(TypedDict):
@@ -67,24 +65,21 @@ class AudioClassifier:
             ConfigError: the backbone cannot be found or fetched.
         """
         run = Path(run)
-        if not (run / METRICS_FILE).is_file():
-            raise not_finished(run)
-        config = load_run_config(run)
+        config = read_run(run, ("classify",), "mambavox predict")
         labels = [str(label) for label in _read_json(run / LABELS_FILE)]
-        max_seconds = float(_read_json(run / "preprocessor_config.json")["max_seconds"])
-        if config.method == "full":
-            loaded = load_backbone(str(run), labels, max_seconds, pooling=config.pooling)
-            model: nn.Module = loaded.model
-        else:
-            loaded = load_backbone(
-                backbone or config.backbone,
-                labels,
-                max_seconds,
-                pooling=config.pooling,
-                position_embeddings=config.position_embeddings,
-            )
-            with quiet_transformers():
-                model = PeftModel.from_pretrained(loaded.model, str(run))
+        try:
+            crop_seconds = float(_read_json(run / "preprocessor_config.json")["max_seconds"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{run}/preprocessor_config.json: has no length max_seconds; it is damaged") from error
+        whole = config["method"] == "full"
+        loaded = load_backbone(
+            str(run) if whole else backbone or config["backbone"],
+            labels,
+            crop_seconds,
+            pooling=config["pooling"],
+            position_embeddings="kept" if whole else config["position_embeddings"],
+        )
+        model: nn.Module = loaded.model if whole else load_adapter(loaded.model, run)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(model.to(device), loaded.front_end, labels)
@@ -152,5 +147,5 @@ class AudioClassifier:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: cannot be read ({error}); expected what `mambavox adapt` writes") from error

@@ -1,23 +1,32 @@
-"""Figures of a saved run on data."""
+"""Figures of a finished run on data: one way for every task."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from mambavox.data import AudioProblem, Example
-from mambavox.errors import DataError
+from mambavox.asr.metrics import TranscriptScores
+from mambavox.asr.recognizer import SpeechRecognizer
+from mambavox.asr.whisper import WhisperTranscriber
+from mambavox.errors import ConfigError, RunError
 from mambavox.evaluation.classifier import AudioClassifier
-from mambavox.training.adapt import load_examples, load_splits
-from mambavox.training.config import AdaptConfig
+from mambavox.runs.config import AdaptConfig, TranscriptConfig
+from mambavox.runs.folder import read_run
+from mambavox.runs.result import RunResult
+from mambavox.training.classify import data as labelled
+from mambavox.training.classify.config import ClassifyConfig
+from mambavox.training.classify.objective import score
+from mambavox.training.configs import ADAPT_TASKS, load_config
 from mambavox.training.features import class_indices
-from mambavox.training.result import load_run_config
-from mambavox.training.scores import Scores, score
+from mambavox.training.recognition import score_split
+from mambavox.training.splits import ALL, RunData, Split, choose_splits
+from mambavox.training.transcripts import load_all, load_transcripts
 
-Part = Literal["train", "valid", "test", "all"]
+_AT_ONCE = 64  # recordings whose waveforms are in memory
 
 
 @dataclass(frozen=True)
@@ -26,43 +35,35 @@ class ClassScores:
 
     Attributes:
         label: the class.
-        clips: its recordings.
+        recordings: how many it has.
         correct: how many of them were recognised.
         mistaken_for: the class that it is most often taken for, if any.
     """
 
     label: str
-    clips: int
+    recordings: int
     correct: int
     mistaken_for: str | None
 
     @property
     def recall(self) -> float:
         """Share of its recordings that were recognised, 0 to 1."""
-        return self.correct / self.clips
+        return self.correct / self.recordings
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Figures of a classifier on some data.
+class Classification:
+    """Figures of a classifier on one split.
 
     Attributes:
-        data: the data.
-        part: which part of it.
-        scores: figures over all classes.
+        figures: accuracy with its interval, macro F1 and counts.
         labels: the classes, in the order of the confusion counts.
         confusion: ``(classes, classes)`` recordings of the row's class that were taken for the column's.
-        skipped: recordings that could not be used.
-        selects_on_test: the run's best epoch was chosen on this part, which makes the figures optimistic.
     """
 
-    data: str
-    part: str
-    scores: Scores
+    figures: Mapping[str, Any]
     labels: tuple[str, ...]
     confusion: NDArray[np.int64]
-    skipped: list[AudioProblem]
-    selects_on_test: bool = False
 
     def classes(self) -> list[ClassScores]:
         """Figures of each class that occurs, the worst first."""
@@ -78,83 +79,182 @@ class Evaluation:
 
     def to_mapping(self) -> dict[str, Any]:
         """For JSON."""
+        return {**self.figures, "labels": list(self.labels), "confusion": self.confusion.tolist()}
+
+
+SplitScores: TypeAlias = Classification | TranscriptScores
+"""Scores of one split, by the task."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of a run on some data.
+
+    Attributes:
+        data: the data.
+        task: of the run.
+        scores: of each split.
+        left_out: name, split and reason of the recordings that could not be used.
+        selects_on_test: the run's best epoch was chosen on the test split, which makes the figures there optimistic.
+    """
+
+    data: str
+    task: str
+    scores: Mapping[str, SplitScores]
+    left_out: list[dict[str, str]]
+    selects_on_test: bool = False
+
+    def to_mapping(self) -> dict[str, Any]:
+        """For JSON, with confusions and every utterance."""
+        splits = {name: _mapping(scores) for name, scores in self.scores.items()}
         return {
             "data": self.data,
-            "part": self.part,
-            **self.scores.to_mapping(),
-            "labels": list(self.labels),
-            "confusion": self.confusion.tolist(),
+            "task": self.task,
+            "splits": splits,
+            "left_out": self.left_out,
             "selects_on_test": self.selects_on_test,
-            "skipped": [{"name": problem.name, "reason": problem.reason} for problem in self.skipped],
         }
 
 
-def evaluate_run(
-    run: str | Path,
-    *,
-    data: str | None = None,
-    part: Part | None = None,
-    label_column: str | None = None,
-    audio_column: str | None = None,
-    on_error: Literal["raise", "skip"] = "raise",
-    batch_size: int | None = None,
-    device: str | None = None,
-    console: Console | None = None,
-) -> Evaluation:
-    """Score a finished run's classifier.
+def _mapping(scores: SplitScores) -> dict[str, Any]:
+    if isinstance(scores, Classification):
+        return scores.to_mapping()
+    rows = [{**utterance.to_mapping(), "alignment": utterance.alignment} for utterance in scores.utterances]
+    return {
+        **scores.to_mapping(),
+        "substitutions": scores.confusions("S", 50),
+        "deletions": scores.confusions("D", 50),
+        "insertions": scores.confusions("I", 50),
+        "rows": rows,
+    }
 
-    Args:
-        run: the run folder.
-        data: recordings with labels; default the run's own, divided as in the run.
-        part: which part; default the run's test part (valid where it has none), or all of other data.
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How a run is evaluated.
+
+    Attributes:
+        data: recordings with targets; default the run's own, divided as in the run.
+        split: name of a split, or ``all``; default the run's test splits (valid where there are none), or all of other
+            data.
         label_column: column of the class; default as in the run.
+        text_column: column of the transcript; default as in the run.
         audio_column: column of the recordings; default as in the run.
         on_error: what to do about recordings that cannot be used.
         batch_size: recordings at a time; default as in the run.
+        beam_size: of a CTC model's search; default 1, greedy.
+        backbone: where the run's backbone lies now, if no longer where it was.
+        trim_encoder: Whisper: encode no more than the longest recording of a batch; default as in the run.
         device: where to run; default a GPU if there is one.
+    """
+
+    data: str | None = None
+    split: str | None = None
+    label_column: str | None = None
+    text_column: str | None = None
+    audio_column: str | None = None
+    on_error: Literal["raise", "skip"] = "raise"
+    batch_size: int | None = None
+    beam_size: int | None = None
+    backbone: str | None = None
+    trim_encoder: bool | None = None
+    device: str | None = None
+
+
+_ONLY = {
+    "label_column": ("classify",),
+    "text_column": ("ctc", "whisper"),
+    "beam_size": ("ctc",),
+    "trim_encoder": ("whisper",),
+}
+"""Options that are of some tasks alone."""
+
+
+def evaluate(
+    run: str | Path, options: EvaluationOptions = EvaluationOptions(), *, console: Console | None = None
+) -> Evaluation:
+    """Score a finished run.
+
+    Args:
+        run: the run folder.
+        options: on what, and how.
         console: where progress goes.
 
     Raises:
-        RunError: the folder holds no finished run.
-        DataError: the data have no such part, no labels, or classes that the classifier does not know.
+        RunError: the folder holds no finished run, or no recording is left to score.
+        ConfigError: an option is of another task.
+        DataError: the data have no such split, no targets, or classes that the classifier does not know.
         AudioError: recordings cannot be used and ``on_error`` is ``"raise"``.
     """
-    classifier = AudioClassifier.from_pretrained(run, device=device)
-    trained = load_run_config(run)
-    config = trained.replace(
-        data=data or trained.data,
-        label_column=label_column or trained.label_column,
-        audio_column=audio_column or trained.audio_column,
-        on_error=on_error,
-    )
-    own = config.data == trained.data
-    examples, chosen, skipped, selects_on_test = _examples(config, part or (None if own else "all"), console)
-    targets = class_indices(examples, classifier.labels)
-    predictions = classifier.logits(examples, batch_size or config.batch_size).argmax(axis=1)
-    confusion = np.zeros((len(classifier.labels), len(classifier.labels)), dtype=np.int64)
-    np.add.at(confusion, (targets, predictions), 1)
-    return Evaluation(
-        data=config.data or "",
-        part=chosen,
-        scores=score(targets, predictions),
-        labels=classifier.labels,
-        confusion=confusion,
-        skipped=skipped,
-        selects_on_test=selects_on_test,
-    )
+    read_run(run, ADAPT_TASKS, "mambavox evaluate")
+    trained = load_config(run)
+    assert isinstance(trained, AdaptConfig)
+    for name, tasks in _ONLY.items():
+        if getattr(options, name) is not None and trained.task not in tasks:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} is for runs of {' and '.join(tasks)}, and {run} is one of {trained.task}")
+    given = {
+        name: value
+        for name in ("data", "label_column", "text_column", "audio_column", "on_error")
+        if (value := getattr(options, name)) is not None
+    }
+    config = trained.replace(**given)
+    other = config.data != trained.data and options.split in (None, ALL)
+    predictor = _load(run, config, options, as_in_run=not other)
+    # A classifier's own data as a whole are one confusion; a recogniser's splits are told apart.
+    undivided = other or (options.split == ALL and config.task == "classify")
+    data = _read(config, predictor, console, everything=undivided)
+    chosen = choose_splits(data, ALL if undivided else options.split, config.given_data)
+    scores = {name: _score(split, predictor, config, options) for name, split in chosen.items()}
+    if not scores:
+        raise RunError(f"{run}: no recording to score")
+    return Evaluation(config.given_data, config.task, scores, data.left_out, data.selects_on_test)
 
 
-def _examples(
-    config: AdaptConfig, part: Part | None, console: Console | None
-) -> tuple[list[Example], str, list[AudioProblem], bool]:
-    """Recordings of one part, the part's name, those left out, and whether the run's epoch was chosen on that part."""
-    if part == "all":
-        usable, skipped = load_examples(config, console)
-        return usable, "all", skipped, False
-    splits, skipped = load_splits(config, console)
-    parts = {"train": splits.train, "valid": splits.valid, "test": splits.test}
-    chosen = part or ("test" if splits.test else "valid")
-    if not parts[chosen]:
-        there = ", ".join(name for name, examples in parts.items() if examples)
-        raise DataError(f"{config.data}: has no {chosen} part; it has {there}: choose one of them, or all, with --part")
-    return parts[chosen], chosen, skipped, splits.selects_on_test and chosen == "test"
+_Predictor: TypeAlias = AudioClassifier | SpeechRecognizer | WhisperTranscriber
+
+
+def _load(run: str | Path, config: AdaptConfig, options: EvaluationOptions, *, as_in_run: bool) -> _Predictor:
+    if config.task == "classify":
+        return AudioClassifier.from_pretrained(run, backbone=options.backbone, device=options.device)
+    if config.task == "ctc":
+        return SpeechRecognizer.from_pretrained(run, backbone=options.backbone, device=options.device)
+    transcriber = WhisperTranscriber.from_pretrained(
+        run, backbone=options.backbone, trim_encoder=options.trim_encoder, device=options.device
+    )
+    if as_in_run:
+        transcriber.max_new_tokens = RunResult.load(run).details["max_new_tokens"]
+    return transcriber
+
+
+def _read(config: AdaptConfig, predictor: _Predictor, console: Console | None, *, everything: bool) -> RunData:
+    if isinstance(config, ClassifyConfig):
+        return labelled.load_all(config, console) if everything else labelled.load_labelled(config, console)
+    assert isinstance(config, TranscriptConfig)
+    if everything:
+        return load_all(config, console)
+    whisper = isinstance(predictor, WhisperTranscriber)
+    longest = predictor.window / predictor.sampling_rate if isinstance(predictor, WhisperTranscriber) else None
+    return load_transcripts(config, console, longest=longest, learns_silence=whisper)
+
+
+def _score(split: Split, predictor: _Predictor, config: AdaptConfig, options: EvaluationOptions) -> SplitScores:
+    batch = options.batch_size or config.evaluation_batch
+    if isinstance(predictor, AudioClassifier):
+        targets = class_indices(split.examples, predictor.labels)
+        predicted = predictor.logits(split.examples, batch).argmax(axis=1)
+        confusion = np.zeros((len(predictor.labels), len(predictor.labels)), dtype=np.int64)
+        np.add.at(confusion, (targets, predicted), 1)
+        return Classification(score(targets, predicted).to_mapping(), predictor.labels, confusion)
+    assert isinstance(config, TranscriptConfig)
+    heard: list[str] = []
+    for start in range(0, len(split), _AT_ONCE):
+        examples: Sequence[Any] = split.examples[start : start + _AT_ONCE]
+        waveforms = [example.read(predictor.sampling_rate) for example in examples]
+        found: Sequence[Any]
+        if isinstance(predictor, SpeechRecognizer):
+            found = predictor.transcribe(waveforms, batch_size=batch, beam_size=options.beam_size or 1)
+        else:
+            found = predictor.transcribe(waveforms, batch_size=batch)
+        heard += [item.text for item in found]
+    return score_split(split, heard, config.language)

@@ -13,10 +13,10 @@ from mambavox.data.audio import SAMPLING_RATE
 from mambavox.data.synth import COMMANDS, write_spoken_commands
 from mambavox.errors import RunError
 from mambavox.evaluation.report import comparison_table, plot_comparison, write_results
-from mambavox.training.adapt import adapt
-from mambavox.training.config import AdaptConfig
-from mambavox.training.result import AdaptResult
-from mambavox.training.run_folder import RUN_FILES
+from mambavox.runs.folder import RUN_FILES
+from mambavox.runs.result import RunResult
+from mambavox.training.classify.config import ClassifyConfig
+from mambavox.training.run import run
 
 SHOWN_METHOD = "mambadapter"
 """The method whose run is copied to the top of the folder."""
@@ -42,7 +42,7 @@ def quickstart(
     seed: int = 0,
     overwrite: bool = False,
     console: Console | None = None,
-) -> dict[str, AdaptResult]:
+) -> dict[str, RunResult]:
     """Adapt the embedded backbone to synthesised spoken commands with every method, and compare them.
 
     Writes ``results.json``, ``report.png``, ``example.wav`` (of the test part), the recordings (``data/``), a run
@@ -71,7 +71,7 @@ def quickstart(
     results = {}
     for method in METHODS:
         console.print(f"adapting with {method} ...")
-        config = AdaptConfig(
+        config = ClassifyConfig(
             data=(folder / "data").as_posix(),
             output=(folder / "methods" / method).as_posix(),
             method=method,
@@ -81,9 +81,9 @@ def quickstart(
             seed=seed,
             device="cpu",  # so that everyone's figures are the same
         )
-        results[method] = adapt(config, console=console if console.is_terminal else None)
+        results[method] = run(config, console=console if console.is_terminal else None)
     for file in (folder / "methods" / SHOWN_METHOD).iterdir():
-        if file.is_file():
+        if file.name in RUN_FILES:
             shutil.copy2(file, folder / file.name)
     _write_example(folder)
     plot_comparison(results, folder / "report.png", f"{len(COMMANDS)} synthesised spoken commands, backbone nano-ast")

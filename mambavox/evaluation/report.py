@@ -10,50 +10,49 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rich.table import Table
 
 from mambavox.files import to_json, write_atomically
-from mambavox.training.result import AdaptResult
-from mambavox.training.scores import Scores
+from mambavox.runs.result import RunResult, describe_accuracy
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
 """Okabe and Ito's, which colour-blind readers tell apart."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-def headline(result: AdaptResult) -> tuple[str, Scores]:
-    """The part that a result is reported on, test where there is one, and its figures.
+def headline(result: RunResult) -> tuple[str, Mapping[str, Any]]:
+    """The split that a result is reported on, test where there is one, and its figures.
 
     Args:
-        result: of a run that kept back a part.
+        result: of a run that held a split back.
     """
-    part = "test" if "test" in result.scores else "valid"
-    return part, result.scores[part]
+    split = "test" if "test" in result.scores else "valid"
+    return split, result.scores[split]
 
 
-def comparison_table(results: Mapping[str, AdaptResult]) -> Table:
+def comparison_table(results: Mapping[str, RunResult]) -> Table:
     """Table of methods: trainable parameters, share of the backbone, accuracy with its interval, seconds.
 
     Args:
         results: of the runs on one task, by name.
     """
-    part = "/".join(sorted({result.describe_part(headline(result)[0]) for result in results.values()}))
+    split = "/".join(sorted({result.describe_split(headline(result)[0]) for result in results.values()}))
     heads = sorted({result.parameters["head"] for result in results.values()})
     table = Table(
         header_style="bold",
         caption=f"trainable: the head's {' or '.join(f'{head:,}' for head in heads)} included; backbone share: without",
     )
-    for column in ("method", "trainable", "of backbone", f"{part} accuracy [95 %]", "seconds"):
+    for column in ("method", "trainable", "of backbone", f"{split} accuracy [95 %]", "seconds"):
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for name, result in results.items():
         table.add_row(
             name,
             f"{result.parameters['total']:,}",
             f"{result.parameters['share_of_backbone']:.2%}",
-            str(headline(result)[1]),
+            describe_accuracy(headline(result)[1]),
             f"{result.seconds:.1f}",
         )
     return table
 
 
-def write_results(results: Mapping[str, AdaptResult], path: Path, **facts: Any) -> None:
+def write_results(results: Mapping[str, RunResult], path: Path, **facts: Any) -> None:
     """Write the figures of several runs as JSON.
 
     Args:
@@ -65,7 +64,7 @@ def write_results(results: Mapping[str, AdaptResult], path: Path, **facts: Any) 
     write_atomically(path, to_json({**facts, "methods": methods}))
 
 
-def plot_comparison(results: Mapping[str, AdaptResult], path: Path, title: str) -> None:
+def plot_comparison(results: Mapping[str, RunResult], path: Path, title: str) -> None:
     """Draw accuracy against trainable parameters, with 95 % intervals, and the learning curves.
 
     Args:
@@ -81,8 +80,8 @@ def plot_comparison(results: Mapping[str, AdaptResult], path: Path, title: str) 
         _, scores = headline(result)
         left.errorbar(
             result.parameters["total"],
-            scores.accuracy,
-            yerr=[[scores.accuracy - scores.accuracy_low], [scores.accuracy_high - scores.accuracy]],
+            scores["accuracy"],
+            yerr=[[scores["accuracy"] - scores["accuracy_low"]], [scores["accuracy_high"] - scores["accuracy"]]],
             color=color,
             marker=marker,
             markersize=8,
@@ -99,10 +98,10 @@ def plot_comparison(results: Mapping[str, AdaptResult], path: Path, title: str) 
             linewidth=1.8,
             label=name,
         )
-    part = "/".join(sorted({result.describe_part(headline(result)[0]) for result in results.values()}))
+    split = "/".join(sorted({result.describe_split(headline(result)[0]) for result in results.values()}))
     left.set_xscale("log")
     left.margins(x=0.15)
-    left.set(xlabel="trainable parameters, head included", ylabel=f"{part} accuracy", title="accuracy (95 % interval)")
+    left.set(xlabel="trainable parameters, head included", ylabel=f"{split} accuracy", title="accuracy (95 % interval)")
     right.set(xlabel="epoch", ylabel="valid accuracy", title="learning curves")
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     # Below both, because points of methods of one size lie too close for names beside them.

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import (
@@ -258,7 +259,7 @@ class MambaHubertModel(MambaHubertPreTrainedModel):
         if attention_mask is not None:
             lengths = self._get_feat_extract_output_lengths(attention_mask.sum(dim=-1).to(torch.int64))
             # Without padding everything is faster without lengths.
-            if not torch.compiler.is_compiling() and bool((lengths == time).all()):
+            if not torch.compiler.is_compiling() and not is_tracing() and bool((lengths == time).all()):
                 lengths = None
         hidden_states = self.feature_projection(features)
         if mask_time_indices is not None:

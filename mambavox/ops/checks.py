@@ -33,3 +33,19 @@ def check_tensors(device: torch.device, expected: Iterable[tuple[str, Tensor | N
             )
         if tensor.device != device:
             raise ConfigError(f"{name} is on {tensor.device} and the input on {device}; move them to one device")
+
+
+def refuse_traced_onnx(name: str) -> None:
+    """Say that ONNX has no such operation, where ``torch.onnx.export(dynamo=False)`` traces it.
+
+    Args:
+        name: of the operation.
+
+    Raises:
+        ConfigError: it is exported now.
+    """
+    if torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export():
+        raise ConfigError(
+            f"{name} cannot be exported to ONNX by tracing (dynamo=False): ONNX has no such operation. Save the model "
+            "with torch.jit.trace or torch.export; for a recogniser that runs as a stream there is mambavox export"
+        )

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mambavox.lengths import check_cu_seqlens, check_lengths
+
 LIBRARY = Path(__file__).with_name("libmambavox.so")
 
 # Of csrc/arrays.h: frames between two stored states.
@@ -203,8 +205,15 @@ def rows(x: Tensor, lengths: Tensor | None, cu_seqlens: Tensor | None) -> Tensor
 
     Returns:
         ``(rows, 5)`` int64: batch entry, first frame, length, frames up to the next sequence, first checkpoint.
+
+    Raises:
+        ConfigError: lengths or boundaries that reach beyond ``x``. The kernels believe them, and in a compiled or
+            exported graph nothing else has looked at them.
     """
+    if lengths is not None:
+        lengths = check_lengths(lengths, *x.shape[:2])
     if cu_seqlens is not None:
+        cu_seqlens = check_cu_seqlens(cu_seqlens, *x.shape[:2])
         starts = cu_seqlens[:-1]
         count = cu_seqlens[1:] - starts
         index = torch.arange(len(starts))

@@ -37,15 +37,18 @@ def _softplus(v):
 
 @triton.jit
 def _row_place(row, time, lengths, cu_seqlens):
-    """Batch index, first frame and number of frames of a row of the state."""
+    """Batch index, first frame and number of frames of a row of the state: inside the tensors, whatever is given."""
     if cu_seqlens is not None:
         batch = row * 0
-        first = tl.load(cu_seqlens + row)
-        length = (tl.load(cu_seqlens + row + 1) - first).to(tl.int32)
+        first = tl.minimum(tl.maximum(tl.load(cu_seqlens + row), 0), time)
+        behind = tl.minimum(tl.maximum(tl.load(cu_seqlens + row + 1), first), time)
+        length = (behind - first).to(tl.int32)
     else:
         batch = row
         first = row.to(tl.int64) * 0
-        length = tl.load(lengths + row).to(tl.int32) if lengths is not None else row * 0 + time
+        length = row * 0 + time
+        if lengths is not None:
+            length = tl.minimum(tl.maximum(tl.load(lengths + row), 0), time).to(tl.int32)
     return batch, first, length
 
 
@@ -81,7 +84,8 @@ def _segment(rows, time, first_step, segment, blocks, lengths, cu_seqlens, REVER
     slot = tl.program_id(0) // blocks
     row = _row_of_slot(slot, rows, time, first_step, segment, cu_seqlens)
     batch, first, length = _row_place(row, time, lengths, cu_seqlens)
-    begin = (slot - _first_slot(row, first, time, segment, cu_seqlens)).to(tl.int32) * segment
+    # Below 0 only where boundaries fall.
+    begin = tl.maximum((slot - _first_slot(row, first, time, segment, cu_seqlens)).to(tl.int32), 0) * segment
     end = tl.minimum(begin + segment, length)
     origin = first + length - 1 if REVERSE else first
     return slot, row, batch.to(tl.int64), first, length, begin, end, origin

@@ -5,6 +5,7 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+from torch.jit._trace import is_tracing
 from torch.utils.flop_counter import register_flop_formula
 
 from mambavox.errors import ConfigError
@@ -121,6 +122,10 @@ def selective_scan(
     float64 = torch.float64 in (x.dtype, dt.dtype, B.dtype, C.dtype, None if z is None else z.dtype)
     chosen = choose(x.device.type, float64, backend)
     if chosen == "reference":
+        if is_tracing():
+            raise ConfigError(
+                "backend='reference' cannot be traced: it is a loop over this input's frames; leave backend=None"
+            )
         output, final_state = selective_scan_reference(*inputs)
     else:
         operator = torch.ops.mambavox.selective_scan if torch.compiler.is_compiling() else _SCAN
@@ -129,6 +134,8 @@ def selective_scan(
 
 
 def _training(inputs: ScanInputs) -> bool:
+    if is_tracing():
+        return True  # a constant of the trace, which may be trained later
     if not torch.is_grad_enabled():
         return False
     return any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
@@ -169,7 +176,12 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _backward(grad_y: Tensor, grad_final_state: Tensor | None, *arguments: Any) -> tuple[Tensor | None, ...]:
-    *inputs, _, backend, kept = arguments
+    *inputs, training, backend, kept = arguments
+    if not training:
+        raise RuntimeError(
+            "selective_scan kept nothing for its backward pass, since nothing required a gradient when the graph was "
+            "made; export or compile it with gradients"
+        )
     return _implementation(backend).backward(grad_y, grad_final_state, ScanInputs(*inputs), *kept)
 
 

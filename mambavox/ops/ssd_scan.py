@@ -12,10 +12,11 @@ from typing import Literal, overload
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.jit._trace import is_tracing
 
 from mambavox.errors import ConfigError
 from mambavox.lengths import check_rows, length_mask
-from mambavox.ops.checks import check_tensors
+from mambavox.ops.checks import check_tensors, refuse_traced_onnx
 
 
 @overload
@@ -119,9 +120,35 @@ def ssd_scan(
     if x.dim() != 4:
         raise ConfigError(f"x has shape {tuple(x.shape)}; expected (batch, time, heads, head_dim)")
     lengths, cu_seqlens = check_rows(x, lengths, cu_seqlens)
-    batch, time, heads, head_dim = x.shape
     _check_shapes(x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens)
 
+    arguments = (x, dt, A, B, C, D, z, dt_bias, dt_softplus, initial_state, lengths, cu_seqlens, reverse, chunk_size)
+    if is_tracing():
+        refuse_traced_onnx("ssd_scan")
+        y, final_state = torch.ops.mambavox.ssd_scan(*arguments)
+    else:
+        y, final_state = _ssd_scan(*arguments)
+    return (y, final_state) if return_final_state else y
+
+
+def _ssd_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    initial_state: Tensor | None,
+    lengths: Tensor | None,
+    cu_seqlens: Tensor | None,
+    reverse: bool,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor]:
+    """Output and final state, of arguments that fit."""
+    batch, time, heads, head_dim = x.shape
     # Under autocast the products would run in half precision, and with them the state.
     with torch.autocast(x.device.type, enabled=False):
         output_dtype = x.dtype
@@ -156,8 +183,18 @@ def ssd_scan(
             y = y + (D if D.dim() == 2 else D[:, None]).to(compute_dtype) * x
         if z is not None:
             y = y * F.silu(z)
-        y = y.to(output_dtype)
-    return (y, final_state) if return_final_state else y
+        return y.to(output_dtype), final_state
+
+
+# One operator for traces, which would hold the number of chunks of the traced input; autograd looks through it.
+# The code that goes with a saved model makes it, too.
+if not hasattr(torch.ops.mambavox, "ssd_scan"):
+    torch.library.define(
+        "mambavox::ssd_scan",
+        "(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, bool dt_softplus, "
+        "Tensor? initial_state, Tensor? lengths, Tensor? cu_seqlens, bool reverse, int chunk_size) -> (Tensor, Tensor)",
+    )
+    torch.library.impl("mambavox::ssd_scan", "CompositeImplicitAutograd", _ssd_scan)
 
 
 def _scan_padded(

@@ -5,7 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.jit._trace import is_tracing
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from mambavox.ops.checks import refuse_traced_onnx
 
 # Inputs that are no tensors, and all that the dispatcher would hand on as it is.
 _SETTINGS = (bool, str)
@@ -42,6 +45,7 @@ class Operator:
         fake: Callable[..., tuple[Tensor, ...]],
         other_way: str,
     ) -> None:
+        self.name = name
         self.differentiable = differentiable
         self.forward = forward
         self.backward = backward
@@ -76,7 +80,14 @@ class Operator:
         torch.library.register_autograd(f"{full_name}_backward", no_second_derivative)
 
     def __call__(self, *inputs: Any) -> tuple[Tensor, ...]:
-        """Run it; in ``torch.compile`` call ``torch.ops.mambavox.<name>`` instead."""
+        """Run it; in ``torch.compile`` call ``torch.ops.mambavox.<name>`` instead.
+
+        Raises:
+            ConfigError: it is exported to ONNX by tracing.
+        """
+        if is_tracing():
+            refuse_traced_onnx(self.name)
+            return self.forward_operator(*inputs)
         if not torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active() and _unwatched(inputs):
             # A step of a stream, over in less time than what autograd would note down about it.
             return self.forward(*inputs)
@@ -101,8 +112,8 @@ class Operator:
 
 
 def _unwatched(inputs: Sequence[Any]) -> bool:
-    """Whether nothing that torch dispatches to, a mode or a subclass of ``Tensor``, would see the operator's call."""
-    return not is_in_torch_dispatch_mode() and all(type(value) in _PLAIN for value in inputs)
+    """Whether nothing that torch dispatches to, a mode, a trace or a subclass of ``Tensor``, would see the call."""
+    return not is_in_torch_dispatch_mode() and not is_tracing() and all(type(value) in _PLAIN for value in inputs)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

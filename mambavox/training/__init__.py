@@ -1,4 +1,5 @@
-"""Training one run: configuration, backbone, features, glue on transformers' ``Trainer``, the run folder.
+"""Training: ``run.py`` is the only driver, ``engine.py`` what all trainings share; a folder a task.
 
-``mambavox.training.config.AdaptConfig`` says what to do and ``mambavox.training.adapt.adapt`` does it.
+Each task has the same files: ``config.py`` (what to do), ``data.py`` (what is heard), ``objective.py`` (what is learned
+and how it is scored) and ``task.py`` (the steps of a run).
 """

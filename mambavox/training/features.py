@@ -1,13 +1,13 @@
 """Features of recordings, made once and kept in memory; masks on them in training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from mambavox.data import Example, duration
 from mambavox.errors import DataError
@@ -17,7 +17,6 @@ _MAX_BYTES = 2 << 30
 # The paper's widths on ESC-50 (24 of 128 bands, 80 of 500 frames), as shares so that they fit any front end.
 _MEL_SHARE = 24 / 128
 _TIME_SHARE = 80 / 500
-_BATCHES_SORTED = 50  # at a time: enough for like lengths, few enough for other neighbours in each epoch
 
 
 class FeatureDataset(Dataset[dict[str, Any]]):
@@ -147,59 +146,6 @@ class Collator:
         if "target" in items[0]:
             batch["labels"] = torch.tensor([item["target"] for item in items])
         return batch
-
-
-class EpochSampler(Sampler[int]):
-    """A random order that depends on the seed and the epoch alone, so that a resumed run sees the same one.
-
-    Args:
-        dataset: has a length and, for buckets, ``lengths`` of its recordings; is told the epoch, too.
-        seed: of the order.
-        bucketed: size of the batches that are to hold recordings of like length; ``None``: any recordings.
-    """
-
-    def __init__(self, dataset: Any, seed: int, bucketed: int | None = None) -> None:
-        self.dataset = dataset
-        self.seed = seed
-        self.bucketed = bucketed
-
-    def set_epoch(self, epoch: int) -> None:
-        """Begin another pass over the data; accelerate calls this."""
-        self.dataset.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = np.random.default_rng((self.seed, self.dataset.epoch))
-        order = generator.permutation(len(self.dataset)).tolist()
-        if self.bucketed is None:
-            return iter(order)
-        return iter(bucket_by_length(order, self.dataset.lengths, self.bucketed, generator))
-
-
-def bucket_by_length(
-    order: Sequence[int], lengths: Sequence[float], batch_size: int, generator: np.random.Generator
-) -> list[int]:
-    """Change a random order so that batches hold recordings of like length.
-
-    Stretches of it are sorted by length and cut into batches, whose order is drawn: the recordings of a batch still
-    differ from epoch to epoch.
-
-    Args:
-        order: indices of the recordings.
-        lengths: of each recording.
-        batch_size: recordings a batch; the last one of an epoch may be smaller, and stays the last.
-        generator: draws the order of the batches.
-    """
-    stretch = batch_size * _BATCHES_SORTED
-    ordered: list[int] = []
-    for start in range(0, len(order), stretch):
-        ordered += sorted(order[start : start + stretch], key=lambda index: lengths[index])
-    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
-    partial = [batches.pop()] if batches and len(batches[-1]) < batch_size else []
-    shuffled = [batches[index] for index in generator.permutation(len(batches))]
-    return [index for batch in (*shuffled, *partial) for index in batch]
 
 
 def class_indices(examples: Sequence[Example], labels: Sequence[str]) -> list[int]:

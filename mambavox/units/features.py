@@ -1,47 +1,22 @@
 """Frame-level features of recordings, from which units are made: MFCC, or the hidden states of a model."""
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from hashlib import blake2b
 from math import prod
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
-from transformers import AutoFeatureExtractor, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
-from mambavox import assets
 from mambavox.errors import AudioError, ConfigError, HostError
+from mambavox.hub import load_extractor, load_model, quiet_transformers
 from mambavox.hubert import MambaHubertConfig  # the import makes the Auto classes know Mamba-HuBERT
 from mambavox.units import mfcc
 
 MAX_SECONDS = 900.0
 """Of a recording that a model takes whole: about 6 GB in base size."""
-
-# Said by WavLM's code about torch's; nothing that a user could mend.
-_HARMLESS = "Support for mismatched key_padding_mask and attn_mask"
-# Only used by masking during pre-training; fine-tuned checkpoints often come without it.
-_UNUSED = "masked_spec_embed"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers: heads are left out on purpose, and missing weights are errors here."""
-    logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", _HARMLESS)
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 class Features(Protocol):
@@ -167,7 +142,7 @@ class LayerFeatures:
     ) -> None:
         name = model if isinstance(model, str) else model.name_or_path or type(model).__name__
         self._device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        loaded = _load(model) if isinstance(model, str) else model
+        loaded = load_model(AutoModel, model, "model") if isinstance(model, str) else model
         if feature_extractor is None:
             feature_extractor = _extractor(name, str(loaded.config.model_type), isinstance(model, str))
         config = loaded.config
@@ -327,7 +302,7 @@ class LayerFeatures:
             yield batch, self._run_whisper(inputs[0], wanted) if self._is_whisper else self._run(inputs, wanted)
 
     @torch.no_grad()
-    @_quiet()
+    @quiet_transformers()
     def _run(self, waveforms: Sequence[NDArray[np.float32]], wanted: Sequence[int]) -> Mapping[int, torch.Tensor]:
         lengths = [len(waveform) for waveform in waveforms]
         self.check_length(max(lengths), "a waveform")
@@ -428,36 +403,12 @@ def _checked(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
     return waveform
 
 
-def _load(name: str) -> PreTrainedModel:
-    folder = assets.locate(name)
-    try:
-        with _quiet():
-            model, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ConfigError(
-            f"model {name!r} could not be loaded ({reason}); expected a folder with config.json and "
-            f"model.safetensors, a Hugging Face name, or an embedded model ({', '.join(assets.names())})"
-        ) from error
-    lost = sorted(
-        {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-        - {key for key in report["missing_keys"] if key.endswith(_UNUSED)}
-    )
-    if lost:
-        raise HostError(
-            f"model {name!r}: its checkpoint lacks {len(lost)} weights, such as {lost[0]}; expected a complete model"
-        )
-    loaded: PreTrainedModel = model
-    return loaded
-
-
 def _extractor(name: str, model_type: str, from_files: bool) -> Any:
     if not from_files:
         return None
     try:
-        with _quiet():
-            return AutoFeatureExtractor.from_pretrained(assets.locate(name))
-    except (OSError, ValueError, KeyError) as error:
+        return load_extractor(name, "model")
+    except ConfigError as error:
         if model_type == MambaHubertConfig.model_type:
             return None
         raise ConfigError(

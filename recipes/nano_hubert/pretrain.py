@@ -15,8 +15,9 @@ from typing import Any
 
 from rich.console import Console
 
+from mambavox.runs.result import describe_scores
 from mambavox.training.pretraining.config import PretrainConfig
-from mambavox.training.pretraining.pretrain import pretrain
+from mambavox.training.run import run as train
 
 ENCODERS = {"mamba": 6, "causal-transformer": 4, "ext-bimamba": 3, "transformer": 4}
 """Kinds of encoder, all of about 3.8 million parameters, and the middle one of their layers."""
@@ -78,14 +79,15 @@ def main() -> None:
                 # Little speech at a time: of the same hours, small updates learn more than few large ones.
                 batch_seconds=seconds,
                 device_batch_seconds=seconds,
-                max_seconds=seconds,
+                crop_seconds=seconds,
                 min_seconds=0.5,
                 learning_rate=arguments.learning_rate,
                 save_every=500,
                 log_every=100,
             )
-            result = pretrain(config, resume=output.exists(), console=console)
-            console.print(f"{encoder}, {output.name}: {result.valid}, {result.seconds / 60:.0f} min")
+            result = train(config, resume=output.exists(), console=console)
+            scores = describe_scores(result.scores["valid"])
+            console.print(f"{encoder}, {output.name}: {scores}, {result.seconds / 60:.0f} min")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
     python recipes/recognition/adapter_study.py run pilot --data MANIFEST --backbone whisper-base --work /tmp/study
     python recipes/recognition/adapter_study.py table
 
-Every cell (variant, language, budget, rate, seed) is one run of ``adapt_whisper`` and one JSON file in ``--cells``; a
-file that is there is never computed again, and a run that was killed goes on from its last epoch. The test part is left
-out of the manifest that the runs read. The epoch with the lowest token cross-entropy on the valid part is kept and
-transcribed. All cells have batches of like lengths, float32, trimmed windows, AdamW with a tenth of the updates of
-warm-up and a rate that falls linearly to a fiftieth, and train no norm of the host.
+Every cell (variant, language, budget, rate, seed) is one run of ``mambavox adapt --task whisper`` and one JSON file in
+``--cells``; a file that is there is never computed again, and a run that was killed goes on from its last epoch. The
+test split is left out of the manifest that the runs read. The epoch with the lowest token cross-entropy on the valid
+part is kept and transcribed. All cells have batches of like lengths, float32, trimmed windows, AdamW with a tenth of
+the updates of warm-up and a rate that falls linearly to a fiftieth, and train no norm of the host.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from torch import nn
 
 from mambavox.adapters.weight_decay import no_weight_decay
 from mambavox.files import to_json, write_atomically
-from mambavox.training.features import EpochSampler
-from mambavox.training.run_folder import METRICS_FILE
-from mambavox.training.seq2seq import adapt
-from mambavox.training.seq2seq.config import Seq2SeqConfig
-from mambavox.training.seq2seq.trainer import TranscriptTrainer
-from mambavox.training.seq2seq.transcripts import IGNORED
+from mambavox.runs.folder import METRICS_FILE
+from mambavox.training.run import run
+from mambavox.training.whisper import task
+from mambavox.training.whisper.config import WhisperConfig
+from mambavox.training.whisper.data import IGNORED
+from mambavox.training.whisper.objective import WhisperTrainer
 
 NAMED = 3
 """Targets before the text: language, task, no timestamps."""
@@ -160,15 +160,13 @@ def part_of(name: str) -> str:
     return "gate" if name.endswith((".scale", ".gate.weight", ".gate.bias")) else "projections"
 
 
-class StudyTrainer(TranscriptTrainer):
-    """The trainer of ``adapt_whisper`` with what the study varies; an epoch is judged by its token cross-entropy."""
+class StudyTrainer(WhisperTrainer):
+    """The trainer of a Whisper run with what the study varies; an epoch is judged by its token cross-entropy."""
 
     cell: Cell
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        train = self.train_dataset
-        train.spec_augment, train.seed = self.cell.spec_augment, self.cell.seed
         self.args.metric_for_best_model = "eval_loss"
         # The loss is still falling then, and each look at it costs as much as thirty seconds of training speech.
         self.args.eval_delay = max(self.args.num_train_epochs - 2, 1)
@@ -228,10 +226,6 @@ class StudyTrainer(TranscriptTrainer):
             text, words = text + float(each[:, NAMED:].sum()), words + int((labels[:, NAMED:] != IGNORED).sum())
         return {"loss": total / targets, "text_loss": text / words}
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        size = self.args.per_device_train_batch_size
-        return EpochSampler(train_dataset or self.train_dataset, self.args.seed, bucketed=size)
-
 
 def without_test(data: Path, language: str, work: Path) -> Path:
     """A manifest of the train and valid rows of a language."""
@@ -252,7 +246,7 @@ def without_test(data: Path, language: str, work: Path) -> Path:
 def run_cell(cell: Cell, data: Path, backbone: str, work: Path) -> dict[str, Any]:
     """Adapt, transcribe the valid part, and say what came of it."""
     method, options = cell.method
-    config = Seq2SeqConfig(
+    config = WhisperConfig(
         data=str(without_test(data, cell.language, work)),
         output=str(work / "runs" / cell.name),
         backbone=backbone,
@@ -266,7 +260,9 @@ def run_cell(cell: Cell, data: Path, backbone: str, work: Path) -> dict[str, Any
         weight_decay=cell.weight_decay,
         warmup_ratio=0.1,
         seed=cell.seed,
-        bf16=False,
+        spec_augment=cell.spec_augment,
+        length_buckets=True,
+        precision="float32",
         device="cpu",
         tensorboard=False,
         **BUDGETS[cell.budget],
@@ -279,14 +275,14 @@ def run_cell(cell: Cell, data: Path, backbone: str, work: Path) -> dict[str, Any
             super().__init__(*args, **kwargs)
             trainers.append(self)
 
-    usual, adapt.TranscriptTrainer = adapt.TranscriptTrainer, Trainer  # type: ignore[misc]
+    usual, task.WhisperTrainer = task.WhisperTrainer, Trainer  # type: ignore[misc]
     start = time.perf_counter()
     try:
         # A finished run whose cell was not written holds no curve of the text's loss: it is made again.
         ended = (config.output_path / METRICS_FILE).is_file()
-        result = adapt.adapt_whisper(config, resume=not ended, overwrite=ended, console=Console())
+        result = run(config, resume=not ended and config.output_path.exists(), overwrite=ended, console=Console())
     finally:
-        adapt.TranscriptTrainer = usual  # type: ignore[misc]
+        task.WhisperTrainer = usual  # type: ignore[misc]
     trainer = trainers[0]
     curve: dict[int, dict[str, float]] = {}
     for entry in trainer.state.log_history:
@@ -303,7 +299,7 @@ def run_cell(cell: Cell, data: Path, backbone: str, work: Path) -> dict[str, Any
         "curve": [{"epoch": epoch, **row} for epoch, row in sorted(curve.items())],
         "best_epoch": result.best_epoch,
         "valid": {name: result.scores["valid"][name] for name in ("wer", "cer")},
-        "clips": dict(result.clips),
+        "recordings": dict(result.recordings),
         "hours": dict(result.hours),
         "seconds": round(time.perf_counter() - start, 1),
         "training_seconds": round(result.seconds, 1),

@@ -24,9 +24,9 @@ from speech import RATE, UNSEEN, Speech, Texts
 
 from mambavox.asr.metrics import score_transcripts
 from mambavox.asr.text import normalize_text
-from mambavox.evaluation.transcriber import WhisperTranscriber
-from mambavox.training.seq2seq.adapt import adapt_whisper
-from mambavox.training.seq2seq.config import Seq2SeqConfig
+from mambavox.asr.whisper import WhisperTranscriber
+from mambavox.training.run import run as adapt
+from mambavox.training.whisper.config import WhisperConfig
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -94,9 +94,9 @@ class Run:
     rate: float
     seed: int
 
-    def config(self, arguments: argparse.Namespace) -> Seq2SeqConfig:
+    def config(self, arguments: argparse.Namespace) -> WhisperConfig:
         """Of the run."""
-        return Seq2SeqConfig(
+        return WhisperConfig(
             data=str(arguments.output / "manifests" / f"{self.task}.jsonl"),
             output=str(arguments.output / self.task / f"{self.method}-{self.rate:g}-seed{self.seed}"),
             backbone=str(arguments.backbone),
@@ -111,23 +111,24 @@ class Run:
             warmup_ratio=0.1,
             trim_encoder=True,
             metric_for_best_model="cer",
-            max_seconds=float(SECONDS),
-            bf16=True,
+            drop_longer_than=float(SECONDS),
+            drop_eval_longer_than=float(SECONDS),
+            precision="bfloat16",
             device="cpu",
             tensorboard=False,
         )
 
 
-def adapt(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
+def figures_of(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures of a run, which is done or continued if it must."""
     torch.set_num_threads(1)
     config = run.config(arguments)
-    result = adapt_whisper(config, resume=config.output_path.exists())
+    result = adapt(config, resume=config.output_path.exists())
     return {
         "scores": result.scores,
         "parameters": result.parameters["total"],
         "seconds": result.seconds,
-        "max_new_tokens": result.max_new_tokens,
+        "max_new_tokens": result.details["max_new_tokens"],
     }
 
 
@@ -198,7 +199,7 @@ def main() -> None:
     with ProcessPoolExecutor(arguments.workers) as pool:
 
         def do(runs: list[Run]) -> None:
-            waiting = {run: pool.submit(adapt, run, arguments) for run in runs}
+            waiting = {run: pool.submit(figures_of, run, arguments) for run in runs}
             for run, future in waiting.items():
                 figures[run] = future.result()
                 score = figures[run]["scores"]["test"]

@@ -42,8 +42,8 @@ from mambavox.asr.recognizer import SpeechRecognizer
 from mambavox.asr.tokenizer import encode, train_tokenizer
 from mambavox.evaluation.report import COLORS, MARKERS, style_axes
 from mambavox.files import to_json, write_atomically
+from mambavox.training.ctc.objective import tri_stage
 from mambavox.training.parameter_groups import parameter_groups
-from mambavox.training.recognition.trainer import tri_stage
 
 CAUSAL = {"mamba": "nano-mamba-hubert", "causal-transformer": "nano-transformer-hubert"}
 """Causal encoders, and the embedded models that they begin with where no others are given."""

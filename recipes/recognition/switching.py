@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from mambavox.evaluation.recognition import evaluate_whisper
-from mambavox.evaluation.transcriber import WhisperTranscriber
+from mambavox.asr.metrics import TranscriptScores
+from mambavox.asr.whisper import WhisperTranscriber
+from mambavox.evaluation.evaluate import EvaluationOptions, evaluate
 from mambavox.files import to_json, write_atomically
 
 SWITCHES = 200
@@ -81,11 +82,17 @@ def trimming(runs: dict[str, Path]) -> dict[str, dict[str, float]]:
     """Word error rates on the test parts, with whole windows and with windows that end with the longest clip."""
     return {
         task: {
-            name: evaluate_whisper(run, trim_encoder=trim, device="cpu").scores["test"].wer.rate
+            name: _word_error_rate(run, EvaluationOptions(trim_encoder=trim, device="cpu"))
             for name, trim in (("whole", False), ("trimmed", True))
         }
         for task, run in runs.items()
     }
+
+
+def _word_error_rate(run: Path, options: EvaluationOptions) -> float:
+    scores = evaluate(run, options).scores["test"]
+    assert isinstance(scores, TranscriptScores)
+    return scores.wer.rate
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from mambavox.errors import HostError
 Method = tuple[str, dict[str, Any]]
 
 
-def adapt(host: Host, method: Method, steps: int = 0, **kwargs: Any) -> nn.Module:
+def train(host: Host, method: Method, steps: int = 0, **kwargs: Any) -> nn.Module:
     model = apply_method(host.model(), *method, check=False, **kwargs)
     if steps:
         train_step(model, host.inputs(), steps)
@@ -35,7 +35,7 @@ def trained_host(host: Host, folder: Path, method: Method) -> PeftModel:
 
 def test_a_new_adapter_is_the_host_bit_by_bit(host: Host, method: Method) -> None:
     expected = logits(host.model(), host.inputs())
-    same = torch.equal(logits(adapt(host, method), host.inputs()), expected)
+    same = torch.equal(logits(train(host, method), host.inputs()), expected)
     assert same == (method[0] not in NOT_SILENT), "prefixes and prompts act from the start"
 
 
@@ -60,7 +60,7 @@ def test_every_trainable_tensor_soon_has_an_effect(host: Host, method: Method) -
 
 
 def test_the_backbone_stays_frozen(host: Host, method: Method) -> None:
-    model = adapt(host, method)
+    model = train(host, method)
     before = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
     train_step(model, host.inputs(), steps=2)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters() if name in before)
@@ -124,7 +124,7 @@ def test_saved_under_another_name_it_loads_under_the_default_one(
 
 
 def test_disabled_it_is_the_host(host: Host, method: Method) -> None:
-    model = adapt(host, method, steps=2)
+    model = train(host, method, steps=2)
     expected, adapted = logits(host.model(), host.inputs()), logits(model, host.inputs())
     with model.disable_adapter():
         assert torch.equal(logits(model, host.inputs()), expected)
@@ -134,7 +134,7 @@ def test_disabled_it_is_the_host(host: Host, method: Method) -> None:
 
 def test_two_adapters_are_switched_and_deleted(host: Host, own_method: Method) -> None:
     inputs = host.inputs()
-    model = adapt(host, own_method, steps=2)
+    model = train(host, own_method, steps=2)
     first = logits(model, inputs)
     config = copy.deepcopy(model.peft_config["default"])
     model.add_adapter("second", config)
@@ -156,7 +156,7 @@ def test_two_adapters_are_switched_and_deleted(host: Host, own_method: Method) -
 
 def test_unload_gives_the_host_back(host: Host, own_method: Method) -> None:
     fresh = host.model()
-    model = adapt(host, own_method, steps=2, head=[])
+    model = train(host, own_method, steps=2, head=[])
     host_again = model.unload()
     assert torch.equal(logits(host_again, host.inputs()), logits(fresh, host.inputs()))
     assert [name for name, _ in host_again.named_modules()] == [name for name, _ in fresh.named_modules()]
@@ -166,7 +166,7 @@ def test_unload_gives_the_host_back(host: Host, own_method: Method) -> None:
 def test_merging_is_refused(host: Host, own_method: Method) -> None:
     if own_method[0] == "bitfit":
         pytest.skip("biases can be merged; test_bitfit.py")
-    model = adapt(host, own_method)
+    model = train(host, own_method)
     with pytest.raises(HostError, match=r"cannot be merged.*unload\(\)"):
         model.merge_and_unload()
     with pytest.raises(HostError, match="cannot be merged"):
@@ -174,7 +174,7 @@ def test_merging_is_refused(host: Host, own_method: Method) -> None:
 
 
 def test_deepcopy_is_independent(host: Host, own_method: Method) -> None:
-    model = adapt(host, own_method, steps=2)
+    model = train(host, own_method, steps=2)
     before = logits(model, host.inputs())
     twin = copy.deepcopy(model)
     assert torch.equal(logits(twin, host.inputs()), before)
@@ -186,7 +186,7 @@ def test_deepcopy_is_independent(host: Host, own_method: Method) -> None:
 def test_torch_save_of_the_whole_model(host: Host, own_method: Method) -> None:
     if host.name not in ("ast", "whisper"):
         pytest.skip("torch refuses to pickle the weight norm of this host's positional convolution")
-    model = adapt(host, own_method, steps=2)
+    model = train(host, own_method, steps=2)
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
@@ -200,7 +200,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(host: Host, own_method:
         pytest.skip("transformers' WavLM hangs in reentrant checkpointing, with or without adapters")
     gradients = []
     for checkpointing in (False, True):
-        model = adapt(host, own_method, steps=2)
+        model = train(host, own_method, steps=2)
         if checkpointing:
             model.get_base_model().gradient_checkpointing_enable({"use_reentrant": use_reentrant})
             model.get_base_model().enable_input_require_grads()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mambavox.adapters import MambAdapterConfig
 from mambavox.adapters.branch import Branch, Projections
 from mambavox.adapters.hosts import find_stacks
-from mambavox.adapters.layers import SublayerAdapter
+from mambavox.adapters.sublayer import SublayerAdapter
 from mambavox.adapters.tokens import TokenGrid
 from mambavox.nn.streaming import StreamStep
 

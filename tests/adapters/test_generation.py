@@ -88,7 +88,7 @@ def test_the_state_is_what_makes_it_equal(kind: str, monkeypatch: pytest.MonkeyP
     plain = both_ways(model, input_features=features())[1]
 
     def forgetful(*args: Any) -> Any:
-        from mambavox.adapters.decoding import DecodedState
+        from mambavox.adapters.cache import DecodedState
 
         return DecodedState()
 

@@ -11,7 +11,8 @@ from transformers import ASTModel, BertConfig, BertModel, HubertForCTC, PreTrain
 
 from mambavox.adapters import BottleneckConfig, MambAdapterConfig
 from mambavox.adapters.hosts import find_stacks, head_modules
-from mambavox.adapters.layers import AdaptedNorm, SublayerAdapter
+from mambavox.adapters.layers import AdaptedNorm
+from mambavox.adapters.sublayer import SublayerAdapter
 from mambavox.errors import HostError
 
 

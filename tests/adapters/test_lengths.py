@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from mambavox.adapters import METHODS, MambAdapterConfig
 from mambavox.adapters.hosts import mask_lengths
-from mambavox.adapters.layers import SublayerAdapter
+from mambavox.adapters.sublayer import SublayerAdapter
 from mambavox.errors import HostError
 
 SAMPLES, LONGEST = (400, 640, 250), 640

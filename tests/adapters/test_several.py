@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 
 from mambavox.adapters import AdapterConfig, BottleneckConfig, ConformerAdapterConfig, MambAdapterConfig
-from mambavox.adapters.layers import SublayerAdapter
+from mambavox.adapters.sublayer import SublayerAdapter
 from mambavox.errors import ConfigError
 
 AST = HOSTS[0]

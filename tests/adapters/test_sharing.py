@@ -8,7 +8,7 @@ from adapters.conftest import SMALL, logits, make_hubert, make_whisper_seq2seq, 
 from peft import PeftModel, get_peft_model
 
 from mambavox.adapters import MambAdapterConfig
-from mambavox.adapters.layers import SublayerAdapter
+from mambavox.adapters.sublayer import SublayerAdapter
 from mambavox.errors import ConfigError
 
 INPUTS = {"input_values": torch.randn(2, 400, generator=torch.Generator().manual_seed(0))}

@@ -13,7 +13,7 @@ from transformers import WhisperFeatureExtractor
 
 from mambavox.adapters import METHODS
 from mambavox.adapters.hosts import window_lengths
-from mambavox.adapters.layers import SublayerAdapter
+from mambavox.adapters.sublayer import SublayerAdapter
 from mambavox.asr.whisper_window import TrimmedEncoder
 
 FRAMES, VALID = 40, (24, 40, 9)

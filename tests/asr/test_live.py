@@ -20,7 +20,7 @@ from mambavox.hubert import MambaHubertForCTC
 CHARACTERS = Vocabulary(("", "", " ", "a", "b", "c"), blank=0, unknown=1)
 PIECES = Vocabulary(("", "", " a", " bc", "b", "c"), blank=0, unknown=1)
 FRAME = 0.02
-ENDLESS = Endpointing(pause=1e6, longest=1e6)
+ENDLESS = Endpointing(pause_seconds=1e6, segment_seconds=1e6)
 
 
 def log_probs_of(text, vocabulary=CHARACTERS, sure=0.9):
@@ -79,7 +79,7 @@ def test_partial_texts_grow_and_come_only_when_they_change():
 
 
 def test_a_pause_ends_a_segment_with_its_last_frame():
-    decoder = LiveDecoder(CHARACTERS, FRAME, Endpointing(pause=0.1))  # 5 frames
+    decoder = LiveDecoder(CHARACTERS, FRAME, Endpointing(pause_seconds=0.1))  # 5 frames
     assert [segment.final for segment in decoder.feed(log_probs_of("ab. .."))] == [False]
     (final,) = decoder.feed(log_probs_of("."))
     assert (final.number, final.text, final.final) == (0, "ab", True)
@@ -90,22 +90,22 @@ def test_a_pause_ends_a_segment_with_its_last_frame():
 
 
 def test_what_is_not_known_is_no_pause():
-    decoder = LiveDecoder(CHARACTERS, FRAME, Endpointing(pause=0.1))
+    decoder = LiveDecoder(CHARACTERS, FRAME, Endpointing(pause_seconds=0.1))
     assert texts(decoder.feed(log_probs_of("a..??...."))) == []
     assert texts(decoder.feed(log_probs_of("."))) == [(0, "a")]
 
 
 def test_long_segments_are_cut_behind_a_whole_word():
-    decoder = LiveDecoder(CHARACTERS, FRAME, Endpointing(pause=1.0, longest=0.2))  # 10 frames
+    decoder = LiveDecoder(CHARACTERS, FRAME, Endpointing(pause_seconds=1.0, segment_seconds=0.2))  # 10 frames
     segments = feed(decoder, log_probs_of("ab ba cccacb b"), [])
     assert texts(segments) == [(0, "ab ba"), (1, "cacb b")]
     assert [word.start for word in segments[-1].words] == pytest.approx([6 * FRAME, 13 * FRAME])
 
 
 def test_a_word_without_end_is_cut_and_nothing_is_lost():
-    decoder = LiveDecoder(CHARACTERS, FRAME, Endpointing(pause=1.0, longest=0.1))
+    decoder = LiveDecoder(CHARACTERS, FRAME, Endpointing(pause_seconds=1.0, segment_seconds=0.1))
     assert texts(feed(decoder, log_probs_of("abababa"), [])) == [(0, "ababa"), (1, "ba")]
-    decoder = LiveDecoder(CHARACTERS, FRAME, Endpointing(pause=1.0, longest=0.1))
+    decoder = LiveDecoder(CHARACTERS, FRAME, Endpointing(pause_seconds=1.0, segment_seconds=0.1))
     assert texts(feed(decoder, log_probs_of("ababbbb" + "c"), [])) == [(0, "abab"), (1, "c")]
 
 
@@ -116,7 +116,7 @@ def test_json_has_words_and_times():
     assert (mapping["segment"], mapping["final"], mapping["text"]) == (0, True, "a b")
 
 
-@pytest.mark.parametrize("values", [{"pause": 0.0}, {"longest": -1.0}, {"pause": float("nan")}])
+@pytest.mark.parametrize("values", [{"pause_seconds": 0.0}, {"segment_seconds": -1.0}, {"pause_seconds": float("nan")}])
 def test_endpointing_needs_seconds(values):
     with pytest.raises(ConfigError, match="expected seconds above 0"):
         Endpointing(**values)

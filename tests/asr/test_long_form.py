@@ -23,8 +23,8 @@ from mambavox.errors import AudioError, ConfigError, DataError
 from mambavox.hubert import MambaHubertForCTC
 
 TOKENIZER = train_tokenizer(["abc de"])
-ENDLESS = Endpointing(pause=1e6, longest=1e6)
-QUICK = Endpointing(pause=0.005, longest=0.05)  # a frame has 20 samples, 1.25 ms
+ENDLESS = Endpointing(pause_seconds=1e6, segment_seconds=1e6)
+QUICK = Endpointing(pause_seconds=0.005, segment_seconds=0.05)  # a frame has 20 samples, 1.25 ms
 
 
 def recognizer_of(encoder="mamba", normalize=False, **overrides):

@@ -114,7 +114,7 @@ def test_what_was_said_before_the_microphone_failed_is_kept(monkeypatch, tmp_pat
     fake.close = fake.stop = lambda: 1 / 0  # a device that is gone
     monkeypatch.setattr(Microphone, "_sounddevice", lambda self: (fake.open, rate))
     monkeypatch.setattr(microphone, "_WAIT_SECONDS", 0.01)
-    flags = ("--model", str(tmp_path / "run"), "--output", "txt", "--output-dir", str(tmp_path / "out"))
+    flags = ("--model", str(tmp_path / "run"), "--output", str(tmp_path / "out"))
     result = CliRunner().invoke(app, ["transcribe", "--microphone", *flags])
     expected = recognizer.transcribe([soxr.resample(waveform, rate, 16_000)])[0]
     assert result.exit_code == 1, result.output

@@ -178,7 +178,7 @@ class TestWhatIsRefused:
             ({"passes": ["backward"]}, "'backward'; expected forward, both"),
             ({"passes": []}, "passes is empty"),
             ({"dtype": "int8"}, "'int8'; expected float32, bfloat16"),
-            ({"device": "tpu"}, "'tpu'; expected cpu or cuda"),
+            ({"device": "tpu"}, "device=tpu: .*; expected auto, cpu or cuda"),
             ({"repeats": 0}, "repeats=0"),
             ({"threads": 0}, "threads=0"),
         ],
@@ -189,7 +189,7 @@ class TestWhatIsRefused:
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     def test_a_gpu_that_is_not_there_is_told(self) -> None:
-        with pytest.raises(ConfigError, match="no CUDA GPU; expected 'cpu'"):
+        with pytest.raises(ConfigError, match="no CUDA GPUs; expected auto or cpu"):
             run("scan", device="cuda")
 
 

@@ -103,7 +103,7 @@ def test_what_cannot_be_measured_is_refused():
         measure_recognition(recognizer_of(), sentences=0)
     with pytest.raises(ConfigError, match="blocks"):
         measure_recognition(recognizer_of(), blocks=[0.001])
-    for flags in (["long_form"], ["scan", "--seconds", "3"], ["long_form", "--seconds", "x"]):
+    for flags in (["long-form"], ["scan", "--seconds", "3"], ["long-form", "--seconds", "x"]):
         assert CliRunner().invoke(app, ["bench", *flags]).exit_code == 2
 
 
@@ -132,13 +132,13 @@ def test_a_long_recording_is_transcribed_in_a_process_of_its_own(tmp_path, monke
     assert rate == 16_000 and len(joined) == 40_000
     np.testing.assert_allclose(joined[16_000:32_000], clip, atol=1e-4)
     flags = ["--data", str(tmp_path / "clips"), "--model", str(tmp_path / "run"), "--seconds", "70"]
-    result = CliRunner().invoke(app, ["bench", "long_form", *flags, "--output", str(tmp_path)])
+    result = CliRunner().invoke(app, ["bench", "long-form", *flags, "--output", str(tmp_path)])
     assert result.exit_code == 0, result.output
     (run,) = json.loads((tmp_path / "long_form.json").read_text())["runs"]
     assert run["seconds"] == 70 and run["peak_bytes"] > 100 << 20 and run["wall"] > 0.1
     assert "| 1.16667 min |" in result.stdout
     monkeypatch.setattr(long_form, "_COMMAND", "raise SystemExit('no such luck')")
-    result = CliRunner().invoke(app, ["bench", "long_form", *flags, "--output", str(tmp_path)])
+    result = CliRunner().invoke(app, ["bench", "long-form", *flags, "--output", str(tmp_path)])
     assert result.exit_code == 1 and "the transcription of 70 s ended with 1: no such luck" in result.stderr
-    result = CliRunner().invoke(app, ["bench", "long_form", "--data", str(tmp_path / "run")])
+    result = CliRunner().invoke(app, ["bench", "long-form", "--data", str(tmp_path / "run")])
     assert result.exit_code == 1 and "holds no clips" in result.stderr

@@ -24,7 +24,7 @@ def small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_times_both_models_and_writes_two_files(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     flags = ["--threads", "1", "--repeats", "2", "--output", str(tmp_path)]
-    result = CliRunner().invoke(app, ["bench", "speed_up", *flags])
+    result = CliRunner().invoke(app, ["bench", "speed-up", *flags])
     assert result.exit_code == 0, result.output
     assert torch.get_num_threads() == before
     assert "# speed_up" in result.stdout

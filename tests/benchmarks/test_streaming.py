@@ -97,7 +97,7 @@ def test_the_check_gives_the_largest_difference() -> None:
         ({"histories": (0.0,)}, "at least 1 s"),
         ({"repeats": 0}, "repeats=0"),
         ({"dtype": "int8"}, "no 'int8'"),
-        ({"device": "tpu"}, "there is no 'tpu'"),
+        ({"device": "tpu"}, "device=tpu: there is no such device"),
         ({"encoders": ["ext-bimamba"]}, "not causal"),
     ],
 )

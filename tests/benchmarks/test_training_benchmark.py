@@ -46,7 +46,7 @@ def test_a_pass_that_fails_costs_its_own_figure_only(monkeypatch, tmp_path):
         ({"size": "huge"}, "no size 'huge'"),
         ({"lengths": ()}, "at least one of each"),
         ({"dtype": "float16"}, "no 'float16'"),
-        ({"device": "tpu"}, "there is no 'tpu'"),
+        ({"device": "tpu"}, "device=tpu: there is no such device"),
     ],
 )
 def test_mistakes(changes, message):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from typer.testing import CliRunner
 
 from mambavox.cli import app
 from mambavox.cli.flags import parse_options
-from mambavox.training.config import AdaptConfig
+from mambavox.training.classify.config import ClassifyConfig
+from mambavox.training.configs import ADAPT_TASKS, CONFIGS
 
 QUICK = ("--epochs", "1", "--batch-size", "4", "--no-tensorboard", "--device", "cpu")
 
@@ -45,7 +47,7 @@ def test_adapt_trains_every_family(backbone: Callable[[str], str], tones: str, t
     losses = [row["valid_loss"] for row in metrics["learning_curve"]]
     assert np.isfinite(losses).all()
     assert losses[0] != losses[1], "the second epoch must have changed the model"
-    assert AdaptConfig.load(tmp_path / family / "run.yaml").method_options == {"bottleneck_dim": 4}
+    assert ClassifyConfig.load(tmp_path / family / "run.yaml").method_options == {"bottleneck_dim": 4}
 
 
 def test_adapt_with_a_file_and_overrides(backbone: Callable[[str], str], tones: str, tmp_path: Path) -> None:
@@ -55,7 +57,7 @@ def test_adapt_with_a_file_and_overrides(backbone: Callable[[str], str], tones: 
         "tensorboard: false\ndevice: cpu\nd_state: 4\n"
     )
     _run("adapt", "--config", str(file), "--learning-rate", "1e-3", "--no-train-norms", "--spec-augment")
-    config = AdaptConfig.load(tmp_path / "run" / "run.yaml")
+    config = ClassifyConfig.load(tmp_path / "run" / "run.yaml")
     assert (config.learning_rate, config.epochs, config.spec_augment) == (1e-3, 1, True)
     assert config.method_options == {"d_state": 4, "train_norms": False}
     # --resume takes the configuration from the run; it is finished, so nothing is run again.
@@ -80,16 +82,16 @@ def test_adapt_follows_the_protocol_of_a_corpus(
     out, _ = _run("adapt", *flags, "--fold", "3", "--shots", "2")
     assert "fold 3 of 10: train is fold 1, 2, 5, 6, 7, 8, 9, 10; valid is fold 4; test is fold 3" in out
     assert "train: 2 of each class, 4 of 32 recordings, drawn with seed 0" in out
-    config = AdaptConfig.load(tmp_path / "runs" / "urbansound8k-fold3" / "run.yaml")
+    config = ClassifyConfig.load(tmp_path / "runs" / "urbansound8k-fold3" / "run.yaml")
     assert (config.fold, config.shots) == ("3", 2)
     out, _ = _run("adapt", *flags, "--protocol", "paper")
     assert "protocol paper, fold 1 of 10, the first, for want of --fold: train is" in out
-    assert "test (optimistic: the epoch was chosen on this part): accuracy" in out
+    assert "test (optimistic: the epoch was chosen on this split): accuracy" in out
     out, _ = _run("evaluate", "runs/urbansound8k-paper", "--device", "cpu")
-    assert "test (optimistic: the epoch was chosen on this part): 4 clips" in out
-    for part in ("test", "train"):
-        out, _ = _run("evaluate", "runs/urbansound8k-paper", "--part", part, "--json", "--device", "cpu")
-        assert json.loads(out)["selects_on_test"] == (part == "test")
+    assert "test (optimistic: the epoch was chosen on this split): 4 recordings" in out
+    for split in ("test", "train"):
+        out, _ = _run("evaluate", "runs/urbansound8k-paper", "--split", split, "--json", "--device", "cpu")
+        assert json.loads(out)["selects_on_test"]
     _, err = _run("adapt", *flags, "--fold", "11", code=1)
     assert "fold is 11" in err
     assert "--fold" in err
@@ -101,7 +103,7 @@ def test_adapt_follows_the_protocol_of_a_corpus(
         ((), 1, ["no data given", "--data"]),
         (("--data", "nowhere"), 1, ["nowhere"]),
         (("--data", "TONES", "--label-column", "word"), 1, ["'word'", "--label-column"]),
-        (("--data", "TONES", "--method", "magic"), 1, ["magic", "mambadapter"]),
+        (("--data", "TONES", "--method", "magic"), 2, ["magic", "mambadapter"]),
         (("--data", "TONES", "--backbone", "no/such"), 1, ["no/such", "could not be fetched"]),
         (("--data", "TONES", "--learning-rte", "1"), 2, ["learning_rte", "learning_rate"]),
         (("--data", "TONES", "--method", "linear", "--r", "4", "--x"), 2, ["unknown key"]),
@@ -144,7 +146,7 @@ def test_bad_recordings_raise_or_are_skipped(backbone: Callable[[str], str], ton
     assert "low_0.wav" in err
     assert "--on-error skip" in err
     out, _ = _run("adapt", *map(str, flags), "--on-error", "skip")
-    assert "1 recordings left out" in out
+    assert "left out: 1 recordings; metrics.json says which and why" in out
 
 
 def test_predict(run: str, tones: str, tmp_path: Path) -> None:
@@ -171,19 +173,19 @@ def test_predict(run: str, tones: str, tmp_path: Path) -> None:
 def test_evaluate(run: str, tones: str) -> None:
     metrics = json.loads((Path(run) / "metrics.json").read_text())
     out, _ = _run("evaluate", run, "--json", "--device", "cpu")
-    figures = json.loads(out)
+    figures = json.loads(out)["splits"]["test"]
     assert {key: figures[key] for key in metrics["scores"]["test"]} == metrics["scores"]["test"]
     assert figures["confusion"] == [[2, 0], [0, 2]]
-    out, _ = _run("evaluate", run, "--part", "valid", "--worst", "1")
-    assert "valid: 4 clips" in out
+    out, _ = _run("evaluate", run, "--split", "valid", "--worst", "1")
+    assert "valid: 4 recordings" in out
     assert "accuracy 100.0 % [51.0, 100.0]" in out
     assert len([line for line in out.splitlines() if line.startswith("  ")]) == 1
-    _, err = _run("evaluate", run, "--no-trim-encoder", code=2)
-    assert "is a classifier" in " ".join(err.replace("│", " ").split())
-    out, _ = _run("evaluate", run, "--data", tones, "--part", "all")
-    assert "all: 12 clips" in out
-    _, err = _run("evaluate", run, "--part", "tset", code=2)
-    assert "train, valid, test, all" in err
+    _, err = _run("evaluate", run, "--no-trim-encoder", code=1)
+    assert "--trim-encoder is for runs of whisper, and" in err and "is one of classify" in err
+    out, _ = _run("evaluate", run, "--data", tones, "--split", "all")
+    assert "all: 12 recordings" in out
+    _, err = _run("evaluate", run, "--split", "tset", code=1)
+    assert "tset" in err and "train, valid" in err
 
 
 def test_info() -> None:
@@ -203,13 +205,12 @@ def test_info() -> None:
     _run("info", "--method", "magic", code=2)
 
 
-def test_help_names_every_key() -> None:
-    from dataclasses import fields
-
+def test_help_names_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     out, _ = _run("adapt", "--help")
-    for spec in fields(AdaptConfig):
+    for spec in (spec for task in ADAPT_TASKS for spec in fields(CONFIGS[task])):
         if spec.name != "method_options":
-            assert "--" + spec.name.replace("_", "-")[:15] in out
+            assert "--" + spec.name.replace("_", "-") in out
 
 
 def test_options_of_the_method() -> None:

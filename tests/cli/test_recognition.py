@@ -54,11 +54,11 @@ def trained(tmp_path_factory):
     Wav2Vec2FeatureExtractor(return_attention_mask=True, do_normalize=True).save_pretrained(model)
     flags = ("--epochs", 80, "--learning-rate", "1e-2", "--train-front", "--mask-prob", 0, "--mask-channel-prob", 0)
     out, _ = _run(
-        "finetune", "--model", model, "--data", folder, "--output", folder / "run", "--device", "cpu",
+        "adapt", "--task", "ctc", "--backbone", model, "--data", folder, "--output", folder / "run", "--device", "cpu",
         "--no-tensorboard", "--language", "en", "--batch-size", 2, *flags,
     )  # fmt: skip
     assert "epoch 80/80" in out
-    assert "test: WER 0.00 % [0.00, 0.00]  CER 0.00 %" in out
+    assert "test: WER 0.00 % [0.00, 0.00], CER 0.00 %" in out
     assert f"mambavox transcribe FILE --model {folder / 'run'}" in out
     return folder
 
@@ -66,14 +66,15 @@ def trained(tmp_path_factory):
 def test_transcribe_prints_and_writes_every_format(trained, tmp_path):
     files = (trained / "test_low.wav", trained / "test_high.wav")
     out, _ = _run(
-        "transcribe", *files, "--model", trained / "run", "--output", "txt,json,srt,vtt", "--output-dir", tmp_path
+        "transcribe", *files, "--model", trained / "run", "--format", "txt,json,srt,vtt", "--output", tmp_path
     )
     assert out == f"{files[0]}:\nlow one\n{files[1]}:\nhigh\n"
     assert (tmp_path / "test_low.txt").read_text() == "low one\n"
     written = json.loads((tmp_path / "test_low.json").read_text())
-    assert [word["text"] for word in written["words"]] == ["low", "one"]
-    assert written["seconds"] == 0.56
-    assert all(0 < word["confidence"] <= 1 and word["start"] < word["end"] <= 0.56 for word in written["words"])
+    (segment,) = written["segments"]
+    assert [word["text"] for word in segment["words"]] == ["low", "one"]
+    assert (written["file"], written["language"], written["seconds"]) == (str(files[0]), "en", 0.56)
+    assert all(0 < word["confidence"] <= 1 and word["start"] < word["end"] <= 0.56 for word in segment["words"])
     subtitles = (tmp_path / "test_low.srt").read_text()
     assert subtitles.startswith("1\n00:00:00,") and subtitles.endswith("\nlow one\n")
     assert (tmp_path / "test_low.vtt").read_text().startswith("WEBVTT\n\n00:00:00.")
@@ -132,7 +133,44 @@ def test_what_cannot_be_transcribed_is_named_and_the_rest_is_done(trained, tmp_p
     assert "none.wav: no such file" in err
     _, err = _run("transcribe", good, "--model", trained / "model", code=1)
     assert "holds no tokenizer" in err
-    _run("transcribe", good, "--model", trained / "run", "--output", "doc", code=2)
+    _run("transcribe", good, "--model", trained / "run", "--format", "doc", code=2)
+    assert "torch finds no CUDA GPU" in _run("transcribe", good, "--model", "/no", "--device", "cuda", code=1)[1]
+    assert "'auto', 'cpu', 'cuda'" in _run("transcribe", good, "--device", "tpu", code=2)[1]
+
+
+def test_folders_are_heard_and_their_form_is_kept(trained, tmp_path):
+    for name, clip in (("b/low.wav", "test_low.wav"), ("a/low.wav", "test_low.wav"), ("high.wav", "test_high.wav")):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(trained / clip, tmp_path / "in" / name)
+    (tmp_path / "in" / "notes.txt").write_text("no recording")
+    out, _ = _run("transcribe", tmp_path / "in", "--model", trained / "run", "--output", tmp_path / "out")
+    names = ("a/low", "b/low", "high")
+    texts = ("low one", "low one", "high")
+    assert out == "".join(f"{tmp_path}/in/{name}.wav:\n{text}\n" for name, text in zip(names, texts, strict=True))
+    written = sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.*"))
+    assert written == [Path(f"{name}.txt") for name in names]
+    (tmp_path / "empty").mkdir()
+    assert "empty: holds no recordings" in _run("transcribe", tmp_path / "empty", code=1)[1]
+
+
+def test_the_shell_completes_formats():
+    from mambavox.cli.transcribe_options import _complete_formats
+
+    assert _complete_formats("s") == ["srt"]
+    assert _complete_formats("txt,s") == ["txt,srt"]
+    assert "txt,txt" not in _complete_formats("txt,")
+
+
+def test_a_run_of_another_task_names_its_command(trained, tmp_path):
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    (run / "run.yaml").write_text("task: classify\n")
+    for command in (("transcribe", trained / "test_low.wav"), ("serve",)):
+        _, err = _run(*command, "--model", run, code=1)
+        assert f"use `mambavox predict {run} FILE`" in err
+    (run / "metrics.json").unlink()
+    (run / "run.yaml").write_text("task: ctc\n")
+    _, err = _run("transcribe", trained / "test_low.wav", "--model", run, code=1)
+    assert "is not finished" in err
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +192,7 @@ def long_recording(path, words, rate=16_000):
 
 def test_a_longer_recording_is_heard_block_by_block(trained, causal, tmp_path):
     file = long_recording(tmp_path / "long.flac", ["low one", "high"] * 4)
-    flags = ("--max-seconds", 1, "--pause", 0.4, "--output", "txt,json,srt,vtt", "--output-dir", tmp_path / "out")
+    flags = ("--whole-seconds", 1, "--pause-seconds", 0.4, "--format", "txt,json,srt,vtt", "--output", tmp_path / "out")
     out, err = _run("transcribe", file, "--model", causal, *flags)
     assert "chunks" not in err and "real-time factor" in err
     lines = out.splitlines()
@@ -162,15 +200,16 @@ def test_a_longer_recording_is_heard_block_by_block(trained, causal, tmp_path):
     assert (tmp_path / "out" / "long.txt").read_text() == out
     written = json.loads((tmp_path / "out" / "long.json").read_text())
     assert written["text"] == out.strip() and written["seconds"] == pytest.approx(len(soundfile.read(file)[0]) / 16_000)
-    starts = [word["start"] for word in written["words"]]
+    assert "\n".join(segment["text"] for segment in written["segments"]) == written["text"]
+    starts = [word["start"] for segment in written["segments"] for word in segment["words"]]
     assert starts == sorted(starts) and starts[-1] > 8
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"long.{form}" for form in FORMS]
     # The same letters as when it is heard as a whole; a pause ends a word without being a space.
-    whole, _ = _run("transcribe", file, "--model", causal, "--max-seconds", 100)
+    whole, _ = _run("transcribe", file, "--model", causal, "--whole-seconds", 100)
     assert "".join(whole.split()) == "".join(out.split())
-    timed, _ = _run("transcribe", file, "--model", causal, "--max-seconds", 1, "--timestamps")
+    timed, _ = _run("transcribe", file, "--model", causal, "--whole-seconds", 1, "--timestamps")
     assert all(line.startswith("[00:00:") for line in timed.splitlines())
-    again, err = _run("transcribe", file, "--model", trained / "run", "--max-seconds", 1, "--json", "--beam-size", 2)
+    again, err = _run("transcribe", file, "--model", trained / "run", "--whole-seconds", 1, "--json", "--beam-size", 2)
     assert "overlapping chunks" in err and "do_normalize" in err
     assert "igh" in json.loads(again)[0]["text"]
 
@@ -199,7 +238,7 @@ def test_a_killed_transcription_goes_on_where_it_was(causal, tmp_path, monkeypat
     from mambavox.asr.long_form import LongFormStream
 
     file = long_recording(tmp_path / "long.wav", ["low one", "high"] * 8)
-    flags = ("transcribe", file, "--model", causal, "--max-seconds", 1, "--pause", 0.4, "--output", "json")
+    flags = ("transcribe", file, "--model", causal, "--whole-seconds", 1, "--pause-seconds", 0.4, "--format", "json")
     expected, _ = _run(*flags)
     result = (tmp_path / "long.json").read_text()
     (tmp_path / "long.json").unlink()
@@ -220,7 +259,7 @@ def test_a_killed_transcription_goes_on_where_it_was(causal, tmp_path, monkeypat
 def test_progress_is_gone_on_with_by_what_it_depends_on(causal, tmp_path, monkeypatch):
     file = long_recording(tmp_path / "long.wav", ["low one", "high"] * 4)
     run = shutil.copytree(causal, tmp_path / "run")
-    flags = ("transcribe", file, "--max-seconds", 1, "--model")
+    flags = ("transcribe", file, "--whole-seconds", 1, "--model")
     killed(monkeypatch, *flags, run, blocks=1)
     monkeypatch.chdir(tmp_path)
     killed(monkeypatch, *flags, "./run", blocks=0)
@@ -233,10 +272,10 @@ def test_progress_is_gone_on_with_by_what_it_depends_on(causal, tmp_path, monkey
     for name in ("tokenizer_config.json", "vocab.json", "preprocessor_config.json"):
         shutil.copy(causal / name, adapted / name)
     for name, model, *other in (
-        ("pause", run, "--pause", 0.5),
+        ("pause_seconds", run, "--pause-seconds", 0.5),
         ("word_score", run, "--word-score", 1.0),
         ("lm_words", run, "--lm-words", words),
-        ("base_model", adapted, "--base-model", run),
+        ("backbone", adapted, "--backbone", run),
     ):
         killed(monkeypatch, *flags, model, blocks=1)
         _, err = _run(*flags, model, *other)
@@ -257,14 +296,14 @@ def test_progress_is_gone_on_with_by_what_it_depends_on(causal, tmp_path, monkey
 
 def test_what_cannot_be_written_is_told_before_anything_is_heard(tmp_path):
     (tmp_path / "file").touch()
-    into = ("--output", "txt", "--output-dir", tmp_path / "file" / "in")
+    into = ("--output", tmp_path / "file" / "in")
     for model in (("--model", "/no/such/model"), ("--model-dir", "/no/such/models")):
         _, err = _run("transcribe", "a.wav", *model, *into, code=1)
-        assert f"{tmp_path}/file/in: cannot be written into (Not a directory)" in err and "--output-dir" in err
+        assert f"{tmp_path}/file/in: cannot be written into (Not a directory)" in err and "--output" in err
         for pair in ((tmp_path / "a.wav", tmp_path / "a.flac"), (tmp_path / "one/a.wav", tmp_path / "two/a.wav")):
-            flags = ("--output", "srt,txt", "--output-dir", tmp_path / "out")
+            flags = ("--format", "srt,txt", "--output", tmp_path / "out")
             _, err = _run("transcribe", *pair, *model, *flags, code=1)
-            assert f"{pair[0]} and {pair[1]} would both be written to {tmp_path}/out/a.srt" in err
+            assert f"{pair[0]} and {pair[1]} would both be written to {tmp_path}/out/a.txt" in err
     _, err = _run("transcribe", "--microphone", "--model", "/no/such/model", *into, code=1)
     assert "cannot be written into" in err
 
@@ -272,7 +311,7 @@ def test_what_cannot_be_written_is_told_before_anything_is_heard(tmp_path):
 def test_what_cannot_be_written_of_one_recording_is_told_and_the_others_are_done(trained, tmp_path):
     files = (trained / "test_low.wav", trained / "test_high.wav")
     (tmp_path / "test_low.txt").mkdir()
-    flags = ("--model", trained / "run", "--output", "txt", "--output-dir", tmp_path)
+    flags = ("--model", trained / "run", "--format", "txt", "--output", tmp_path)
     out, err = _run("transcribe", *files, *flags, code=1)
     assert out == f"{files[0]}:\nlow one\n{files[1]}:\nhigh\n"
     assert "test_low.wav: its text cannot be written" in err
@@ -289,7 +328,7 @@ def test_a_long_recording_that_cannot_be_saved_meanwhile_is_heard_to_its_end(cau
         raise OSError(28, "No space left on device")
 
     file = long_recording(tmp_path / "long.wav", ["low one", "high"] * 4)
-    flags = ("transcribe", file, "--model", causal, "--max-seconds", 1)
+    flags = ("transcribe", file, "--model", causal, "--whole-seconds", 1)
     expected, _ = _run(*flags)
     monkeypatch.setattr(transcribe_long, "_CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(Journal, "checkpoint", full)
@@ -299,16 +338,16 @@ def test_a_long_recording_that_cannot_be_saved_meanwhile_is_heard_to_its_end(cau
     monkeypatch.undo()
     monkeypatch.setattr(transcribe_long, "_CHECKPOINT_SECONDS", 0.0)
     (tmp_path / "long.txt").mkdir()
-    out, err = _run(*flags, "--output", "txt", code=1)
+    out, err = _run(*flags, "--format", "txt", code=1)
     assert out == expected and "its text cannot be written" in err
     (tmp_path / "long.txt").rmdir()
-    out, err = _run(*flags, "--output", "txt")
+    out, err = _run(*flags, "--format", "txt")
     assert "goes on from" in err and (tmp_path / "long.txt").read_text() == out == expected
 
 
 def test_a_long_recording_that_cannot_be_read_leaves_nothing_behind(causal, tmp_path):
     soundfile.write(tmp_path / "nan.wav", np.full(48_000, np.nan, dtype=np.float32), 16_000, subtype="FLOAT")
-    _, err = _run("transcribe", tmp_path / "nan.wav", "--model", causal, "--max-seconds", 1, code=1)
+    _, err = _run("transcribe", tmp_path / "nan.wav", "--model", causal, "--whole-seconds", 1, code=1)
     assert "nan.wav" in err
     assert [path.name for path in tmp_path.iterdir()] == ["nan.wav"]
 
@@ -317,7 +356,7 @@ def test_what_was_heard_before_a_recording_breaks_off_is_kept(causal, tmp_path):
     file = long_recording(tmp_path / "whole.wav", ["low one", "high"] * 8)
     content = file.read_bytes()
     (tmp_path / "half.wav").write_bytes(content[: len(content) // 2])
-    flags = ("--model", causal, "--max-seconds", 1, "--pause", 0.4, "--output", "txt")
+    flags = ("--model", causal, "--whole-seconds", 1, "--pause-seconds", 0.4, "--format", "txt")
     out, err = _run("transcribe", tmp_path / "half.wav", *flags, code=1)
     assert "half.wav: is cut off after" in err and "What was heard before is kept" in err
     assert "igh" in out and (tmp_path / "half.txt").read_text() == out
@@ -338,25 +377,25 @@ def test_evaluate_tells_error_rates(trained, tmp_path):
     assert "1 substitutions, 0 deletions, 1 insertions in 2 words" in out
     assert "most often substituted: slow -> low (1)" in out
     assert "said:  SLOW one" in out and "heard: LOW  one" in out
-    out, _ = _run("evaluate", trained / "run", "--part", "all", "--json")
-    parts = json.loads(out)["parts"]
-    assert parts.keys() == {"train", "valid", "test"}
-    assert len(parts["train"]["rows"]) == 2
-    _, err = _run("evaluate", trained / "run", "--part", "nothing", code=1)
-    assert "has no nothing part; it has train, valid, test" in err
+    out, _ = _run("evaluate", trained / "run", "--split", "all", "--json")
+    splits = json.loads(out)["splits"]
+    assert splits.keys() == {"train", "valid", "test"}
+    assert len(splits["train"]["rows"]) == 2
+    _, err = _run("evaluate", trained / "run", "--split", "nothing", code=1)
+    assert "has no split nothing; it has train, valid, test" in err
     _, err = _run("evaluate", trained / "run", "--data", other, code=1)
     assert "no column of transcripts" in err and "--text-column" in err
 
 
 def test_resume_takes_the_configuration_from_the_run(trained):
-    out, _ = _run("finetune", "--output", trained / "run", "--resume")
+    out, _ = _run("adapt", "--output", trained / "run", "--resume")
     assert "test: WER 0.00 %" in out
-    _, err = _run("finetune", "--output", trained / "run", "--model", "x", "--data", "y", code=1)
+    _, err = _run("adapt", "--task", "ctc", "--output", trained / "run", "--backbone", "x", "--data", "y", code=1)
     assert "--overwrite" in err
-    _, err = _run("finetune", "--data", "y", "--model", "x", "--mask-probb", "0.1", code=1)
+    _, err = _run("adapt", "--task", "ctc", "--data", "y", "--backbone", "x", "--mask-probb", "0.1", code=2)
     assert "did you mean mask_prob" in err
-    _, err = _run("finetune", "--data", Path("y"), code=1)
-    assert "--model" in err
+    _, err = _run("adapt", "--task", "ctc", "--data", Path("y"), code=1)
+    assert "--backbone" in err
 
 
 def test_transcribe_with_a_language_model(trained, tmp_path):

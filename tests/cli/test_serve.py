@@ -67,7 +67,7 @@ class TestServe:
         assert "holds no tokenizer" in message
 
     def test_a_block_that_does_not_fit(self, tmp_path):
-        assert "longest_piece" in run("serve", "--model", tmp_path, "--block", 2, code=1)
+        assert "longest_piece" in run("serve", "--model", tmp_path, "--block-seconds", 2, code=1)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The saved classifier gives what the training saw."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from tiny import FAMILIES
 from mambavox.data import read_examples
 from mambavox.errors import AudioError, ConfigError, DataError, RunError
 from mambavox.evaluation.classifier import AudioClassifier
-from mambavox.evaluation.evaluate import evaluate_run
-from mambavox.training.adapt import adapt
-from mambavox.training.config import AdaptConfig
-from mambavox.training.result import AdaptResult
+from mambavox.evaluation.evaluate import Classification, EvaluationOptions, evaluate
+from mambavox.runs.result import RunResult
+from mambavox.training.classify.config import ClassifyConfig
+from mambavox.training.run import run as train
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +27,8 @@ def runs(backbone: Callable[[str], str], tones: str, tmp_path_factory: pytest.Te
     def path(family: str, method: str = "mambadapter", **changes: Any) -> Path:
         output = folder / "-".join([family, method, *changes.values()])
         if not output.is_dir():
-            adapt(
-                AdaptConfig(
+            train(
+                ClassifyConfig(
                     data=tones,
                     backbone=backbone(family),
                     output=str(output),
@@ -50,18 +51,20 @@ def runs(backbone: Callable[[str], str], tones: str, tmp_path_factory: pytest.Te
 )
 def test_a_saved_run_equals_the_training(runs: Callable[..., Path], family: str, method: str) -> None:
     run = runs(family, method)
-    trained = AdaptResult.load(run).scores
-    for part in ("valid", "test"):
-        evaluation = evaluate_run(run, part=part, device="cpu")  # type: ignore[arg-type]
-        assert evaluation.scores == trained[part]
-        assert evaluation.confusion.sum() == trained[part].clips
-        assert np.trace(evaluation.confusion) == trained[part].correct
+    trained = RunResult.load(run).scores
+    for split in ("valid", "test"):
+        scores = evaluate(run, EvaluationOptions(split=split, device="cpu")).scores[split]
+        assert isinstance(scores, Classification)
+        assert scores.figures == trained[split]
+        assert scores.confusion.sum() == trained[split]["recordings"]
+        assert np.trace(scores.confusion) == trained[split]["correct"]
 
 
 @pytest.mark.parametrize("method", ["mambadapter", "full"])
 def test_a_saved_run_in_the_papers_settings(runs: Callable[..., Path], method: str) -> None:
     run = runs("ast", method, pooling="mean", position_embeddings="zero")
-    assert evaluate_run(run, part="test", device="cpu").scores == AdaptResult.load(run).scores["test"]
+    scores = evaluate(run, EvaluationOptions(split="test", device="cpu")).scores["test"]
+    assert isinstance(scores, Classification) and scores.figures == RunResult.load(run).scores["test"]
     loaded = AudioClassifier.from_pretrained(run, device="cpu").model
     positions = next(p for name, p in loaded.named_parameters() if name.endswith("position_embeddings"))
     assert positions.any() == (method == "full"), "only full fine-tuning trains the table"
@@ -74,15 +77,15 @@ def test_reloaded_logits_are_those_of_the_trained_model(
     backbone: Callable[[str], str], tones: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Equal scores of a few clips could be luck; equal logits are not."""
-    from mambavox.training import adapt as module
+    from mambavox.training.classify import task as module
 
     seen = []
     predict = module.predict_logits
     monkeypatch.setattr(module, "predict_logits", lambda *args: seen.append(predict(*args)) or seen[-1])
-    config = AdaptConfig(
+    config = ClassifyConfig(
         data=tones, backbone=backbone("ast"), output=str(tmp_path / "run"), epochs=2, tensorboard=False, device="cpu"
     )
-    adapt(config.replace(learning_rate=0.05))
+    train(config.replace(learning_rate=0.05))
     examples = [example for example in read_examples(tones) if example.fields["split"] == "test"]
     logits = AudioClassifier.from_pretrained(tmp_path / "run", device="cpu").logits(examples)
     np.testing.assert_array_equal(logits, seen[1])
@@ -118,7 +121,7 @@ def test_no_run(tmp_path: Path, runs: Callable[..., Path]) -> None:
 def test_a_backbone_that_has_moved(runs: Callable[..., Path], tmp_path: Path, backbone: Callable[[str], str]) -> None:
     for file in runs("ast").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    config = AdaptConfig.load(tmp_path / "run.yaml", {"backbone": "gone/away"})
+    config = ClassifyConfig.load(tmp_path / "run.yaml", {"backbone": "gone/away"})
     (tmp_path / "run.yaml").write_text(config.to_yaml())
     with pytest.raises(ConfigError, match="gone/away"):
         AudioClassifier.from_pretrained(tmp_path)
@@ -133,14 +136,18 @@ def test_evaluation_of_other_data(runs: Callable[..., Path], tmp_path: Path) -> 
         for number in range(2):
             soundfile.write(tmp_path / "data" / label / f"{number}.wav", np.full(4000, 0.1), 16_000)
     (tmp_path / "data" / "low" / "broken.wav").write_bytes(b"nothing")
+    options = EvaluationOptions(data=str(tmp_path / "data"), device="cpu")
     with pytest.raises(AudioError, match=r"broken\.wav"):
-        evaluate_run(runs("ast"), data=str(tmp_path / "data"), device="cpu")
-    evaluation = evaluate_run(runs("ast"), data=str(tmp_path / "data"), on_error="skip", device="cpu")
-    assert (evaluation.part, evaluation.scores.clips, len(evaluation.skipped)) == ("all", 4, 1)
+        evaluate(runs("ast"), options)
+    options = replace(options, on_error="skip")
+    evaluation = evaluate(runs("ast"), options)
+    scores = evaluation.scores["all"]
+    assert isinstance(scores, Classification)
+    assert (list(evaluation.scores), scores.figures["recordings"], len(evaluation.left_out)) == (["all"], 4, 1)
     # Equal recordings of two classes: one class right, the other wholly mistaken for it.
-    worst, best = evaluation.classes()
+    worst, best = scores.classes()
     assert (worst.recall, worst.mistaken_for, best.recall) == (0.0, best.label, 1.0)
     (tmp_path / "data" / "middle").mkdir()
     soundfile.write(tmp_path / "data" / "middle" / "0.wav", np.full(4000, 0.1), 16_000)
     with pytest.raises(DataError, match=r"not trained on: middle; it knows high, low"):
-        evaluate_run(runs("ast"), data=str(tmp_path / "data"), on_error="skip", device="cpu")
+        evaluate(runs("ast"), options)

@@ -30,10 +30,10 @@ def test_quickstart(backbone: Callable[[str], str], tmp_path: Path, monkeypatch:
     content = json.loads((folder / "results.json").read_text())
     for method, result in results.items():
         figures = content["methods"][method]
-        assert figures["scores"]["test"]["accuracy"] == result.scores["test"].accuracy
+        assert figures["scores"]["test"]["accuracy"] == result.scores["test"]["accuracy"]
         assert figures["parameters"]["total"] == result.parameters["total"] > 0
         assert f"{result.parameters['total']:,}" in stream.getvalue()
-        assert result.clips == {"train": 24, "valid": 12, "test": 12}
+        assert result.recordings == {"train": 24, "valid": 12, "test": 12}
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
 
     # The lines that are printed really run.

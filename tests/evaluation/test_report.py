@@ -9,17 +9,21 @@ import pytest
 from rich.console import Console
 
 from mambavox.evaluation.report import comparison_table, plot_comparison, write_results
-from mambavox.training.result import AdaptResult
-from mambavox.training.scores import score
+from mambavox.runs.result import RunResult
+from mambavox.training.classify.objective import score
 
 
 @pytest.fixture
-def results() -> dict[str, AdaptResult]:
+def results() -> dict[str, RunResult]:
     """Results of two methods, as a run would give them."""
-    first = AdaptResult(
+    first = RunResult(
+        task="classify",
         method="mambadapter",
         backbone="nano-ast",
-        scores={"valid": score([0, 1], [0, 1]), "test": score([0, 1, 1, 0], [0, 1, 1, 1])},
+        scores={
+            "valid": score([0, 1], [0, 1]).to_mapping(),
+            "test": score([0, 1, 1, 0], [0, 1, 1, 1]).to_mapping(),
+        },
         learning_curve=[
             {"epoch": n, "train_loss": 1 / n, "valid_loss": 1 / n, "valid_accuracy": n / 4} for n in (1, 2, 3)
         ],
@@ -27,10 +31,9 @@ def results() -> dict[str, AdaptResult]:
         parameters={"adapter": 12_345, "head": 2_316, "total": 14_661, "share_of_backbone": 0.0041},
         seconds=12.34,
         learning_rate=5e-3,
-        max_seconds=1.0,
-        clips={"train": 10, "valid": 2, "test": 4},
-        cut=0,
-        skipped=[],
+        recordings={"train": 10, "valid": 2, "test": 4},
+        hours={"train": 0.1, "valid": 0.02, "test": 0.04},
+        left_out=[],
         notes=[],
         device="cpu",
         versions={"torch": "2"},
@@ -39,7 +42,7 @@ def results() -> dict[str, AdaptResult]:
     return {"mambadapter": first, "full": replace(first, method="full", parameters=bigger)}  # type: ignore[arg-type]
 
 
-def test_table(results: dict[str, AdaptResult]) -> None:
+def test_table(results: dict[str, RunResult]) -> None:
     stream = io.StringIO()
     Console(file=stream, width=140).print(comparison_table(results))
     text = stream.getvalue()
@@ -57,7 +60,7 @@ def test_table(results: dict[str, AdaptResult]) -> None:
     assert "test accuracy" in text
 
 
-def test_json(results: dict[str, AdaptResult], tmp_path: Path) -> None:
+def test_json(results: dict[str, RunResult], tmp_path: Path) -> None:
     write_results(results, tmp_path / "results.json", task="tones")
     content = json.loads((tmp_path / "results.json").read_text())
     assert content["task"] == "tones"
@@ -65,7 +68,7 @@ def test_json(results: dict[str, AdaptResult], tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_plot(results: dict[str, AdaptResult], tmp_path: Path) -> None:
+def test_plot(results: dict[str, RunResult], tmp_path: Path) -> None:
     plot_comparison(results, tmp_path / "report.png", "two methods")
     content = (tmp_path / "report.png").read_bytes()
     assert content.startswith(b"\x89PNG")

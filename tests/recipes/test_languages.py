@@ -66,7 +66,7 @@ def test_each_methods_best_rate_is_taken_for_all(recipe, data, tmp_path, monkeyp
     best = dict(zip(recipe.METHODS, (1e-3, 3e-3, 3e-4, 1e-3, 3e-3), strict=True))
     done = []
 
-    def adapt(run, arguments):
+    def figures_of(run, arguments):
         done.append(run)
         valid = abs(run.rate - best[run.method])
         scores = {
@@ -75,7 +75,7 @@ def test_each_methods_best_rate_is_taken_for_all(recipe, data, tmp_path, monkeyp
         }
         return {"scores": scores, "parameters": 1234, "seconds": 1.0, "max_new_tokens": 9}
 
-    monkeypatch.setattr(recipe, "adapt", adapt)
+    monkeypatch.setattr(recipe, "figures_of", figures_of)
     monkeypatch.setattr(recipe, "not_adapted", lambda task, most, arguments: {"wer": 0.1 * most, "cer": 0.5})
     monkeypatch.setattr(recipe, "ProcessPoolExecutor", ThreadPoolExecutor)
     monkeypatch.setattr(recipe, "CLIPS", {"train": 1, "valid": 1, "test": 1})

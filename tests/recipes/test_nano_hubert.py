@@ -63,7 +63,7 @@ def test_two_iterations_and_a_second_call_that_finds_them(recipe, packs, tmp_pat
     recipe.main()
     for iteration in ("it1", "it2"):
         assert (tmp_path / "runs" / "ext-bimamba" / iteration / "model.safetensors").is_file()
-    targets = json.loads((tmp_path / "runs" / "ext-bimamba" / "it2" / "metrics.json").read_text())["targets"]
+    targets = json.loads((tmp_path / "runs" / "ext-bimamba" / "it2" / "metrics.json").read_text())["details"]["targets"]
     assert targets.endswith("it1:1")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("metrics.json")}
     recipe.main()

@@ -8,7 +8,7 @@ import pytest
 
 from mambavox.data import read_examples
 from mambavox.evaluation.compare.folds import find_folds
-from mambavox.training.config import AdaptConfig
+from mambavox.training.classify.config import ClassifyConfig
 
 
 @pytest.fixture(scope="module")
@@ -36,5 +36,5 @@ def test_the_folds_of_each_set(
     recipe: ModuleType, recordings: Path, tmp_path: Path, name: str, folds: list[str | None]
 ) -> None:
     task = recipe.make_task(name, recordings, tmp_path)
-    found = find_folds(read_examples(task.data), AdaptConfig(data=task.data, **task.settings), None)
+    found = find_folds(read_examples(task.data), ClassifyConfig(data=task.data, **task.settings), None)
     assert [fold.name for fold in found] == folds

@@ -10,7 +10,7 @@ from tiny import FAMILIES
 from transformers import ASTConfig, AutoModel
 
 from mambavox.errors import ConfigError, HostError
-from mambavox.training.backbone import backbone_limit, load_backbone, resized_positions
+from mambavox.training.classify.backbone import backbone_limit, load_backbone, resized_positions
 from mambavox.training.front_end import patched_frames
 
 LABELS = ["a", "b", "c"]

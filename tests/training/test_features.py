@@ -8,9 +8,10 @@ from tiny import FAMILIES
 
 from mambavox.data import Example, read_examples
 from mambavox.errors import DataError
-from mambavox.training.backbone import load_backbone
-from mambavox.training.features import Collator, EpochSampler, FeatureDataset, bucket_by_length, mask_spectrogram
-from mambavox.training.scores import predict_logits
+from mambavox.training.classify.backbone import load_backbone
+from mambavox.training.classify.objective import predict_logits
+from mambavox.training.features import Collator, FeatureDataset, mask_spectrogram
+from mambavox.training.sampling import EpochSampler, bucket_by_length
 
 LABELS = ["high", "low"]
 

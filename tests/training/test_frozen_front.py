@@ -13,11 +13,11 @@ from torch import nn
 from mambavox.adapters import METHODS, apply_method
 from mambavox.data import read_examples
 from mambavox.errors import ConfigError
-from mambavox.training.adapt import adapt
-from mambavox.training.backbone import load_backbone
-from mambavox.training.config import AdaptConfig
+from mambavox.training.classify.backbone import load_backbone
+from mambavox.training.classify.config import ClassifyConfig
 from mambavox.training.features import Collator, FeatureDataset
 from mambavox.training.frozen_front import CachedCollator, CachedFeatures, FrozenFront
+from mambavox.training.run import run as train
 
 LABELS = ["high", "low"]
 LAST = {"layers_to_transform": [1]}
@@ -98,8 +98,8 @@ def test_a_run_is_the_same_with_the_front_cached(
     backbone: Callable[[str], str], tones: str, tmp_path: Path, family: str, options: dict[str, Any]
 ) -> None:
     def run(**changes: Any) -> Any:
-        return adapt(
-            AdaptConfig(
+        return train(
+            ClassifyConfig(
                 data=tones,
                 backbone=backbone(family),
                 output=str(tmp_path / str(changes)),
@@ -134,8 +134,8 @@ def test_the_front_is_run_once(
         return found
 
     monkeypatch.setattr(FrozenFront, "hidden_states", hidden_states)
-    config = AdaptConfig(data=tones, backbone=backbone("ast"), output=str(tmp_path / "run"), epochs=4, device="cpu")
-    adapt(config.replace(cache_features=True, tensorboard=False))
+    config = ClassifyConfig(data=tones, backbone=backbone("ast"), output=str(tmp_path / "run"), epochs=4, device="cpu")
+    train(config.replace(cache_features=True, tensorboard=False))
     assert sum(rows) == 8, "train and valid, once each"
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {"metrics.json", "run.yaml"}
 
@@ -146,11 +146,11 @@ def test_bf16(backbone: Callable[[str], str], tones: str, tmp_path: Path) -> Non
         "backbone": backbone("ast"),
         "tensorboard": False,
         "device": "cpu",
-        "bf16": True,
+        "precision": "bfloat16",
         "epochs": 2,
     }
-    whole = adapt(AdaptConfig(**values, output=str(tmp_path / "whole")))
-    cached = adapt(AdaptConfig(**values, output=str(tmp_path / "cached"), cache_features=True))
+    whole = train(ClassifyConfig(**values, output=str(tmp_path / "whole")))
+    cached = train(ClassifyConfig(**values, output=str(tmp_path / "cached"), cache_features=True))
     losses = [[row["train_loss"] for row in result.learning_curve] for result in (whole, cached)]
     np.testing.assert_allclose(losses[1], losses[0], rtol=2e-3)
 
@@ -166,9 +166,9 @@ def test_bf16(backbone: Callable[[str], str], tones: str, tmp_path: Path) -> Non
 def test_where_nothing_stays_the_same_it_is_refused(
     backbone: Callable[[str], str], tones: str, tmp_path: Path, family: str, changes: dict[str, Any], reason: str
 ) -> None:
-    config = AdaptConfig(data=tones, backbone=backbone(family), output=str(tmp_path / "run"), cache_features=True)
+    config = ClassifyConfig(data=tones, backbone=backbone(family), output=str(tmp_path / "run"), cache_features=True)
     with pytest.raises(ConfigError, match=reason):
-        adapt(config.replace(**changes))
+        train(config.replace(**changes))
     assert not (tmp_path / "run").exists()
 
 

@@ -11,17 +11,17 @@ from safetensors.torch import load_file
 
 from mambavox.adapters import apply_method
 from mambavox.errors import ConfigError
-from mambavox.training.adapt import adapt
-from mambavox.training.backbone import load_backbone
-from mambavox.training.config import AdaptConfig
+from mambavox.training.classify.backbone import load_backbone
+from mambavox.training.classify.config import ClassifyConfig
+from mambavox.training.engine import EpochTrainer
 from mambavox.training.rank_allocation import RankAllocation
-from mambavox.training.trainer import AdaptTrainer
+from mambavox.training.run import run as train
 
 LABELS = ["high", "low"]
 
 
-def config(backbone: Callable[[str], str], data: str, output: Path, **options: Any) -> AdaptConfig:
-    return AdaptConfig.from_mapping(
+def config(backbone: Callable[[str], str], data: str, output: Path, **options: Any) -> ClassifyConfig:
+    return ClassifyConfig.from_mapping(
         {
             "data": data,
             "backbone": backbone("ast"),
@@ -49,7 +49,7 @@ def ranks(folder: Path) -> list[int]:
 
 
 def test_ranks_go_where_they_help(backbone: Callable[[str], str], tones: str, tmp_path: Path) -> None:
-    adapt(config(backbone, tones, tmp_path / "run"))
+    train(config(backbone, tones, tmp_path / "run"))
     left = ranks(tmp_path / "run")
     assert sum(left) == len(left), "target_r for each projection, on average"
     saved = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
@@ -62,9 +62,9 @@ def test_ranks_go_where_they_help(backbone: Callable[[str], str], tones: str, tm
 def test_interrupted_it_ends_as_an_unbroken_run(
     backbone: Callable[[str], str], tones: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    step, done = AdaptTrainer.training_step, 0
+    step, done = EpochTrainer.training_step, 0
 
-    def training_step(self: AdaptTrainer, *args: Any, **kwargs: Any) -> Any:
+    def training_step(self: EpochTrainer, *args: Any, **kwargs: Any) -> Any:
         nonlocal done
         done += 1
         if done == batch:
@@ -73,11 +73,11 @@ def test_interrupted_it_ends_as_an_unbroken_run(
 
     broken = config(backbone, tones, tmp_path / "broken")
     with monkeypatch.context() as patch:
-        patch.setattr(AdaptTrainer, "training_step", training_step)
+        patch.setattr(EpochTrainer, "training_step", training_step)
         with pytest.raises(KeyboardInterrupt):
-            adapt(broken)
-    adapt(broken, resume=True)
-    adapt(broken.replace(output=str(tmp_path / "whole")))
+            train(broken)
+    train(broken, resume=True)
+    train(broken.replace(output=str(tmp_path / "whole")))
     resumed, whole = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("broken", "whole"))
     assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
 
@@ -97,7 +97,7 @@ def test_penalty_is_pefts(backbone: Callable[[str], str]) -> None:
 
 def test_the_penalty_is_part_of_the_loss(backbone: Callable[[str], str], tones: str, tmp_path: Path) -> None:
     losses = [
-        adapt(config(backbone, tones, tmp_path / str(weight), epochs=1, orth_reg_weight=weight)).learning_curve[0]
+        train(config(backbone, tones, tmp_path / str(weight), epochs=1, orth_reg_weight=weight)).learning_curve[0]
         for weight in (0.0, 2.0)
     ]
     # Near the start every matrix is about 0, whose distance from orthogonal is the root of its rank, 4.

@@ -1,27 +1,24 @@
 """A run that is killed and continued ends as an unbroken one does."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from mambavox.errors import RunError
-from mambavox.training.adapt import adapt
-from mambavox.training.config import AdaptConfig
-from mambavox.training.result import AdaptResult
-from mambavox.training.run_folder import RunFolder
-from mambavox.training.trainer import AdaptTrainer
+from mambavox.runs.folder import RunFolder, seal_checkpoint
+from mambavox.runs.result import RunResult
+from mambavox.training.classify.config import ClassifyConfig
+from mambavox.training.engine import EpochTrainer
+from mambavox.training.run import run as train
 
 
-def _config(backbone: str, data: str, output: Path, **changes: Any) -> AdaptConfig:
+def _config(backbone: str, data: str, output: Path, **changes: Any) -> ClassifyConfig:
     values: dict[str, Any] = {
         "data": data,
         "backbone": backbone,
@@ -35,12 +32,12 @@ def _config(backbone: str, data: str, output: Path, **changes: Any) -> AdaptConf
     values.update(changes)
     if values.get("method") != "full":
         values["dropout"] = 0.2  # random numbers in every step
-    return AdaptConfig.from_mapping(values)
+    return ClassifyConfig.from_mapping(values)
 
 
 def _assert_same(broken: Path, whole: Path) -> None:
     """Same figures, learning curve included, and the same weights, bit by bit."""
-    first, second = (AdaptResult.load(folder).to_mapping() for folder in (broken, whole))
+    first, second = (RunResult.load(folder).to_mapping() for folder in (broken, whole))
     for figures in (first, second):
         assert figures.pop("seconds") > 0
     assert first == second
@@ -54,43 +51,16 @@ def _assert_same(broken: Path, whole: Path) -> None:
 
 def _break_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
     """Interrupt a training in the middle of an epoch."""
-    step, done = AdaptTrainer.training_step, 0
+    step, done = EpochTrainer.training_step, 0
 
-    def training_step(self: AdaptTrainer, *args: Any, **kwargs: Any) -> Any:
+    def training_step(self: EpochTrainer, *args: Any, **kwargs: Any) -> Any:
         nonlocal done
         done += 1
         if done > batches:
             raise KeyboardInterrupt
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(AdaptTrainer, "training_step", training_step)
-
-
-def test_sigkill_in_the_middle(backbone: Callable[[str], str], tones: str, tmp_path: Path) -> None:
-    config = _config(backbone("ast"), tones, tmp_path / "broken", epochs=12, spec_augment=True)
-    (tmp_path / "run.yaml").write_text(config.to_yaml())
-    code = (
-        f"import torch; torch.set_num_threads({torch.get_num_threads()})\n"
-        "from mambavox.cli import app\n"
-        f"app(['adapt', '--config', {str(tmp_path / 'run.yaml')!r}])"
-    )
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=log, env=environment)
-        checkpoints = tmp_path / "broken" / "checkpoints"
-        deadline = time.monotonic() + 120
-        # The second checkpoint exists: well begun, far from the end.
-        while process.poll() is None and not (checkpoints / "checkpoint-4" / "trainer_state.json").is_file():
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
-    assert not RunFolder(tmp_path / "broken").is_finished
-
-    adapt(config, resume=True)
-    adapt(config.replace(output=str(tmp_path / "whole")))
-    _assert_same(tmp_path / "broken", tmp_path / "whole")
-    assert not checkpoints.exists()
+    monkeypatch.setattr(EpochTrainer, "training_step", training_step)
 
 
 @pytest.mark.parametrize(
@@ -113,9 +83,9 @@ def test_interrupted_in_the_middle_of_an_epoch(
     with monkeypatch.context() as patch:
         _break_after(patch, 5)
         with pytest.raises(KeyboardInterrupt):
-            adapt(config)
-    adapt(config, resume=True)
-    adapt(config.replace(output=str(tmp_path / "whole")))
+            train(config)
+    train(config, resume=True)
+    train(config.replace(output=str(tmp_path / "whole")))
     _assert_same(tmp_path / "broken", tmp_path / "whole")
 
 
@@ -126,9 +96,9 @@ def test_killed_after_early_stopping(
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            adapt(config)
-    adapt(config, resume=True)
-    result = adapt(config.replace(output=str(tmp_path / "whole")))
+            train(config)
+    train(config, resume=True)
+    result = train(config.replace(output=str(tmp_path / "whole")))
     assert len(result.learning_curve) < 12
     _assert_same(tmp_path / "broken", tmp_path / "whole")
 
@@ -136,26 +106,50 @@ def test_killed_after_early_stopping(
 def test_torn_checkpoints_are_not_used(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.last_checkpoint() is None
-    for name, state in (
-        ("9", '{"global_step": 9}'),
-        ("10", '{"global_step": 10}'),
-        ("11", '{"global_st'),
-        ("12", None),
-    ):
-        checkpoint = folder.checkpoints / f"checkpoint-{name}"
+    for number, whole in ((9, True), (10, True), (11, False)):
+        checkpoint = folder.checkpoints / f"checkpoint-{number}"
         checkpoint.mkdir(parents=True)
-        if state is not None:
-            (checkpoint / "trainer_state.json").write_text(state)
+        (checkpoint / "trainer_state.json").write_text("{}")
+        if whole:
+            seal_checkpoint(checkpoint)
     assert folder.last_checkpoint() == folder.checkpoints / "checkpoint-10"
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["checkpoint-10", "checkpoint-9"]
 
 
-def test_a_finished_run_is_not_run_again(
-    backbone: Callable[[str], str], tones: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_checkpoint_is_passed_over_and_told(
+    backbone: Callable[[str], str], tones: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    config = _config(backbone("ast"), tones, tmp_path / "run", epochs=1)
-    result = adapt(config)
-    _break_after(monkeypatch, 0)
-    assert adapt(config, resume=True) == result
-    with pytest.raises(RunError, match=r"epochs was 1 and is 2.*--overwrite"):
-        adapt(config.replace(epochs=2), resume=True)
+    config = _config(backbone("ast"), tones, tmp_path / "broken", epochs=5)
+    with monkeypatch.context() as patch:
+        _break_after(patch, 7)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    newest = RunFolder(tmp_path / "broken").last_checkpoint()
+    assert newest is not None
+    file = newest / "optimizer.pt"
+    content = bytearray(file.read_bytes())
+    if damage == "remove":
+        file.unlink()
+    elif damage == "truncate":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 0xFF
+        file.write_bytes(content)
+    told = Console(record=True, file=io.StringIO(), width=1000)
+    train(config, resume=True, console=told)
+    assert f"{newest}: is damaged (optimizer.pt" in told.export_text()
+    train(config.replace(output=str(tmp_path / "whole")))
+    _assert_same(tmp_path / "broken", tmp_path / "whole")
+
+
+def test_when_every_checkpoint_is_damaged_nothing_is_removed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    checkpoint = folder.checkpoints / "checkpoint-1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "weights").write_text("old")
+    seal_checkpoint(checkpoint)
+    (checkpoint / "weights").write_text("new")
+    with pytest.raises(RunError, match=r"every checkpoint is damaged.*weights is not as it was written.*--overwrite"):
+        folder.last_checkpoint()
+    assert checkpoint.is_dir()

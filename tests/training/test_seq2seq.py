@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +9,19 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import yaml
 from safetensors.torch import load_file
 from tiny import save_whisper
 from training.devices import pretend_two_gpus
 from transformers import Trainer
 
+from mambavox.asr.whisper import load_whisper
 from mambavox.data import checks, duration
 from mambavox.errors import ConfigError, DataError, HostError, RunError
-from mambavox.training.seq2seq.adapt import adapt_whisper, load_whisper
-from mambavox.training.seq2seq.config import Seq2SeqConfig
-from mambavox.training.seq2seq.result import Seq2SeqResult
-from mambavox.training.seq2seq.transcripts import TranscriptDataset, as_written, load_transcripts
+from mambavox.runs.result import RunResult
+from mambavox.training.run import run as train
+from mambavox.training.transcripts import load_transcripts
+from mambavox.training.whisper.config import WhisperConfig
+from mambavox.training.whisper.data import TranscriptDataset, as_written
 
 WORDS = {"low": 300.0, "high": 2500.0}
 
@@ -50,7 +48,7 @@ def sayings(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def config(whisper: str, sayings: str, output: Path, **changes: Any) -> Seq2SeqConfig:
+def config(whisper: str, sayings: str, output: Path, **changes: Any) -> WhisperConfig:
     options = {"bottleneck_dim": 4, "d_state": 3, "d_conv": 4, "where": "both"}
     values: dict[str, Any] = {
         "data": sayings,
@@ -64,31 +62,31 @@ def config(whisper: str, sayings: str, output: Path, **changes: Any) -> Seq2SeqC
         "device": "cpu",
         "method_options": options,
     }
-    return Seq2SeqConfig(**{**values, **changes})
+    return WhisperConfig(**{**values, **changes})
 
 
 def test_a_run_and_what_its_folder_holds(whisper: str, sayings: str, tmp_path: Path) -> None:
     run = config(whisper, sayings, tmp_path / "run", language_column="lang")
-    result = adapt_whisper(run)
-    assert result.new_token == "<|ckb|>" and result.clips == {"train": 8, "valid": 2, "test": 2}
+    result = train(run)
+    assert result.details["new_token"] == "<|ckb|>" and result.recordings == {"train": 8, "valid": 2, "test": 2}
     assert set(result.scores) == {"valid", "test"} and result.scores["test"]["wer"]["low"] <= 1
     assert [row["epoch"] for row in result.learning_curve] == [1, 2]
     assert {"train_loss", "valid_loss", "valid_wer", "valid_cer"} <= set(result.learning_curve[-1])
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"adapter_model.safetensors", "tokenizer.json", "run.yaml", "metrics.json", "predictions.csv"} <= files
     assert "checkpoints" not in files and ".partial" not in files
-    assert Seq2SeqResult.load(tmp_path / "run") == result
-    assert adapt_whisper(run, resume=True) == result, "finished"
+    assert RunResult.load(tmp_path / "run") == result
+    assert train(run, resume=True) == result, "finished"
     card = (tmp_path / "run" / "README.md").read_text()
-    assert "language: ckb" in card and "word error rate" in card
+    assert "language: ckb" in card and "WER" in card
     with pytest.raises(RunError, match="holds a finished run"):
-        adapt_whisper(run)
-    assert Seq2SeqConfig.load(tmp_path / "run" / "run.yaml") == run
+        train(run)
+    assert WhisperConfig.load(tmp_path / "run" / "run.yaml") == run
 
 
 def test_it_learns(whisper: str, sayings: str, tmp_path: Path) -> None:
     run = config(whisper, sayings, tmp_path / "run", method="full", method_options={}, epochs=50, learning_rate=1e-2)
-    result = adapt_whisper(run)
+    result = train(run)
     curve = result.learning_curve
     assert curve[-1]["train_loss"] < 0.3 * curve[0]["train_loss"]
     best = min(row["valid_wer"] for row in curve)
@@ -106,33 +104,15 @@ def test_the_error_rate_that_is_asked_for_chooses_the_epoch(
     fixed = property(lambda scores: dict(zip(("wer", "cer"), next(rates), strict=True)))
     monkeypatch.setattr("mambavox.asr.metrics.TranscriptScores.rates", fixed)
     run = config(whisper, sayings, tmp_path / "run", epochs=3, metric_for_best_model=rate)
-    assert adapt_whisper(run).best_epoch == {"wer": 2, "cer": 1}[rate]
+    assert train(run).best_epoch == {"wer": 2, "cer": 1}[rate]
 
 
-def test_an_interrupted_run_goes_on_to_the_same_end(
-    whisper: str, sayings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = {"epochs": 3, "learning_rate": 5e-3}
-    whole = adapt_whisper(config(whisper, sayings, tmp_path / "whole", **options))
-    from mambavox.training.seq2seq import trainer
-
-    def interrupt(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.epoch and state.epoch >= 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(trainer.TrainingClock, "on_epoch_begin", interrupt, raising=False)
-        with pytest.raises(KeyboardInterrupt):
-            adapt_whisper(config(whisper, sayings, tmp_path / "cut", **options))
-    assert (tmp_path / "cut" / "checkpoints").is_dir()
-    resumed = adapt_whisper(config(whisper, sayings, tmp_path / "cut", **options), resume=True)
-    assert resumed.learning_curve == whole.learning_curve and resumed.scores == whole.scores
-
-
-@pytest.mark.parametrize("options", [{"gradient_checkpointing": True}, {"bf16": True}, {"trim_encoder": True}])
+@pytest.mark.parametrize(
+    "options", [{"gradient_checkpointing": True}, {"precision": "bfloat16"}, {"trim_encoder": True}]
+)
 def test_other_ways_of_computing(whisper: str, sayings: str, tmp_path: Path, options: dict[str, Any]) -> None:
-    plain = adapt_whisper(config(whisper, sayings, tmp_path / "plain", epochs=1))
-    other = adapt_whisper(config(whisper, sayings, tmp_path / "other", epochs=1, **options))
+    plain = train(config(whisper, sayings, tmp_path / "plain", epochs=1))
+    other = train(config(whisper, sayings, tmp_path / "other", epochs=1, **options))
     assert other.learning_curve[0]["train_loss"] == pytest.approx(plain.learning_curve[0]["train_loss"], rel=0.02)
     if "gradient_checkpointing" in options:
         assert other.learning_curve == plain.learning_curve
@@ -148,13 +128,11 @@ def test_checkpointing_really_computes_layers_again(
         model.model.encoder.layers[0].fc1.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
         return model, processor
 
-    monkeypatch.setattr("mambavox.training.seq2seq.adapt.load_whisper", counting)
+    monkeypatch.setattr("mambavox.training.whisper.task.load_whisper", counting)
     counts = []
     for checkpointing in (False, True):
         calls.clear()
-        adapt_whisper(
-            config(whisper, sayings, tmp_path / str(checkpointing), epochs=1, gradient_checkpointing=checkpointing)
-        )
+        train(config(whisper, sayings, tmp_path / str(checkpointing), epochs=1, gradient_checkpointing=checkpointing))
         counts.append(sum(calls))
     check, steps = 1, 2
     assert counts == [check + steps, check + 2 * steps]
@@ -170,14 +148,14 @@ def test_transcripts_are_written_as_whisper_writes_them(whisper: str, sayings: s
         patched.setattr(
             TranscriptDataset, "__init__", lambda *args, **options: (seen.append(args[2]), make(*args, **options))[1]
         )
-        adapt_whisper(config(whisper, sayings, tmp_path / "run", epochs=1))
+        train(config(whisper, sayings, tmp_path / "run", epochs=1))
     assert {text for texts in seen for text in texts} == {" low", " high"}
 
 
 def test_as_many_tokens_are_generated_as_transcripts_may_need(whisper: str, sayings: str, tmp_path: Path) -> None:
-    result = adapt_whisper(config(whisper, sayings, tmp_path / "run", epochs=1, max_new_tokens=None))
+    result = train(config(whisper, sayings, tmp_path / "run", epochs=1, max_new_tokens=None))
     longest = len([257, 1, 2, 3]) + len(" high") + len(["end"])  # start, language, task, no timestamps; bytes
-    assert result.max_new_tokens == math.ceil(1.5 * longest)
+    assert result.details["max_new_tokens"] == math.ceil(1.5 * longest)
 
 
 def test_seconds_of_each_part_are_drawn_before_recordings_are_decoded(
@@ -187,13 +165,11 @@ def test_seconds_of_each_part_are_drawn_before_recordings_are_decoded(
     decode = checks.decode_audio
     monkeypatch.setattr(checks, "decode_audio", lambda source, name: decoded.append(name) or decode(source, name=name))
     run = config(whisper, sayings, tmp_path / "run", train_seconds=1.0, valid_seconds=0.1, test_seconds=0.7)
-    splits, problems, too_long = load_transcripts(run, 1.0)
-    seconds = {
-        name: sum(duration(item.source) for item in getattr(splits, name)) for name in ("train", "valid", "test")
-    }
-    assert 0.4 < seconds["train"] <= 1.0 and len(splits.valid) == 1 and len(splits.test) == 1
-    drawn = [item.name for part in (splits.train, splits.valid, splits.test) for item in part]
-    assert sorted(decoded) == sorted(drawn) and not problems and not too_long
+    data = load_transcripts(run, longest=1.0)
+    seconds = {name: sum(duration(item.source) for item in split.examples) for name, split in data.splits.items()}
+    assert 0.4 < seconds["train"] <= 1.0 and len(data.splits["valid"]) == 1 and len(data.splits["test"]) == 1
+    drawn = [item.name for split in data.splits.values() for item in split.examples]
+    assert sorted(decoded) == sorted(drawn) and not data.left_out
 
 
 def test_recordings_without_a_transcript_can_be_skipped(whisper: str, sayings: str, tmp_path: Path) -> None:
@@ -203,58 +179,37 @@ def test_recordings_without_a_transcript_can_be_skipped(whisper: str, sayings: s
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = config(whisper, str(tmp_path / "data.jsonl"), tmp_path / "run")
     with pytest.raises(DataError, match=r"no transcript in column 'sentence' of .*low_0.*--on-error skip"):
-        load_transcripts(run, 1.0)
-    splits, problems, _ = load_transcripts(run.replace(on_error="skip"), 1.0)
-    assert len(splits.train) == 7 and ["low_0" in problem.name for problem in problems] == [True]
+        load_transcripts(run, longest=1.0)
+    data = load_transcripts(run.replace(on_error="skip"), longest=1.0)
+    assert len(data.train) == 7 and ["low_0" in row["name"] for row in data.left_out] == [True]
 
 
 def test_a_multilingual_whisper_must_be_told_the_language(whisper: str, sayings: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no language is given, and .* knows 2; .*--language"):
-        adapt_whisper(config(whisper, sayings, tmp_path / "run", language=None))
+        train(config(whisper, sayings, tmp_path / "run", language=None))
 
 
 def test_adalora_moves_its_ranks(whisper: str, sayings: str, tmp_path: Path) -> None:
     parts = {"split_column": "none", "valid_fraction": 0.0, "test_fraction": 0.2}
     options = {"init_r": 4, "target_r": 1}
-    adapt_whisper(config(whisper, sayings, tmp_path, method="adalora", method_options=options, epochs=8, **parts))
+    train(config(whisper, sayings, tmp_path, method="adalora", method_options=options, epochs=8, **parts))
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     left = [int((tensor != 0).sum()) for name, tensor in tensors.items() if "lora_E" in name]
     assert sum(left) == len(left) > 0, "target_r for each projection, on average"
 
 
-def test_two_processes_learn_what_one_learns_with_two_batches_an_update(
-    whisper: str, sayings: str, tmp_path: Path
-) -> None:
-    one = config(whisper, sayings, tmp_path / "one", batch_size=2, gradient_accumulation=2, learning_rate=1e-3)
-    alone = adapt_whisper(one)
-    two = one.replace(output=str(tmp_path / "two"), gradient_accumulation=1)
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump(two.to_mapping()))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "mambavox", "adapt", "--config", str(tmp_path / "two.yaml"), "--output", str(tmp_path / "two")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    together = Seq2SeqResult.load(tmp_path / "two")
-    weights = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two")]
-    assert weights[0].keys() == weights[1].keys()
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-5)
-    assert together.scores == alone.scores
-    assert done.stdout.count("epoch 1/2") == 1, "the first process speaks"
-
-
 def test_mistakes(whisper: str, sayings: str, tmp_path: Path, backbone: Any) -> None:
     for changes, error, message in (
-        ({"text_column": "words"}, DataError, "no column 'words' of transcripts.*--text-column"),
-        ({"max_seconds": 2.0}, ConfigError, "expected at most 1: Whisper hears no more"),
-        ({"max_seconds": 0.1}, DataError, "every recording is longer than 0.1 s"),
+        ({"text_column": "words"}, DataError, "words.*--text-column"),
+        ({"drop_longer_than": 2.0}, ConfigError, "drop_longer_than=2; expected at most 1, which"),
+        ({"drop_longer_than": 0.1}, DataError, "no training recording is left, .* longer than 0.1 s"),
         ({"language_column": "nope"}, DataError, "no recording has ckb in column 'nope'"),
         ({"method": "ia3", "method_options": {}}, ConfigError, "ia3 cannot train rows"),
         ({"backbone": backbone("hubert")}, HostError, "of type 'hubert'; expected a Whisper"),
         ({"data": None}, ConfigError, "no data given"),
     ):
         with pytest.raises(error, match=message):
-            adapt_whisper(config(whisper, sayings, tmp_path / "run", **changes))
+            train(config(whisper, sayings, tmp_path / "run", **changes))
     for changes, message in (
         ({"learning_rate": 1e-3, "final_learning_rate": 1e-3}, "is not below learning_rate"),
         ({"language": None, "language_like": "en"}, "give --language, too"),
@@ -263,7 +218,7 @@ def test_mistakes(whisper: str, sayings: str, tmp_path: Path, backbone: Any) -> 
         with pytest.raises(ConfigError, match=message):
             config(whisper, sayings, tmp_path / "run", **changes)
     with pytest.raises(ConfigError, match=r"did you mean bottleneck_dim"):
-        Seq2SeqConfig.from_mapping({"bottlneck_dim": 3})
+        WhisperConfig.from_mapping({"bottlneck_dim": 3})
 
 
 def test_one_process_takes_one_of_several_gpus(
@@ -273,5 +228,5 @@ def test_one_process_takes_one_of_several_gpus(
     used: list[int] = []
     monkeypatch.setattr(Trainer, "train", lambda trainer, **_: used.append(trainer.args.n_gpu) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        adapt_whisper(config(whisper, sayings, tmp_path / "run"))
+        train(config(whisper, sayings, tmp_path / "run"))
     assert used == [1]

@@ -6,7 +6,8 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from mambavox.adapters import apply_method, trainable_parameters
 from mambavox.errors import ConfigError
-from mambavox.training.seq2seq.presets import LEARNING_RATES, PRESETS, mambadapter, same_grid
+from mambavox.runs.learning_rates import WHISPER_GRID
+from mambavox.training.whisper.presets import PRESETS, mambadapter, same_grid
 
 SMALL = WhisperConfig(
     d_model=768,
@@ -38,12 +39,12 @@ def test_parameters(method: str) -> None:
 
 def test_one_grid_for_all() -> None:
     grid = same_grid(language="ckb", seed=3)
-    assert len(grid) == len(PRESETS) * len(LEARNING_RATES)
+    assert len(grid) == len(PRESETS) * len(WHISPER_GRID)
     for method in PRESETS:
-        assert [config.learning_rate for config in grid if config.method == method] == list(LEARNING_RATES)
+        assert [config.learning_rate for config in grid if config.method == method] == list(WHISPER_GRID)
     assert {config.language for config in grid} == {"ckb"} and {config.seed for config in grid} == {3}
     assert mambadapter(epochs=2).epochs == 2
-    with pytest.raises(ConfigError, match="bottleneck_dim: no field of Seq2SeqConfig"):
+    with pytest.raises(ConfigError, match="bottleneck_dim: no field of WhisperConfig"):
         mambadapter(bottleneck_dim=3)
 
 

@@ -10,12 +10,12 @@ from training.devices import pretend_two_gpus
 from transformers import Trainer
 
 from mambavox.adapters import apply_method
-from mambavox.training.adapt import adapt
-from mambavox.training.backbone import load_backbone
-from mambavox.training.config import AdaptConfig
+from mambavox.training.classify.backbone import load_backbone
+from mambavox.training.classify.config import ClassifyConfig
+from mambavox.training.classify.objective import score
 from mambavox.training.modes import set_training_mode
 from mambavox.training.parameter_groups import parameter_groups
-from mambavox.training.scores import score
+from mambavox.training.run import run as train
 
 LABELS = ["high", "low"]
 
@@ -58,7 +58,7 @@ def test_accumulated_batches_equal_one_large_batch(
     backbone: Callable[[str], str], tones: str, tmp_path: Path, family: str
 ) -> None:
     def curve(**sizes: int) -> list[dict[str, float]]:
-        config = AdaptConfig(
+        config = ClassifyConfig(
             data=tones,
             backbone=backbone(family),
             output=str(tmp_path / "-".join(map(str, sizes.values()))),
@@ -69,7 +69,7 @@ def test_accumulated_batches_equal_one_large_batch(
             device="cpu",
             **sizes,
         )
-        return adapt(config).learning_curve
+        return train(config).learning_curve
 
     whole = curve(batch_size=4)
     parts = curve(batch_size=3, gradient_accumulation=2)  # batches of 3 and 1: a mean of means would differ
@@ -85,11 +85,11 @@ def test_one_process_takes_one_of_several_gpus(
     pretend_two_gpus(monkeypatch)
     used: list[tuple[int, int]] = []
     monkeypatch.setattr(Trainer, "train", lambda trainer, **_: used.append(_batches(trainer)) or 1 / 0)
-    config = AdaptConfig(
+    config = ClassifyConfig(
         data=tones, backbone=backbone("ast"), output=str(tmp_path), method="linear", batch_size=3, device="cpu"
     )
     with pytest.raises(ZeroDivisionError):
-        adapt(config)
+        train(config)
     assert used == [(1, 3)]
 
 
@@ -99,7 +99,7 @@ def _batches(trainer: Trainer) -> tuple[int, int]:
 
 def test_scores() -> None:
     scores = score([0, 0, 1, 1, 2], np.array([0, 1, 1, 1, 0]))
-    assert (scores.clips, scores.correct, scores.accuracy) == (5, 3, 0.6)
+    assert (scores.recordings, scores.correct, scores.accuracy) == (5, 3, 0.6)
     # Wilson: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)
     z, n, p = 1.959964, 5, 0.6
     half = z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5

@@ -219,7 +219,7 @@ def test_a_source_may_hold_colons():
 def test_layers_and_models_that_are_not_there(backbone, tmp_path):
     with pytest.raises(ConfigError, match=r"layer 3 .* 0 .* to 2"):
         LayerFeatures(backbone("hubert"), 3)
-    with pytest.raises(ConfigError, match="could not be loaded"):
+    with pytest.raises(ConfigError, match="holds no model that transformers can load"):
         LayerFeatures(str(tmp_path), 1)
     with pytest.raises(HostError, match="speech model"):
         LayerFeatures(backbone("ast"), 1)

@@ -37,7 +37,7 @@ def recognizer():
 
 @pytest.fixture(scope="module")
 def served():
-    with serving(live=LiveRecognizer(recognizer(), Endpointing(pause=0.4))) as served:
+    with serving(live=LiveRecognizer(recognizer(), Endpointing(pause_seconds=0.4))) as served:
         yield served
 
 
@@ -148,7 +148,7 @@ def test_a_session_begins_when_the_sound_is_there(open_page, recordings, tmp_pat
     sound = tmp_path / "said.wav"
     soundfile.write(sound, soxr.resample(clip(recordings), RATE, 48_000), 48_000)
     limits = Limits(idle_seconds=1.0, max_seconds=2.0)
-    with serving(limits, live=LiveRecognizer(new_recognizer(), Endpointing(pause=0.4))) as served:
+    with serving(limits, live=LiveRecognizer(new_recognizer(), Endpointing(pause_seconds=0.4))) as served:
         page = open_page(sound, served.address, LATE)
         page.get_by_role("button", name="Start the microphone").click()
         wait_for(page, "#partial", lambda text: text)

@@ -11,8 +11,8 @@ pytest.importorskip("starlette", reason="the extra serve is not installed")
 from serving import RATE, new_recognizer, noise
 from starlette.websockets import WebSocketDisconnect
 
-from mambavox.asr.decoding import Word
 from mambavox.asr.live import LiveRecognizer, LiveSegment
+from mambavox.asr.transcript import Word
 from mambavox.errors import ConfigError
 from mambavox.web.batcher import Batcher
 from mambavox.web.connection import Connection

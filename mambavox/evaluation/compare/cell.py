@@ -4,14 +4,15 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mambavox import __version__
 from mambavox.errors import RunError
 from mambavox.files import to_json, write_atomically
-from mambavox.training.config import AdaptConfig
+from mambavox.runs.config import TASK_KEY, AdaptConfig
+from mambavox.training.configs import config_class
 
 # Where things lie, and how they are loaded, changes no result.
 _INDIFFERENT = ("data", "output", "backbone", "num_workers", "tensorboard")
@@ -49,7 +50,7 @@ class Cell:
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         words = [self.task, config.method, *(f"{key}={value}" for key, value in config.method_options.items())]
         words += [
-            f"lr{config.learning_rate:g}",
+            f"lr{config.peak_learning_rate:g}",
             *([] if self.fold is None else [f"fold{self.fold}"]),
             f"seed{config.seed}",
         ]
@@ -62,7 +63,29 @@ class Cell:
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> "Cell":
         """The cell that ``to_mapping`` described."""
-        return cls(**{**mapping, "config": AdaptConfig.from_mapping(mapping["config"], "the cell")})
+        kind = config_class(str(mapping["config"][TASK_KEY]))
+        return cls(**{**mapping, "config": kind.from_mapping(mapping["config"], "the cell")})
+
+
+class Measure(NamedTuple):
+    """What a score is made of: it is the sum of the values over the sum of the counts.
+
+    Attributes:
+        values: of each test recording: 1 where its class was recognised, or its errors.
+        counts: of each test recording: 1, or its words or characters.
+    """
+
+    values: tuple[float, ...]
+    counts: tuple[float, ...]
+
+    @property
+    def score(self) -> float:
+        """Over all recordings."""
+        return sum(self.values) / max(sum(self.counts), 1)
+
+
+HIGHER_IS_BETTER = {"accuracy": True, "wer": False, "cer": False}
+"""By the name of the metric."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +96,16 @@ class CellResult:
         key: of the cell.
         task: name of the task.
         config: flat keys of the run's configuration.
+        metric: by which the cell is compared: ``accuracy``, ``wer`` or ``cer``.
         diverged: why there are no figures: the loss was no number any more. A run that diverged would do so again.
-        valid_accuracy: of the epoch that was kept, 0 to 1; ``None`` without a valid part.
-        valid_loss: likewise.
-        labels: the classes that occur in the test part.
-        recordings: hash of the names and classes of the test part, in order; equal hashes can be compared in pairs.
-        targets: class of each test recording, as index into ``labels``.
-        predictions: class that it was given.
-        selects_on_test: the epoch was chosen on the test part, which makes its figures optimistic.
+        valid: figures of the epoch that was kept on the valid split, by metric, with ``loss``; may be empty.
+        tested_on: hash of the names and targets of the test split, in order; equal hashes can be compared in pairs.
+        measures: what the test scores are made of, by metric.
+        selects_on_test: the epoch was chosen on the test split, which makes its figures optimistic.
         parameters: trainable ones, as ``trainable_parameters`` counts them.
-        clips: recordings of each part.
+        recordings: recordings of each split.
         seconds: of the training.
-        notes: how the parts came about.
+        notes: how the splits came about.
         device: where it was trained.
         versions: of the libraries.
     """
@@ -92,29 +113,28 @@ class CellResult:
     key: str
     task: str
     config: Mapping[str, Any]
+    metric: str = "accuracy"
     diverged: str | None = None
-    valid_accuracy: float | None = None
-    valid_loss: float | None = None
-    labels: tuple[str, ...] = ()
-    recordings: str = ""
-    targets: tuple[int, ...] = ()
-    predictions: tuple[int, ...] = ()
+    valid: Mapping[str, float] = field(default_factory=dict)
+    tested_on: str = ""
+    measures: Mapping[str, Measure] = field(default_factory=dict)
     selects_on_test: bool = False
     parameters: Mapping[str, Any] | None = None
-    clips: Mapping[str, int] | None = None
+    recordings: Mapping[str, int] | None = None
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     device: str = ""
     versions: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("labels", "targets", "predictions", "notes"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "notes", tuple(self.notes))
+        measures = {name: Measure(*map(tuple, measure)) for name, measure in self.measures.items()}
+        object.__setattr__(self, "measures", measures)
 
     @property
-    def correct(self) -> list[bool]:
-        """Whether each test recording was recognised."""
-        return [target == prediction for target, prediction in zip(self.targets, self.predictions, strict=True)]
+    def measure(self) -> Measure:
+        """What the compared score is made of."""
+        return self.measures[self.metric]
 
 
 class CellStore:
@@ -160,7 +180,7 @@ class CellStore:
 
     def write(self, result: CellResult) -> None:
         """Keep a cell's result, and forget that it ever failed."""
-        content = {field.name: getattr(result, field.name) for field in fields(result)}
+        content = {spec.name: getattr(result, spec.name) for spec in fields(result)}
         content = json.loads(json.dumps(content))
         self._write(self.path(result.key), json.dumps({"checksum": _checksum(content), "result": content}) + "\n")
         self._failure_path(result.key).unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from mambavox.files import to_json, write_atomically
 def compare(grid: Grid, output: str | Path, *, workers: int = 1, console: Console | None = None) -> Summary:
     """Run every cell of a grid that has no result yet, and write the report.
 
-    Each learning rate is tried with the first seed and fold, the best one on the valid part is taken for all; then
+    Each learning rate is tried with the first seed and fold, the best one on the valid split is taken for all; then
     every seed is run on every fold. Results are kept in ``cells/``, one file each, and never computed twice, whatever
     killed the process. The report is ``report.md``, ``results.csv``, ``results.json``, ``table.tex`` and pictures.
 

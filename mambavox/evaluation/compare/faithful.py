@@ -61,9 +61,9 @@ class Recipe:
     more: tuple[tuple[str, Any], ...] = ()
 
     def settings(self) -> dict[str, Any]:
-        """Fields of ``AdaptConfig``."""
+        """Fields of ``ClassifyConfig``."""
         return {
-            "max_seconds": _SECONDS[self.frames],
+            "crop_seconds": _SECONDS[self.frames],
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             "spec_augment": self.spec_augment,

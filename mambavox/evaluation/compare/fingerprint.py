@@ -12,8 +12,7 @@ import numpy as np
 
 from mambavox import assets
 from mambavox.data import Example
-from mambavox.training.backbone import load_config
-from mambavox.training.predictions import Outcome
+from mambavox.hub import load_config
 
 _SCHEME = re.compile(r"^\w{2,}:")  # not a drive letter
 _MODEL_FILES = ("*.json", "*.safetensors", "*.bin")
@@ -55,14 +54,14 @@ def backbone_fingerprint(name: str) -> str:
     return digest.hexdigest()
 
 
-def recordings_fingerprint(outcomes: Iterable[Outcome], data: str) -> str:
-    """Hash of the names and classes of tested recordings, in order.
+def recordings_fingerprint(rows: Iterable[Mapping[str, str]], data: str) -> str:
+    """Hash of the names and targets of tested recordings, in order.
 
     Args:
-        outcomes: of the recordings.
+        rows: their lines of ``predictions.csv``.
         data: where they were read from.
     """
-    names = [(relative_name(outcome.recording, data), outcome.label) for outcome in outcomes]
+    names = [(relative_name(row["recording"], data), row["target"]) for row in rows]
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 from mambavox.data import Example, find_corpus
 from mambavox.data.splits import part_led_by
-from mambavox.training.adapt import natural_order
-from mambavox.training.config import AdaptConfig
+from mambavox.errors import DataError
+from mambavox.runs.config import AdaptConfig
+from mambavox.training.classify.config import ClassifyConfig
+from mambavox.training.classify.data import natural_order
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class Fold:
 
     Attributes:
         name: what tells it from the task's other folds; ``None`` where there is one division only.
-        settings: the fields of ``AdaptConfig`` that ask for it.
+        settings: the fields of ``ClassifyConfig`` that ask for it.
     """
 
     name: str | None
@@ -35,8 +37,12 @@ def find_folds(examples: Sequence[Example], config: AdaptConfig, names: Sequence
         have parts of their own, or none at all and they are drawn.
 
     Raises:
-        DataError: the corpus has no such protocol or fold.
+        DataError: the corpus has no such protocol or fold, or the task has no folds.
     """
+    if not isinstance(config, ClassifyConfig):
+        if names is not None:
+            raise DataError(f"folds={','.join(names)}: only classification has folds; leave them out")
+        return (Fold(None, {}),)
     corpus = None if config.divided_by else find_corpus(config.data)
     if corpus is not None:
         protocol = corpus[0].protocol(config.protocol)
@@ -48,7 +54,7 @@ def find_folds(examples: Sequence[Example], config: AdaptConfig, names: Sequence
     return tuple(Fold(name, {"test_fold": name}) for name in names) or (Fold(None, {}),)
 
 
-def _fold_names(examples: Sequence[Example], config: AdaptConfig) -> list[str]:
+def _fold_names(examples: Sequence[Example], config: ClassifyConfig) -> list[str]:
     if config.split_column is not None:
         return []
     if config.fold_column is None:

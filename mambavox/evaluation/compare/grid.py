@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mambavox.errors import ConfigError
-from mambavox.training.config import AdaptConfig
-from mambavox.training.run_config import unknown_key
+from mambavox.runs.config import AdaptConfig, unknown_key
+from mambavox.runs.learning_rates import RATE_FACTORS, default_learning_rate
+from mambavox.training.configs import ADAPT_TASKS, config_class
 
-# Every other field of AdaptConfig can be set for a grid or a task.
+# Every other field of a task's configuration can be set for a grid or a task; a task can name its backbone, too.
 _OWNED = (
     "data",
     "output",
@@ -22,9 +23,6 @@ _OWNED = (
     "test_fold",
     "tensorboard",
 )
-
-RATE_FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""The learning rates that are tried, in multiples of a method's own, the same for every method."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +50,16 @@ class Task:
 
     Attributes:
         name: what the tables call it.
-        data: what ``AdaptConfig.data`` takes.
+        data: what a configuration's ``data`` takes.
+        kind: name of the kind of task: ``classify``, ``ctc`` or ``whisper``.
         folds: those to test in turn; ``None``: all that the data have, or their own parts where they have no folds.
-        settings: fields of ``AdaptConfig`` for this task, such as ``epochs`` or ``group_column``.
+        settings: fields of the configuration for this task, such as ``backbone``, ``epochs`` or ``group_column``. The
+            language of a ``whisper`` task is its name where none is set.
     """
 
     name: str
     data: str
+    kind: str = "classify"
     folds: tuple[str, ...] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -71,9 +72,9 @@ class Grid:
         name: of the preset, say.
         variants: the rows.
         tasks: the columns.
-        backbone: embedded name, folder or Hugging Face name.
+        backbone: embedded name, folder or Hugging Face name; ``None``: what each kind of task has by default.
         seeds: of the runs; the first one also chooses the learning rates.
-        settings: fields of ``AdaptConfig`` for every run; a task's own come before them.
+        settings: fields of the configuration for every run; a task's own come before them.
         learning_rates: one grid of rates for all methods; empty: ``rate_factors`` says them.
         rate_factors: rates in multiples of each method's own.
         reference: name of the variant that the others are compared with; ``None``: the best baseline, which is the
@@ -87,7 +88,7 @@ class Grid:
     name: str
     variants: tuple[Variant, ...]
     tasks: tuple[Task, ...]
-    backbone: str = "nano-ast"
+    backbone: str | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     settings: Mapping[str, Any] = field(default_factory=dict)
     learning_rates: tuple[float, ...] = ()
@@ -111,17 +112,31 @@ class Grid:
             raise ConfigError("nothing to compare; expected at least one method, one seed and one learning rate")
         if not all(rate > 0 for rate in (*self.learning_rates, *self.rate_factors)):
             raise ConfigError("a learning rate, or a factor of one, is not above 0; expected such as 1e-3, or x0.3")
-        known = [key for key in AdaptConfig.__dataclass_fields__ if key not in _OWNED and key != "tensorboard"]
-        for where, settings in (("every task", self.settings), *((task.name, task.settings) for task in self.tasks)):
-            for key in settings:
-                if key in _OWNED:
-                    raise ConfigError(f"{where}: {key} is set by the comparison itself; leave it out")
-                if key not in known:
-                    raise ConfigError(f"{where}: {unknown_key(key, known)}")
+        for task in self.tasks or (Task("every task", ""),):
+            self._check_settings(task)
         if self.reference is not None and self.reference not in {variant.name for variant in self.variants}:
             raise ConfigError(f"reference is {self.reference!r}; expected the name of one of the variants")
         for variant in self.variants:
-            self._base(variant)
+            for kind in {task.kind for task in self.tasks} or {"classify"}:
+                self._base(variant, kind)
+
+    def _check_settings(self, task: Task) -> None:
+        known = [key for key in config_class(task.kind).__dataclass_fields__ if key not in _OWNED]
+        for where, settings in (("every task", self.settings), (task.name, task.settings)):
+            for key in settings:
+                if key in _OWNED and not (key == "backbone" and settings is task.settings):
+                    raise ConfigError(f"{where}: {key} is set by the comparison itself; leave it out")
+                if key not in (*known, "backbone"):
+                    raise ConfigError(f"{where}: {unknown_key(key, known)} (of a task {task.kind})")
+
+    def backbone_of(self, task: Task) -> str:
+        """The backbone of a task's runs.
+
+        Raises:
+            ConfigError: none is given, and the kind of task has none by default.
+        """
+        own = task.settings.get("backbone") or self.backbone
+        return str(own) if own else self._base(self.variants[0], task.kind).given_backbone
 
     def config(self, variant: Variant, task: Task, seed: int, learning_rate: float) -> AdaptConfig:
         """Configuration of one run, but for its fold and its output folder.
@@ -130,21 +145,24 @@ class Grid:
             ConfigError: a value does not fit.
         """
         settings = {**self.settings, **task.settings}
-        return self._base(variant).replace(**settings, data=task.data, seed=seed, learning_rate=learning_rate)
+        if task.kind == "whisper":
+            settings.setdefault("language", task.name)
+        changes = {"data": task.data, "seed": seed, "learning_rate": learning_rate, "backbone": self.backbone_of(task)}
+        return self._base(variant, task.kind).replace(**{**settings, **changes})
 
-    def rates(self, variant: Variant) -> tuple[float, ...]:
-        """The learning rates that are tried for a variant, in ascending order."""
-        from mambavox.adapters.methods import METHODS
-
+    def rates(self, variant: Variant, task: Task | None = None) -> tuple[float, ...]:
+        """The learning rates that are tried for a variant on a task, in ascending order."""
         if variant.learning_rate is not None:
             return (variant.learning_rate,)
-        own = METHODS[variant.method].learning_rate
+        own = default_learning_rate("classify" if task is None else task.kind, variant.method)
         # Rounded, because a rate is part of a cell's name.
         return tuple(sorted(self.learning_rates or (float(f"{own * factor:.4g}") for factor in self.rate_factors)))
 
-    def _base(self, variant: Variant) -> AdaptConfig:
-        values = {"backbone": self.backbone, "method": variant.method, "tensorboard": False, **variant.options}
-        return AdaptConfig.from_mapping(values, variant.name)
+    def _base(self, variant: Variant, kind: str) -> AdaptConfig:
+        values = {"method": variant.method, "tensorboard": False, **variant.options}
+        config = config_class(kind).from_mapping(values, variant.name)
+        assert isinstance(config, AdaptConfig)
+        return config
 
 
 def parse_variant(text: str) -> Variant:
@@ -158,7 +176,9 @@ def parse_variant(text: str) -> Variant:
     """
     method, *words = text.split()
     variant = Variant(" ".join([method, *words]), method, _assignments(text, words))
-    options = AdaptConfig.from_mapping({"method": method, **variant.options}, text).method_options
+    config = config_class("classify").from_mapping({"method": method, **variant.options}, text)
+    assert isinstance(config, AdaptConfig)
+    options = config.method_options
     return Variant(variant.name, method, options, line=method)
 
 
@@ -166,7 +186,8 @@ def parse_task(text: str) -> Task:
     """Read a task from words.
 
     Args:
-        text: name and data, then settings, such as ``"esc10=/data/esc10 epochs=12 folds=1,2,3"``.
+        text: name, kind and data, then settings, such as ``"esc10=/data/esc10 epochs=12 folds=1,2,3"`` or
+            ``"hsb=whisper:/data/hsb.jsonl"``; without a kind it is classification.
 
     Raises:
         ConfigError: there is no name, or a word is no setting.
@@ -177,7 +198,10 @@ def parse_task(text: str) -> Task:
         raise ConfigError(f"task {text!r}; expected its name and its data, such as esc10=/data/esc10")
     settings: dict[str, Any] = _assignments(text, words)
     folds = settings.pop("folds", None)
-    return Task(name, data, None if folds is None else tuple(folds.split(",")), settings)
+    kind, colon, rest = data.partition(":")
+    if not colon or kind not in ADAPT_TASKS:
+        kind, rest = "classify", data
+    return Task(name, rest, kind, None if folds is None else tuple(folds.split(",")), settings)
 
 
 def _assignments(text: str, words: Iterable[str]) -> dict[str, str]:

@@ -8,11 +8,11 @@ from transformers import ASTConfig, PretrainedConfig
 from mambavox.adapters.budget import count_parameters, fit_budget, size_option
 from mambavox.errors import RunError
 from mambavox.evaluation.compare.cell import Cell, CellStore
-from mambavox.evaluation.compare.grid import Grid, Variant
+from mambavox.evaluation.compare.grid import Grid, Task, Variant
 from mambavox.evaluation.compare.plan import Plan
 from mambavox.evaluation.compare.presets import PAPER_BACKBONE
 from mambavox.evaluation.compare.summary import choose_rate
-from mambavox.training.backbone import load_config, quiet_transformers
+from mambavox.hub import load_config, quiet_transformers
 
 
 def list_variants(grid: Grid) -> list[dict[str, Any]]:
@@ -31,7 +31,7 @@ def list_variants(grid: Grid) -> list[dict[str, Any]]:
         ConfigError: the backbone cannot be found, or an option does not fit.
         HostError: the backbone is no known host.
     """
-    config = host_config(grid.backbone)
+    config = host_config(_shown_backbone(grid))
     return [_row(variant, config) for variant in grid.variants]
 
 
@@ -57,7 +57,9 @@ def list_cells(plan: Plan, store: CellStore) -> list[dict[str, Any]]:
         stages: list[tuple[str, list[Cell], bool]] = [("search", searched, True)]
         done = all(_is_done(store, cell) for cell in searched)
         best = choose_rate(plan, store, task, variant).best if done else None
-        stages.append(("final", plan.final_cells(task, variant, best or plan.grid.rates(variant)[0]), best is not None))
+        stages.append(
+            ("final", plan.final_cells(task, variant, best or plan.grid.rates(variant, task)[0]), best is not None)
+        )
         for stage, cells, known in stages:
             rows += [
                 {
@@ -85,7 +87,7 @@ def fit_variants(grid: Grid, budgets: list[int]) -> Grid:
         ConfigError: the backbone cannot be found, or an option does not fit.
         HostError: the backbone is no known host.
     """
-    config = host_config(grid.backbone)
+    config = host_config(_shown_backbone(grid))
     variants = []
     for variant in grid.variants:
         size = size_option(variant.method)
@@ -98,6 +100,11 @@ def fit_variants(grid: Grid, budgets: list[int]) -> Grid:
             name = f"{variant.name} {size}={options[size]}"
             variants.append(replace(variant, name=name, options=options))
     return replace(grid, variants=tuple({variant.name: variant for variant in variants}.values()))
+
+
+def _shown_backbone(grid: Grid) -> str:
+    """The backbone whose adapters are counted: that of the first task, or of the grid."""
+    return grid.backbone_of(grid.tasks[0] if grid.tasks else Task("", ""))
 
 
 def host_config(backbone: str) -> PretrainedConfig:

@@ -11,7 +11,11 @@ from mambavox.evaluation.compare.cell import Cell
 from mambavox.evaluation.compare.fingerprint import backbone_fingerprint, data_fingerprint
 from mambavox.evaluation.compare.folds import Fold, find_folds
 from mambavox.evaluation.compare.grid import Grid, Task, Variant
-from mambavox.training.adapt import load_splits
+from mambavox.runs.config import AdaptConfig, TranscriptConfig
+from mambavox.training.classify.config import ClassifyConfig
+from mambavox.training.classify.data import load_labelled
+from mambavox.training.splits import RunData
+from mambavox.training.transcripts import load_transcripts
 
 
 @dataclass(frozen=True)
@@ -22,13 +26,13 @@ class Plan:
         grid: what is compared.
         folds: of each task, tested in turn.
         data_fingerprints: of each task.
-        backbone_fingerprint: of the grid's backbone.
+        backbone_fingerprints: of each task's backbone.
     """
 
     grid: Grid
     folds: Mapping[str, tuple[Fold, ...]]
     data_fingerprints: Mapping[str, str]
-    backbone_fingerprint: str
+    backbone_fingerprints: Mapping[str, str]
 
     def pairs(self) -> Iterator[tuple[Task, Variant]]:
         """Every task with every variant."""
@@ -39,7 +43,7 @@ class Plan:
 
         None where there is one rate only.
         """
-        rates = self.grid.rates(variant)
+        rates = self.grid.rates(variant, task)
         if len(rates) == 1:
             return []
         return [self._cell(task, variant, self.folds[task.name][0], self.grid.seeds[0], rate) for rate in rates]
@@ -54,7 +58,13 @@ class Plan:
 
     def _cell(self, task: Task, variant: Variant, fold: Fold, seed: int, learning_rate: float) -> Cell:
         config = self.grid.config(variant, task, seed, learning_rate).replace(**fold.settings)
-        return Cell(task.name, fold.name, config, self.data_fingerprints[task.name], self.backbone_fingerprint)
+        return Cell(
+            task.name,
+            fold.name,
+            config,
+            self.data_fingerprints[task.name],
+            self.backbone_fingerprints[task.name],
+        )
 
 
 def make_plan(grid: Grid, console: Console | None = None) -> Plan:
@@ -65,26 +75,34 @@ def make_plan(grid: Grid, console: Console | None = None) -> Plan:
         console: where progress goes.
 
     Raises:
-        ConfigError: there is no task, the backbone cannot be found, or a task has no valid part to choose rates on.
-        DataError: a task's data cannot be read or divided, or have no test part.
+        ConfigError: there is no task, the backbone cannot be found, or a task has no valid split to choose rates on.
+        DataError: a task's data cannot be read or divided, or have no test split.
         AudioError: recordings cannot be used.
     """
     if not grid.tasks:
         raise ConfigError("no task to compare on; expected its name and data, such as --task esc10=/data/esc10")
-    backbone = backbone_fingerprint(grid.backbone)
-    searching = any(len(grid.rates(variant)) > 1 for variant in grid.variants)
-    folds, fingerprints = {}, {}
+    folds, fingerprints, backbones = {}, {}, {}
     for task in grid.tasks:
         config = grid.config(grid.variants[0], task, grid.seeds[0], 1.0)
-        examples = read_examples(task.data, label_column=config.label_column, audio_column=config.audio_column)
+        label_column = config.label_column if isinstance(config, ClassifyConfig) else None
+        examples = read_examples(task.data, label_column=label_column, audio_column=config.audio_column)
         folds[task.name] = find_folds(examples, config, task.folds)
-        splits, _ = load_splits(config.replace(**folds[task.name][0].settings), console)
-        if not splits.test:
-            raise DataError(f"task {task.name}: has no test part to compare on; ask for one with test_fraction=0.2")
-        if searching and not splits.valid:
+        data = _read(config.replace(**folds[task.name][0].settings), console)
+        if not len(data.splits.get("test", ())):
+            raise DataError(f"task {task.name}: has no test split to compare on; ask for one with test_fraction=0.2")
+        searching = any(len(grid.rates(variant, task)) > 1 for variant in grid.variants)
+        if searching and not len(data.splits["valid"]):
             raise ConfigError(
-                f"task {task.name}: has no valid part to choose learning rates on; ask for one with "
+                f"task {task.name}: has no valid split to choose learning rates on; ask for one with "
                 "valid_fraction=0.1, or give one rate: --learning-rates x1"
             )
         fingerprints[task.name] = data_fingerprint(examples, task.data)
-    return Plan(grid, folds, fingerprints, backbone)
+        backbones[task.name] = backbone_fingerprint(grid.backbone_of(task))
+    return Plan(grid, folds, fingerprints, backbones)
+
+
+def _read(config: AdaptConfig, console: Console | None) -> RunData:
+    if isinstance(config, ClassifyConfig):
+        return load_labelled(config, console)
+    assert isinstance(config, TranscriptConfig)
+    return load_transcripts(config, console)

@@ -11,6 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from mambavox.evaluation.compare.grid import Variant
 from mambavox.evaluation.compare.summary import Score, Summary
+from mambavox.evaluation.compare.tables import LABELS
 from mambavox.evaluation.report import COLORS, MARKERS, style_axes
 
 _LEAST_OF_A_MAP = 2
@@ -24,18 +25,19 @@ def write_plots(summary: Summary, folder: Path) -> list[Path]:
         folder: of the pictures.
 
     Returns:
-        The pictures: bars; accuracy against parameters; a heat map for each pair of options that varies.
+        The pictures: bars; score against parameters; a heat map for each pair of options that varies.
     """
-    written = [plot_bars(summary, folder / "accuracy.png")]
+    written = [plot_bars(summary, folder / "scores.png")]
     if any(score.parameters for score in summary.scores.values()):
-        written.append(plot_parameters(summary, folder / "accuracy_parameters.png"))
-    for rows, columns in option_planes(summary.grid.variants):
-        written.append(plot_heat_map(summary, rows, columns, folder / f"accuracy_{rows}_{columns}.png"))
+        written.append(plot_parameters(summary, folder / "scores_parameters.png"))
+    planes = option_planes(summary.grid.variants) if len(summary.metrics) == 1 else []
+    for rows, columns in planes:
+        written.append(plot_heat_map(summary, rows, columns, folder / f"scores_{rows}_{columns}.png"))
     return written
 
 
 def plot_bars(summary: Summary, path: Path) -> Path:
-    """Bars of the mean test accuracy with the standard deviation over seeds; a failed variant has none.
+    """Bars of the mean test score with the standard deviation over seeds; a failed variant has none.
 
     Args:
         summary: of the grid.
@@ -54,7 +56,7 @@ def plot_bars(summary: Summary, path: Path) -> Path:
         drawn = [(place, score) for place, score in scores if score.interval is not None]
         axes.bar(
             [place + (number + 0.5) * width - 0.4 for place, _ in drawn],
-            [_accuracy(score) for _, score in drawn],
+            [_value(score) for _, score in drawn],
             width,
             yerr=[score.deviation or 0.0 for _, score in drawn],
             capsize=2,
@@ -64,7 +66,7 @@ def plot_bars(summary: Summary, path: Path) -> Path:
             label=variant.name,
         )
     axes.set_xticks(range(len(grid.tasks)), [task.name for task in grid.tasks])
-    axes.set(ylabel="test accuracy", title=f"{grid.name}: mean and deviation over the seeds")
+    axes.set(ylabel=_label(summary.metrics), title=f"{grid.name}: mean and deviation over the seeds")
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     style_axes(axes)
     figure.legend(loc="outside right upper", frameon=False)
@@ -73,7 +75,7 @@ def plot_bars(summary: Summary, path: Path) -> Path:
 
 
 def plot_parameters(summary: Summary, path: Path) -> Path:
-    """Mean test accuracy against trained parameters, a panel a task; variants of one line are joined.
+    """Mean test score against trained parameters, a panel a task; variants of one line are joined.
 
     Args:
         summary: of the grid.
@@ -100,7 +102,7 @@ def plot_parameters(summary: Summary, path: Path) -> Path:
             )
             axes.errorbar(
                 [score.parameters for score in drawn],
-                [_accuracy(score) for score in drawn],
+                [_value(score) for score in drawn],
                 yerr=[score.deviation or 0.0 for score in drawn],
                 color=COLORS[number % len(COLORS)],
                 marker=MARKERS[number % len(MARKERS)],
@@ -108,7 +110,7 @@ def plot_parameters(summary: Summary, path: Path) -> Path:
                 label=line,
             )
         axes.set_xscale("log")
-        axes.set(xlabel="trained parameters, head not counted", ylabel="test accuracy", title=task.name)
+        axes.set(xlabel="trained parameters, head not counted", ylabel=_label([summary.metric(task)]), title=task.name)
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
         style_axes(axes)
     handles, names = panels[0].get_legend_handles_labels()
@@ -128,7 +130,7 @@ def option_planes(variants: Sequence[Variant]) -> list[tuple[str, str]]:
 
 
 def plot_heat_map(summary: Summary, rows: str, columns: str, path: Path) -> Path:
-    """Mean test accuracy over all tasks for each combination of two options.
+    """Mean test score over all tasks for each combination of two options.
 
     Args:
         summary: of the grid.
@@ -155,7 +157,7 @@ def plot_heat_map(summary: Summary, rows: str, columns: str, path: Path) -> Path
         axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black")
     axes.set_xticks(range(len(across)), [str(value) for value in across])
     axes.set_yticks(range(len(down)), [str(value) for value in down])
-    axes.set(xlabel=columns, ylabel=rows, title="test accuracy, mean over the tasks")
+    axes.set(xlabel=columns, ylabel=rows, title=f"{_label(summary.metrics)}, mean over the tasks")
     figure.colorbar(image, ax=axes, format=PercentFormatter(xmax=1))
     figure.savefig(path, dpi=150)
     return path
@@ -175,5 +177,9 @@ def _plane(variants: Sequence[Variant], rows: str, columns: str) -> Mapping[tupl
     return largest if crossed else {}
 
 
-def _accuracy(score: Score) -> float:
+def _label(metrics: Sequence[str]) -> str:
+    return "test " + " or ".join(LABELS[metric] for metric in metrics)
+
+
+def _value(score: Score) -> float:
     return 0.0 if score.interval is None else score.interval.value

@@ -5,6 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from mambavox.evaluation.compare.grid import Grid, Task, Variant
+from mambavox.runs.learning_rates import WHISPER_GRID
+from mambavox.training.whisper.presets import PRESETS as WHISPER_PRESETS
 
 PAPER_BACKBONE = "MIT/ast-finetuned-audioset-10-10-0.4593"
 """The paper's: AST with 12 layers of width 768, a default ``ASTConfig``."""
@@ -137,8 +139,25 @@ def few_shot(tasks: Sequence[Task]) -> Grid:
     return _grid("few-shot", [Variant(method, method, options) for method, options in rows], columns)
 
 
+def table2(tasks: Sequence[Task]) -> Grid:
+    """The rows of the paper's table 2, speech recognition with Whisper-small, on one grid of rates for all.
+
+    Args:
+        tasks: of kind ``whisper``; the paper's are five languages that Whisper does not know.
+
+    Source:
+        MambAdapter (arXiv 2606.15638), table 2; sizes as ``mambavox.training.whisper.presets`` explains them.
+    """
+    variants = []
+    for name, preset in WHISPER_PRESETS.items():
+        variants.append(Variant(name, name, dict(preset().method_options)))
+    grid = Grid("table2", tuple(variants), tuple(tasks), learning_rates=WHISPER_GRID)
+    return replace(grid, remarks=("The rates fall to zero; the paper's fall to different small ones.",))
+
+
 PRESETS: Mapping[str, Callable[[Sequence[Task]], Grid]] = {
     "table1": table1,
+    "table2": table2,
     "scaling": scaling,
     "ablation": ablation,
     "surface": surface,

@@ -145,10 +145,9 @@ class _Progress:
             elif result.diverged:
                 line += "diverged"
             else:
-                accuracy = sum(result.correct) / max(len(result.correct), 1)
-                line += f"test {accuracy:.1%}, {result.seconds:.0f} s"
-                if result.valid_accuracy is not None:
-                    line += f", valid {result.valid_accuracy:.1%}"
+                line += f"test {result.metric} {result.measure.score:.1%}, {result.seconds:.0f} s"
+                if result.metric in result.valid:
+                    line += f", valid {result.valid[result.metric]:.1%}"
             self.console.print(line, markup=False, style="red" if result is None else None)
 
 

@@ -2,17 +2,17 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mambavox.errors import RunError
-from mambavox.evaluation.compare.cell import Cell, CellResult, CellStore
+from mambavox.evaluation.compare.cell import HIGHER_IS_BETTER, Cell, CellResult, CellStore
 from mambavox.evaluation.compare.grid import Grid, Task, Variant
 from mambavox.evaluation.compare.plan import Plan
-from mambavox.evaluation.compare.statistics import Interval, bootstrap
+from mambavox.evaluation.compare.statistics import FoldValues, Interval, bootstrap
+from mambavox.runs.config import AdaptConfig
 
 OUR_METHOD = "mambadapter"
 """The method whose variants are no baselines."""
@@ -23,8 +23,8 @@ class RateChoice:
     """How a variant came by its learning rate on a task.
 
     Attributes:
-        tried: each rate and its accuracy on the valid part, ``None`` where the run diverged or failed.
-        best: the rate with the highest accuracy and, among equals, the lowest loss; ``None`` where every run failed.
+        tried: each rate and its score on the valid split, ``None`` where the run diverged or failed.
+        best: the rate with the best score and, among equals, the lowest loss; ``None`` where every run failed.
         edge: the end of the grid at which the best rate lies, if it does: a rate beyond it may be better.
         given: there was one rate only, and nothing was chosen.
     """
@@ -43,7 +43,8 @@ class Score:
         variant: name of the variant.
         task: name of the task.
         rate: how its learning rate was chosen.
-        accuracies: one for each seed, 0 to 1: the mean over the folds of the accuracy on the test part.
+        metric: of the scores: ``accuracy``, ``wer`` or ``cer``.
+        values: one for each seed, 0 to 1: the mean over the folds of the score on the test split.
         interval: mean over the seeds, with its bootstrap interval; ``None`` where a run failed.
         difference: to the reference, paired; ``None`` for the reference itself, or where a run of either failed.
         parameters: trained ones, the head not counted.
@@ -54,7 +55,8 @@ class Score:
     variant: str
     task: str
     rate: RateChoice
-    accuracies: tuple[float, ...] = ()
+    metric: str = "accuracy"
+    values: tuple[float, ...] = ()
     interval: Interval | None = None
     difference: Interval | None = None
     parameters: int | None = None
@@ -64,12 +66,18 @@ class Score:
     @property
     def deviation(self) -> float | None:
         """Sample standard deviation over the seeds; ``None`` with one seed."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def to_mapping(self) -> dict[str, Any]:
         """For JSON."""
-        verdict = self.difference.verdict if self.difference else None
-        return {**asdict(self), "deviation": self.deviation, "verdict": verdict}
+        return {**asdict(self), "deviation": self.deviation, "verdict": self.verdict}
+
+    @property
+    def verdict(self) -> str | None:
+        """What the difference to the reference says; ``None`` where there is none."""
+        if self.difference is None:
+            return None
+        return self.difference.verdict(higher_is_better=HIGHER_IS_BETTER[self.metric])
 
 
 @dataclass(frozen=True)
@@ -80,9 +88,9 @@ class Summary:
         grid: what was compared.
         scores: of each task and variant.
         references: name of the variant that the others were compared with, for each task.
-        notes: how the parts of each task came about.
+        notes: how the splits of each task came about.
         devices: what was trained on.
-        optimistic: tasks whose epochs were chosen on the part that is reported.
+        optimistic: tasks whose epochs were chosen on the split that is reported.
     """
 
     grid: Grid
@@ -108,8 +116,19 @@ class Summary:
         counts = {self.score(task, variant).parameters for task in self.grid.tasks}
         return sorted(count for count in counts if count is not None)
 
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics of the tasks, each once."""
+        return list(dict.fromkeys(self.metric(task) for task in self.grid.tasks))
+
+    def metric(self, task: Task) -> str:
+        """The metric of a task."""
+        return self.score(task, self.grid.variants[0]).metric
+
     def mean(self, variant: Variant) -> float | None:
-        """Mean accuracy over the tasks; ``None`` where one has no figure."""
+        """Mean score over the tasks; ``None`` where one has no figure, or their metrics differ."""
+        if len(self.metrics) > 1:
+            return None
         intervals = [self.score(task, variant).interval for task in self.grid.tasks]
         values = [interval.value for interval in intervals if interval is not None]
         return statistics.mean(values) if len(values) == len(intervals) else None
@@ -132,19 +151,22 @@ def choose_rate(plan: Plan, store: CellStore, task: Task, variant: Variant) -> R
     Args:
         plan: of the grid.
         store: of the results.
-        task: chosen on its valid part.
+        task: chosen on its valid split.
         variant: chosen for.
     """
-    rates = plan.grid.rates(variant)
+    rates = plan.grid.rates(variant, task)
     if len(rates) == 1:
         return RateChoice(((rates[0], None),), rates[0], None, given=True)
     quality: dict[float, tuple[float, float]] = {}
+    scores: dict[float, float] = {}
     for cell, rate in zip(plan.search_cells(task, variant), rates, strict=True):
         result = store.read(cell.key)
-        if result is not None and result.valid_accuracy is not None:
-            loss = float("inf") if result.valid_loss is None else result.valid_loss
-            quality[rate] = (result.valid_accuracy, -loss)
-    tried = tuple((rate, quality[rate][0] if rate in quality else None) for rate in rates)
+        if result is not None and result.metric in result.valid:
+            score = result.valid[result.metric]
+            scores[rate] = score
+            better = score if HIGHER_IS_BETTER[result.metric] else -score
+            quality[rate] = (better, -result.valid.get("loss", float("inf")))
+    tried = tuple((rate, scores.get(rate)) for rate in rates)
     best = max(quality, key=lambda rate: quality[rate], default=None)
     edge: Literal["lowest", "highest"] | None = None
     if best in (rates[0], rates[-1]):
@@ -166,7 +188,7 @@ def summarise(plan: Plan, store: CellStore) -> Summary:
     references: dict[str, str | None] = {}
     notes, devices, optimistic = {}, set(), []
     for task in plan.grid.tasks:
-        correct: dict[str, list[NDArray[np.float64]]] = {}
+        folds: dict[str, list[FoldValues]] = {}
         tested: set[tuple[str, ...]] = set()
         seen: list[str] = []
         for variant in plan.grid.variants:
@@ -179,6 +201,7 @@ def summarise(plan: Plan, store: CellStore) -> Summary:
                 variant.name,
                 task.name,
                 rate,
+                metric=getattr(plan.grid.config(variant, task, 0, 1.0), "metric_for_best_model", "accuracy"),
                 parameters=next((result.parameters["adapter"] for result in good if result.parameters), None),
                 seconds=statistics.mean(result.seconds for result in good) if good else None,
                 failures=failures,
@@ -188,49 +211,46 @@ def summarise(plan: Plan, store: CellStore) -> Summary:
             if task.name not in optimistic and any(result.selects_on_test for result in good):
                 optimistic.append(task.name)
             if not failures:
-                correct[variant.name] = _by_fold(good, len(plan.folds[task.name]))
-                tested.add(tuple(result.recordings for result in good[: len(plan.folds[task.name])]))
+                folds[variant.name] = _by_fold(good, len(plan.folds[task.name]))
+                tested.add(tuple(result.tested_on for result in good[: len(plan.folds[task.name])]))
         if len(tested) > 1:
             raise RunError(
                 f"task {task.name}: its cells were tested on different recordings; remove them from "
                 f"{store.folder}/cells and run the comparison again"
             )
-        references[task.name] = reference = _reference(plan.grid, correct)
-        for name, folds in correct.items():
+        references[task.name] = reference = _reference(plan.grid, folds, plan.grid.config(variant, task, 0, 1.0))
+        for name, own in folds.items():
             difference = None
             if reference is not None and name != reference:
-                difference = bootstrap([own - other for own, other in zip(folds, correct[reference], strict=True)])
-            scores[task.name, name] = _with_figures(scores[task.name, name], folds, difference)
+                pairs = zip(own, folds[reference], strict=True)
+                difference = bootstrap([FoldValues(mine.values - theirs.values, mine.counts) for mine, theirs in pairs])
+            scores[task.name, name] = _with_figures(scores[task.name, name], own, difference)
         notes[task.name] = tuple(dict.fromkeys(seen))
     return Summary(plan.grid, scores, references, notes, tuple(sorted(devices)), tuple(optimistic))
 
 
-def _by_fold(results: Sequence[CellResult], num_folds: int) -> list[NDArray[np.float64]]:
-    """For each fold ``(seeds, recordings)``, 1 where the class was recognised. The cells come seed by seed."""
-    return [
-        np.array([result.correct for result in results[fold::num_folds]], dtype=np.float64) for fold in range(num_folds)
-    ]
+def _by_fold(results: Sequence[CellResult], num_folds: int) -> list[FoldValues]:
+    """For each fold what its scores are made of. The cells come seed by seed."""
+    found = []
+    for fold in range(num_folds):
+        measures = [result.measure for result in results[fold::num_folds]]
+        found.append(
+            FoldValues(np.array([measure.values for measure in measures]), np.array(measures[0].counts, dtype=float))
+        )
+    return found
 
 
-def _with_figures(score: Score, folds: Sequence[NDArray[np.float64]], difference: Interval | None) -> Score:
-    by_seed = np.mean([fold.mean(axis=1) for fold in folds], axis=0)
-    return Score(
-        score.variant,
-        score.task,
-        score.rate,
-        accuracies=tuple(by_seed.tolist()),
-        interval=bootstrap(folds),
-        difference=difference,
-        parameters=score.parameters,
-        seconds=score.seconds,
-    )
+def _with_figures(score: Score, folds: Sequence[FoldValues], difference: Interval | None) -> Score:
+    by_seed = np.mean([fold.by_seed for fold in folds], axis=0)
+    return replace(score, values=tuple(by_seed.tolist()), interval=bootstrap(folds), difference=difference)
 
 
-def _reference(grid: Grid, correct: Mapping[str, Sequence[NDArray[np.float64]]]) -> str | None:
+def _reference(grid: Grid, folds: Mapping[str, Sequence[FoldValues]], config: AdaptConfig) -> str | None:
     """Name of the variant that the others of a task are compared with."""
     if grid.reference is not None:
-        return grid.reference if grid.reference in correct else None
-    means = {name: float(np.mean([fold.mean() for fold in folds])) for name, folds in correct.items()}
+        return grid.reference if grid.reference in folds else None
+    sign = 1 if HIGHER_IS_BETTER[getattr(config, "metric_for_best_model", "accuracy")] else -1
+    means = {name: sign * float(np.mean([fold.by_seed.mean() for fold in own])) for name, own in folds.items()}
     baselines = [variant.name for variant in grid.variants if variant.method != OUR_METHOD and variant.name in means]
     return max(baselines, key=lambda name: means[name], default=None)
 

@@ -10,11 +10,16 @@ import signal
 import threading
 import traceback
 import warnings
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mambavox.errors import DivergedError, MambavoxError
-from mambavox.evaluation.compare.cell import Cell, CellResult, CellStore
+from mambavox.evaluation.compare.cell import Cell, CellResult, CellStore, Measure
+
+if TYPE_CHECKING:
+    from mambavox.runs.result import RunResult
 
 
 def serve(connection: Connection, folder: str, gpu: str | None) -> None:
@@ -79,33 +84,60 @@ def run_cell(cell: Cell, folder: str | Path) -> str | None:
 
 def _train(cell: Cell, work: Path) -> CellResult:
     from mambavox.evaluation.compare.fingerprint import recordings_fingerprint
-    from mambavox.training.adapt import adapt
-    from mambavox.training.predictions import read_predictions
-    from mambavox.training.run_folder import PREDICTIONS_FILE
+    from mambavox.runs.predictions import PREDICTIONS_FILE, of_split, read_predictions
+    from mambavox.training.run import run
 
     config = cell.config
+    metric = getattr(config, "metric_for_best_model", "accuracy")
     try:
-        result = adapt(config.replace(output=str(work)), resume=True)
+        result = run(config.replace(output=str(work)), resume=True)
     except DivergedError as error:
-        return CellResult(cell.key, cell.task, config.to_mapping(), diverged=str(error))
-    tested = [row for row in read_predictions(work / PREDICTIONS_FILE) if row.part == "test"]
-    labels = sorted({row.label for row in tested} | {row.predicted for row in tested})
+        return CellResult(cell.key, cell.task, config.to_mapping(), metric, diverged=str(error))
+    tested = of_split(read_predictions(work / PREDICTIONS_FILE), "test")
     kept = next(row for row in result.learning_curve if row["epoch"] == result.best_epoch)
+    valid = {name: float(_score(result.scores["valid"], name)) for name in _METRICS if _has(result, name)}
     return CellResult(
         key=cell.key,
         task=cell.task,
         config=config.to_mapping(),
-        valid_accuracy=result.scores["valid"].accuracy if "valid" in result.scores else None,
-        valid_loss=kept.get("valid_loss"),
-        labels=tuple(labels),
-        recordings=recordings_fingerprint(tested, config.data or ""),
-        targets=tuple(labels.index(row.label) for row in tested),
-        predictions=tuple(labels.index(row.predicted) for row in tested),
+        metric=metric,
+        valid={**valid, **({"loss": kept["valid_loss"]} if valid and "valid_loss" in kept else {})},
+        tested_on=recordings_fingerprint(tested, config.given_data),
+        measures=measures(tested),
         selects_on_test=result.selects_on_test,
         parameters=dict(result.parameters),
-        clips=dict(result.clips),
+        recordings=dict(result.recordings),
         seconds=result.seconds,
         notes=tuple(result.notes),
         device=result.device,
         versions=dict(result.versions),
     )
+
+
+_METRICS = ("accuracy", "wer", "cer")
+
+
+def _has(result: "RunResult", metric: str) -> bool:
+    return metric in result.scores.get("valid", {})
+
+
+def _score(figures: Mapping[str, Any], metric: str) -> float:
+    """A metric of a split: a number, or a rate with its interval."""
+    found = figures[metric]
+    return float(found["rate"] if isinstance(found, Mapping) else found)
+
+
+def measures(tested: Sequence[Mapping[str, str]]) -> dict[str, Measure]:
+    """What the scores of a run are made of, by metric.
+
+    Args:
+        tested: lines of ``predictions.csv``: with errors where they are transcripts.
+    """
+    if tested and "word_errors" in tested[0]:
+        columns = {"wer": ("word_errors", "words"), "cer": ("character_errors", "characters")}
+        return {
+            metric: Measure(*(tuple(float(row[column]) for row in tested) for column in pair))
+            for metric, pair in columns.items()
+        }
+    correct = tuple(float(row["target"] == row["predicted"]) for row in tested)
+    return {"accuracy": Measure(correct, (1.0,) * len(correct))}

@@ -51,7 +51,8 @@ typedef struct {
 INLINE Stream stream(const Array *array, const Row *row, int64_t first, int64_t reverse, int64_t channel) {
     const int64_t size = array->dtype == FLOAT32 ? 4 : 2, time = row->start + (reverse ? row->length - 1 - first : first);
     const int64_t offset = row->batch * array->batch_stride + time * array->time_stride + channel * array->channel_stride;
-    return (Stream){array->data + size * offset, size * (reverse ? -array->time_stride : array->time_stride),
+    /* An empty tensor has no memory to count from. */
+    return (Stream){array->data ? array->data + size * offset : array->data, size * (reverse ? -array->time_stride : array->time_stride),
                     size * array->channel_stride, array->dtype};
 }
 

@@ -1,5 +1,1 @@
-"""Pre-training of Mamba-HuBERTs: targets, batches by seconds, masked prediction, exact resumption.
-
-``mambavox.training.pretraining.config.PretrainConfig`` says what to do and
-``mambavox.training.pretraining.pretrain.pretrain`` does it.
-"""
+"""Pre-training of Mamba-HuBERTs: targets, batches by seconds, masked prediction, distillation, exact resumption."""

@@ -3,11 +3,10 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from mambavox.errors import ConfigError
-from mambavox.training.run_config import RunConfig, option, require
+from mambavox.runs.config import RunConfig, option
 
 if TYPE_CHECKING:
     from mambavox.hubert.configuration import MambaHubertConfig
@@ -50,12 +49,11 @@ CLUSTERS = {True: 100, False: 500}
 """Units of MFCC and of layers."""
 
 
-@dataclass(frozen=True)
-class PretrainConfig(RunConfig):
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(RunConfig, valid_fraction=0.02, warmup_ratio=0.08, max_grad_norm=10.0):
     """Configuration of one pre-training.
 
-    Every field carries its one line of documentation, which ``mambavox pretrain --help`` prints, and ``unset``: what is
-    done where it is left at ``None``. Any other key is a field of ``MambaHubertConfig`` and overrides the preset's.
+    Any key that is no field here is a field of ``MambaHubertConfig`` and overrides the preset's.
 
     Raises:
         ConfigError: a value has the wrong type or lies outside its range, or two values contradict each other.
@@ -65,95 +63,93 @@ class PretrainConfig(RunConfig):
         (arXiv 2110.01900) and its code.
     """
 
+    task: ClassVar[str] = "pretrain"
     command: ClassVar[str] = "pretrain"
     further_keys: ClassVar[str] = "model_options"
-    free: ClassVar[frozenset[str]] = frozenset(
-        {"output", "device", "num_workers", "cache_gb", "log_every", "eval_every", "save_every", "tensorboard"}
-    )
 
-    data: str | None = option(None, "recordings: manifest, folder, shards:PATTERN.tar, hf:owner/name; no labels needed")
-    output: str | None = option(None, "run folder to write", unset="runs/ and the name of the preset")
     preset: str = option(
-        "mamba-base", "kind of encoder and size, such as mamba-base, ext-bimamba-nano, transformer-small"
+        "mamba-base",
+        "Kind of encoder and size, such as mamba-base, ext-bimamba-nano, transformer-small.",
+        group="Model",
     )
     model_options: Mapping[str, Any] = field(
-        default_factory=dict, metadata={"help": "fields of MambaHubertConfig that differ from the preset"}
+        default_factory=dict,
+        metadata={"help": "Fields of MambaHubertConfig that differ from the preset.", "group": "Model"},
     )
-    targets: str = option(MFCC, "units to predict: mfcc, or MODEL:LAYER, such as runs/it1:6")
-    num_clusters: int | None = option(None, "number of units", unset="100 of mfcc, 500 of a layer")
-    cluster_fraction: float = option(0.1, "share of the frames from which units are made")
+    targets: str = option(MFCC, "Units to predict: mfcc, or MODEL:LAYER, such as runs/it1:6.", group="Model")
+    num_clusters: int | None = option(
+        None, "Number of units.", group="Model", unset="100 of mfcc, 500 of a layer", at_least=1
+    )
+    cluster_fraction: float = option(
+        0.1, "Share of the frames from which units are made.", group="Model", above=0, at_most=1
+    )
     teacher: str | None = option(
-        None, "speech model whose layers to predict in place of units: a folder or Hugging Face name", unset="none"
+        None, "Speech model whose layers to predict in place of units.", group="Model", unset="none"
     )
     teacher_layers: str | None = option(
-        None, "its layers to predict, such as 4,8,12", unset="at one third, two thirds and the end"
+        None,
+        "Layers of the teacher to predict, such as 4,8,12.",
+        group="Model",
+        unset="those at one third, two thirds and the end",
     )
     student_layers: str | None = option(
-        None, "layers that predict them, one each or one for all", unset="at the same depth, the deepest by the last"
+        None,
+        "Layers that predict the teacher's: one for each, or one for all.",
+        group="Model",
+        unset="those at the same depth, and the last for the deepest",
     )
-    teacher_front_end: bool = option(False, "begin with the teacher's convolutions, which must be of the same shapes")
-
-    audio_column: str | None = option(None, "column of the recordings", unset="found by its name")
-    on_error: Literal["raise", "skip"] = option(
-        "raise", "about recordings that cannot be used: raise an error, or skip them"
+    teacher_front_end: bool = option(
+        False, "Begin with the teacher's convolutions, which must be of the same shapes.", group="Model"
     )
-    min_seconds: float = option(0.0, "shorter recordings are left out, and always those too short for a hidden span")
-    max_seconds: float = option(15.6, "longer recordings are cropped at random, anew each epoch")
-    valid_fraction: float = option(
-        0.02, "share of recordings or shards held back, where no column split or name decides"
+    crop_seconds: float = option(
+        15.6, "Longer recordings are cropped at random, anew each epoch, in seconds.", group="Data", above=0
     )
-    shuffle_shards: int = option(8, "shards whose recordings are mixed; twice as many should fit into memory")
-    split_seed: int = option(0, "of the draw of held-back recordings; its own, so that runs can be compared")
-
-    steps: int | None = option(None, "updates", unset="250k, 400k on layers, 200k with a teacher; nano 10k")
+    shuffle_shards: int = option(
+        8, "Shards whose recordings are mixed; memory should hold twice as many.", group="Data", at_least=1
+    )
+    cache_gb: float = option(
+        4.0,
+        "Memory for decoded recordings, 0.115 GB an hour; the others are read each time.",
+        group="Running",
+        at_least=0,
+        free=True,
+    )
+    steps: int | None = option(
+        None, "Updates.", group="Training", unset="250k, 400k on layers, 200k with a teacher; nano 10k", at_least=1
+    )
     batch_seconds: float | None = option(
-        None, "speech an update, over all devices", unset="700, with a teacher 300; nano 60"
+        None,
+        "Speech an update, over all devices, in seconds.",
+        group="Training",
+        unset="700, with a teacher 300; nano 60",
+        above=0,
     )
     device_batch_seconds: float | None = option(
-        None, "speech a device takes at a time", unset="87.5, with a teacher 75; nano 30"
+        None,
+        "Speech that a device takes at a time, in seconds.",
+        group="Training",
+        unset="87.5, with a teacher 75; nano 30",
+        above=0,
     )
-    learning_rate: float | None = option(
-        None, "peak learning rate", unset="5e-4, bidirectional Mamba 5e-5, with a teacher 2e-4; nano 1e-3"
+    log_every: int = option(20, "Updates between lines of figures.", group="Running", at_least=1, free=True)
+    eval_every: int | None = option(
+        None, "Updates between evaluations.", group="Running", unset="as save_every", at_least=1, free=True
     )
-    warmup_ratio: float = option(0.08, "share of the updates with a rising learning rate; a line to zero follows")
-    weight_decay: float = option(0.01, "AdamW's weight decay; none on norms, biases, A_log and D")
-    max_grad_norm: float = option(10.0, "gradients are clipped to this norm; 0 clips nothing")
-    seed: int = option(0, "of the initialisation, order, crops, masks and dropout")
-    precision: Literal["auto", "float32", "bfloat16"] = option(
-        "auto", "of matrix products; auto: bfloat16 where the GPU or CPU has instructions for it"
+    save_every: int | None = option(
+        None, "Updates between checkpoints.", group="Running", unset="5000; nano 200", at_least=1, free=True
     )
-    gradient_checkpointing: bool = option(False, "compute layers again in the backward pass, to save memory")
-
-    log_every: int = option(20, "updates between lines of figures")
-    eval_every: int | None = option(None, "updates between evaluations", unset="save_every")
-    save_every: int | None = option(None, "updates between checkpoints", unset="5000; nano 200")
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "where to train: cpu, cuda, or auto: a GPU if there is one")
-    num_workers: int = option(0, "processes of a device that load recordings")
-    cache_gb: float = option(4.0, "memory for decoded recordings, 0.115 GB an hour; the others are read each time")
-    tensorboard: bool = option(True, "write TensorBoard logs into the run folder")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("log_every", "steps", "eval_every", "save_every", "num_clusters", "shuffle_shards"):
-            value = getattr(self, name)
-            require(name, value, value is None or value >= 1, "at least 1")
-        for name in ("weight_decay", "max_grad_norm", "min_seconds", "num_workers", "seed", "split_seed", "cache_gb"):
-            require(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
-        for name in ("valid_fraction", "warmup_ratio"):
-            require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        for name in ("learning_rate", "max_seconds", "batch_seconds", "device_batch_seconds", "cluster_fraction"):
-            value = getattr(self, name)
-            require(name, value, value is None or value > 0, "above 0")
-        require("cluster_fraction", self.cluster_fraction, self.cluster_fraction <= 1, "at most 1")
         self.encoder_and_size()
         self._check_teacher()
         if self.targets != MFCC and not self.targets.rpartition(":")[2].isdecimal():
             raise ConfigError(f"targets={self.targets}; expected mfcc, or a model and its layer, such as runs/it1:6")
-        if self.max_seconds < self.min_seconds:
-            raise ConfigError(f"max_seconds={self.max_seconds:g} is below min_seconds={self.min_seconds:g}")
-        if self.seconds_a_device < self.max_seconds:
+        if self.crop_seconds < self.min_seconds:
+            raise ConfigError(f"crop_seconds={self.crop_seconds:g} is below min_seconds={self.min_seconds:g}")
+        if self.seconds_a_device < self.crop_seconds:
             raise ConfigError(
-                f"device_batch_seconds={self.seconds_a_device:g} is below max_seconds={self.max_seconds:g}; "
+                f"device_batch_seconds={self.seconds_a_device:g} is below crop_seconds={self.crop_seconds:g}; "
                 "a batch must hold the longest crop"
             )
         batches = self.seconds_a_step / self.seconds_a_device
@@ -277,10 +273,9 @@ class PretrainConfig(RunConfig):
         """Updates between evaluations."""
         return self.eval_every or self.steps_between_saves
 
-    @property
-    def output_path(self) -> Path:
-        """The run folder."""
-        return Path(self.output).expanduser() if self.output is not None else Path("runs") / self.preset
+    def name_parts(self) -> list[str | None]:
+        """The preset."""
+        return [self.preset]
 
 
 def layer_numbers(name: str, text: str | None) -> list[int]:

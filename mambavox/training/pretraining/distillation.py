@@ -12,8 +12,8 @@ from transformers.utils.generic import can_return_tuple
 
 from mambavox.hubert import MambaHubertConfig, MambaHubertModel, MambaHubertPreTrainedModel
 from mambavox.training.pretraining.figures import Figures, Panel
+from mambavox.training.pretraining.objective import PretrainTrainer
 from mambavox.training.pretraining.teacher import Teacher
-from mambavox.training.pretraining.trainer import PretrainTrainer
 
 
 @dataclass
@@ -129,7 +129,7 @@ def collate_waveforms(items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     ``labels`` ``(batch, time)`` are 0 at frames and -100 at padding: ``Trainer`` counts them.
 
     Args:
-        items: of :class:`~mambavox.training.pretraining.dataset.WaveformCrops`.
+        items: of :class:`~mambavox.training.pretraining.data.WaveformCrops`.
     """
     lengths = torch.tensor([len(item["waveform"]) for item in items])
     times = torch.tensor([item["time"] for item in items])

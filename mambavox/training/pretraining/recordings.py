@@ -11,14 +11,17 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mambavox.data import SAMPLING_RATE, AudioProblem, Example, ShardedExamples, recording_keys
+from mambavox.data import SAMPLING_RATE, AudioProblem, Example, ShardedExamples, read_recordings, recording_keys
 from mambavox.data.audio import dequantise, quantise
 from mambavox.data.columns import listed
 from mambavox.data.splits import Part, parts_by_split
 from mambavox.errors import AudioError, DataError
+from mambavox.hubert import MambaHubertConfig
+from mambavox.training.pretraining.config import PretrainConfig
 
 _LISTED = 20  # problems in one error message
 _SAMPLE_BYTES = 2  # of a recording in memory
+_GIGABYTE = 1e9
 _AHEAD = 64  # recordings decoded and not yet looked at
 
 _Read: TypeAlias = tuple[NDArray[np.int16] | None, int | str]
@@ -88,6 +91,46 @@ class Recordings:
         if content is None:
             content = quantise(self.examples[index].read())
         return dequantise(content[start : start + samples])
+
+
+def read_examples(config: PretrainConfig) -> Sequence[Example]:
+    """The recordings of a run that are of no test split.
+
+    Args:
+        config: the run.
+
+    Raises:
+        ConfigError: no data are given.
+        DataError: there are no recordings, or some name their split and others do not.
+    """
+    return without_test(read_recordings(config.given_data, audio_column=config.audio_column))
+
+
+def min_samples(config: PretrainConfig, model: MambaHubertConfig) -> int:
+    """Samples that a recording must have: room for a hidden span, and what the configuration says."""
+    span = model.receptive_field + (model.mask_length - 1) * model.inputs_to_logits_ratio
+    return max(span, round(config.min_seconds * model.sampling_rate))
+
+
+def load(
+    config: PretrainConfig,
+    model: MambaHubertConfig,
+    examples: Sequence[Example],
+    known: Mapping[str, int | str],
+    progress: Callable[[int, int], None],
+) -> "Recordings":
+    """The usable recordings of a run; see :func:`sharded_recordings` and :func:`load_recordings`."""
+    shortest, raise_problems = min_samples(config, model), config.on_error == "raise"
+    if isinstance(examples, ShardedExamples):
+        return sharded_recordings(examples, min_samples=shortest, raise_problems=raise_problems)
+    return load_recordings(
+        examples,
+        min_samples=shortest,
+        cache_bytes=config.cache_gb * _GIGABYTE,
+        raise_problems=raise_problems,
+        known=known,
+        progress=progress,
+    )
 
 
 def select_examples(examples: Sequence[Example], rows: Sequence[int] | NDArray[np.int64]) -> Sequence[Example]:

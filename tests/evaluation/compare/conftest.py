@@ -10,7 +10,7 @@ import pytest
 from tiny import write_recordings
 
 from mambavox.evaluation.compare import compare as compare_module
-from mambavox.evaluation.compare.cell import Cell, CellResult, CellStore
+from mambavox.evaluation.compare.cell import Cell, CellResult, CellStore, Measure
 from mambavox.evaluation.compare.folds import Fold
 from mambavox.evaluation.compare.grid import Grid, Task, Variant
 from mambavox.evaluation.compare.plan import Plan
@@ -75,10 +75,10 @@ def imagined(tmp_path: Path) -> Callable[..., tuple[Plan, CellStore]]:
         settings = [{} if name is None else {"test_fold": name} for name in folds]
         each = tuple(Fold(name, values) for name, values in zip(folds, settings, strict=True))
         names = [task.name for task in grid.tasks]
-        plan = Plan(grid, dict.fromkeys(names, each), dict.fromkeys(names, "data"), "backbone")
+        plan = Plan(grid, dict.fromkeys(names, each), dict.fromkeys(names, "data"), dict.fromkeys(names, "backbone"))
         store = CellStore(tmp_path / "store")
         for task, variant in plan.pairs():
-            for rate in grid.rates(variant):
+            for rate in grid.rates(variant, task):
                 for cell in plan.search_cells(task, variant) + plan.final_cells(task, variant, rate):
                     items = correct(cell)
                     if items is not None:
@@ -91,12 +91,9 @@ def imagined(tmp_path: Path) -> Callable[..., tuple[Plan, CellStore]]:
 def imagined_result(cell: Cell, correct: Sequence[bool], **changes: Any) -> CellResult:
     """What a cell might have given: its valid accuracy is higher the nearer its rate lies to 0.01."""
     values: dict[str, Any] = {
-        "valid_accuracy": 1 - abs(np.log10((cell.config.learning_rate or 1) / 0.01)) / 10,
-        "valid_loss": 1.0,
-        "labels": ("a", "b"),
-        "recordings": f"{cell.task} {cell.fold} {len(correct)}",
-        "targets": (1,) * len(correct),
-        "predictions": tuple(int(right) for right in correct),
+        "valid": {"accuracy": 1 - abs(np.log10((cell.config.learning_rate or 1) / 0.01)) / 10, "loss": 1.0},
+        "tested_on": f"{cell.task} {cell.fold} {len(correct)}",
+        "measures": {"accuracy": Measure(tuple(map(float, correct)), (1.0,) * len(correct))},
         "parameters": {"adapter": 100 * len(cell.config.method), "head": 1, "total": 1, "share_of_backbone": 0.1},
         "seconds": 1.0,
         "notes": ("as told",),

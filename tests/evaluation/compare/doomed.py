@@ -3,7 +3,7 @@
 import os
 from multiprocessing.connection import Connection
 
-from mambavox.evaluation.compare.cell import Cell, CellResult, CellStore
+from mambavox.evaluation.compare.cell import Cell, CellResult, CellStore, Measure
 
 
 def serve(connection: Connection, folder: str, gpu: str | None) -> None:
@@ -12,6 +12,12 @@ def serve(connection: Connection, folder: str, gpu: str | None) -> None:
         cell: Cell = connection.recv()
         if cell.config.method == "linear":
             os._exit(9)
-        result = CellResult(cell.key, cell.task, cell.config.to_mapping(), device=f"{os.getpid()} {gpu}")
+        result = CellResult(
+            cell.key,
+            cell.task,
+            cell.config.to_mapping(),
+            measures={"accuracy": Measure((1.0,), (1.0,))},
+            device=f"{os.getpid()} {gpu}",
+        )
         CellStore(folder).write(result)
         connection.send(None)

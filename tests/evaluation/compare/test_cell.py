@@ -14,9 +14,9 @@ from mambavox.errors import RunError
 from mambavox.evaluation.compare import cell as cell_module
 from mambavox.evaluation.compare.cell import Cell, CellStore
 from mambavox.evaluation.compare.fingerprint import backbone_fingerprint, data_fingerprint
-from mambavox.training.config import AdaptConfig
+from mambavox.training.classify.config import ClassifyConfig
 
-CONFIG = AdaptConfig(data="x", method="lora", method_options={"r": 2}, learning_rate=1e-3, seed=7, test_fold="2")
+CONFIG = ClassifyConfig(data="x", method="lora", method_options={"r": 2}, learning_rate=1e-3, seed=7, test_fold="2")
 
 
 def make(**changes: Any) -> Cell:
@@ -77,7 +77,7 @@ def _halve(path: Path) -> None:
 
 
 def _improve(path: Path) -> None:
-    path.write_text(path.read_text().replace('"predictions": [1, 0]', '"predictions": [1, 1]'))
+    path.write_text(path.read_text().replace("[[1.0, 0.0]", "[[1.0, 1.0]"))
 
 
 def _swap(path: Path) -> None:

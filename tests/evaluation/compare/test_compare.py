@@ -17,8 +17,8 @@ from mambavox.evaluation.compare.grid import Grid, Task, Variant
 from mambavox.evaluation.compare.listing import fit_variants, list_cells, list_variants
 from mambavox.evaluation.compare.plan import make_plan
 from mambavox.evaluation.compare.runner import run_planned
-from mambavox.training.adapt import adapt
-from mambavox.training.config import AdaptConfig
+from mambavox.training.classify.config import ClassifyConfig
+from mambavox.training.run import run as train
 
 
 def test_all_folds_and_seeds_at_the_best_rate(
@@ -32,13 +32,13 @@ def test_all_folds_and_seeds_at_the_best_rate(
     score = summary.scores["folds", variant.name]
     assert score.rate.best in (1e-3, 0.1)
     assert score.rate.edge is not None
-    assert len(score.accuracies) == 2
+    assert len(score.values) == 2
     store = CellStore(tmp_path)
     cells = make_plan(compared).final_cells(compared.tasks[0], variant, score.rate.best)
     assert [(cell.config.seed, cell.fold) for cell in cells] == [(s, f) for s in (0, 1) for f in ("1", "2", "3")]
     results = [store.read(cell.key) for cell in cells]
-    accuracies = [sum(result.correct) / len(result.correct) for result in results if result]
-    assert score.accuracies[0] == pytest.approx(sum(accuracies[:3]) / 3)
+    accuracies = [result.measure.score for result in results if result]
+    assert score.values[0] == pytest.approx(sum(accuracies[:3]) / 3)
     assert not any((tmp_path / "work").iterdir())
     assert not summary.failures
 
@@ -52,12 +52,11 @@ def test_a_cell_is_the_run_that_its_configuration_says(
     (cell,) = plan.final_cells(compared.tasks[0], variant, 0.01)
     result = CellStore(tmp_path).read(cell.key)
     assert result is not None
-    alone = adapt(AdaptConfig.from_mapping({**result.config, "output": str(tmp_path / "alone")}))
-    assert sum(result.correct) == alone.scores["test"].correct
-    assert len(result.correct) == alone.scores["test"].clips == 4
-    assert result.valid_accuracy == alone.scores["valid"].accuracy
+    alone = train(ClassifyConfig.from_mapping({**result.config, "output": str(tmp_path / "alone")}))
+    assert sum(result.measure.values) == alone.scores["test"]["correct"]
+    assert len(result.measure.values) == alone.scores["test"]["recordings"] == 4
+    assert result.valid["accuracy"] == alone.scores["valid"]["accuracy"]
     assert result.parameters == alone.parameters
-    assert result.labels == ("high", "low")
 
 
 def test_nothing_is_computed_twice(grid: Callable[..., Grid], tmp_path: Path, in_process: list[str]) -> None:
@@ -91,9 +90,7 @@ def test_a_damaged_result_is_named_and_computed_again(
     assert f"{damaged.name}: is damaged" in stream.getvalue()
     assert kept.read_bytes() == before
     assert again.scores.keys() == first.scores.keys()
-    assert [score.accuracies for score in again.scores.values()] == [
-        score.accuracies for score in first.scores.values()
-    ]
+    assert [score.values for score in again.scores.values()] == [score.values for score in first.scores.values()]
 
 
 def test_changed_recordings_are_new_cells(
@@ -103,7 +100,7 @@ def test_changed_recordings_are_new_cells(
 
     data = tmp_path / "data"
     shutil.copytree(folded, data)
-    compared = grid(variants=grid().variants[1:], tasks=(Task("t", str(data), ("1",)),))
+    compared = grid(variants=grid().variants[1:], tasks=(Task("t", str(data), folds=("1",)),))
     compare(compared, tmp_path / "out")
     assert len(in_process) == 1
     (data / "low_0.wav").write_bytes((data / "low_1.wav").read_bytes())
@@ -131,10 +128,10 @@ def test_a_failed_cell_is_reported_and_the_others_go_on(
 def test_a_run_that_diverges_does_so_once(
     grid: Callable[..., Grid], tmp_path: Path, in_process: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mambavox.training import trainer
+    from mambavox.training.classify import task
 
-    right = trainer._mean_cross_entropy
-    monkeypatch.setattr(trainer, "_mean_cross_entropy", lambda *args, **kwargs: right(*args, **kwargs) * float("nan"))
+    right = task.mean_cross_entropy
+    monkeypatch.setattr(task, "mean_cross_entropy", lambda *args, **kwargs: right(*args, **kwargs) * float("nan"))
     summary = compare(grid(), tmp_path)
     assert all("the run has diverged" in failure for failure in summary.failures)
     assert len(summary.failures) == 2
@@ -153,7 +150,7 @@ def test_a_run_that_diverges_does_so_once(
             DataError,
             "no test",
         ),
-        ({"tasks": (Task("t", "FOLDED", ("9",)),)}, DataError, "test_fold is 9"),
+        ({"tasks": (Task("t", "FOLDED", folds=("9",)),)}, DataError, "test_fold is 9"),
         ({"backbone": "no/such"}, ConfigError, "no/such"),
     ],
 )
@@ -171,7 +168,7 @@ def test_mistakes_are_found_before_anything_is_run(
 def test_rates_need_a_valid_part(grid: Callable[..., Grid], tones: str, tmp_path: Path) -> None:
     settings = {"split_column": "none", "valid_fraction": 0.0, "test_fraction": 0.3}
     compared = grid(tasks=(Task("t", tones, settings=settings),), learning_rates=(1e-3, 1e-2))
-    with pytest.raises(ConfigError, match=r"no valid part to choose learning rates on.*x1"):
+    with pytest.raises(ConfigError, match=r"no valid split to choose learning rates on.*x1"):
         make_plan(compared)
     assert make_plan(replace(compared, learning_rates=(1e-3,))).folds["t"][0].name is None
 
@@ -197,7 +194,7 @@ def test_jobs_in_two_stages(grid: Callable[..., Grid], tmp_path: Path) -> None:
 
 
 def test_the_listing(grid: Callable[..., Grid], folded: str, tmp_path: Path, in_process: list[str]) -> None:
-    compared = grid(tasks=(Task("folds", folded, ("2", "3")),), learning_rates=(1e-3, 1e-2))
+    compared = grid(tasks=(Task("folds", folded, folds=("2", "3")),), learning_rates=(1e-3, 1e-2))
     plan, store = make_plan(compared), CellStore(tmp_path)
     rows = list_cells(plan, store)
     assert len(rows) == 2 * (2 + 2)

@@ -11,7 +11,7 @@ from mambavox.data import read_examples
 from mambavox.errors import ConfigError, DataError
 from mambavox.evaluation.compare.folds import find_folds
 from mambavox.evaluation.compare.grid import Grid, Task, Variant, parse_task, parse_variant
-from mambavox.training.config import AdaptConfig
+from mambavox.training.classify.config import ClassifyConfig
 
 
 def test_a_cell_has_the_grids_settings_unless_its_task_has_its_own(grid: Callable[..., Grid]) -> None:
@@ -65,7 +65,8 @@ def test_variants_are_written_as_words() -> None:
 
 def test_tasks_are_written_as_words() -> None:
     task = parse_task("esc10='/my data/esc10' epochs=12 folds=1,3")
-    assert task == Task("esc10", "/my data/esc10", ("1", "3"), {"epochs": "12"})
+    assert task == Task("esc10", "/my data/esc10", folds=("1", "3"), settings={"epochs": "12"})
+    assert parse_task("hsb=whisper:manifest.jsonl") == Task("hsb", "manifest.jsonl", "whisper")
     assert parse_task("a=b=c") == Task("a", "b=c")
     for wrong in ("esc10", "=x", "esc10="):
         with pytest.raises(ConfigError, match="expected its name and its data"):
@@ -82,22 +83,22 @@ def test_tasks_are_written_as_words() -> None:
     ],
 )
 def test_folds_of_the_data(folded: str, changes: dict[str, str], names: Any, expected: list[str | None]) -> None:
-    folds = find_folds(read_examples(folded), AdaptConfig(data=folded, **changes), names)
+    folds = find_folds(read_examples(folded), ClassifyConfig(data=folded, **changes), names)
     assert [fold.name for fold in folds] == expected
     assert all(fold.settings == ({} if fold.name is None else {"test_fold": fold.name}) for fold in folds)
 
 
 def test_data_with_parts_of_their_own_have_no_folds(tones: str) -> None:
-    assert [fold.name for fold in find_folds(read_examples(tones), AdaptConfig(data=tones), None)] == [None]
+    assert [fold.name for fold in find_folds(read_examples(tones), ClassifyConfig(data=tones), None)] == [None]
 
 
 def test_a_corpus_is_tested_as_its_protocol_says(tmp_path: Path) -> None:
     folder = str(write_esc50(tmp_path / "esc50"))
     examples = read_examples(folder)
-    folds = find_folds(examples, AdaptConfig(data=folder), None)
+    folds = find_folds(examples, ClassifyConfig(data=folder), None)
     assert [(fold.name, fold.settings) for fold in folds] == [(name, {"fold": name}) for name in "12345"]
-    assert [fold.name for fold in find_folds(examples, AdaptConfig(data=folder), ("4",))] == ["4"]
+    assert [fold.name for fold in find_folds(examples, ClassifyConfig(data=folder), ("4",))] == ["4"]
     with pytest.raises(DataError, match="fold is 9"):
-        find_folds(examples, AdaptConfig(data=folder), ("9",))
-    by_column = find_folds(examples, AdaptConfig(data=folder, fold_column="fold"), None)
+        find_folds(examples, ClassifyConfig(data=folder), ("9",))
+    by_column = find_folds(examples, ClassifyConfig(data=folder, fold_column="fold"), None)
     assert [fold.settings for fold in by_column] == [{"test_fold": name} for name in "12345"]

@@ -124,7 +124,7 @@ def test_methods_restrict_a_preset() -> None:
 def test_the_papers_settings() -> None:
     grid = make_faithful(table1((Task("urbansound8k", "a"), *TASKS)))
     config = grid.config(grid.variants[0], grid.tasks[0], 10, 0.1)
-    assert (config.epochs, config.batch_size, config.spec_augment, config.max_seconds) == (30, 32, True, 3.975)
+    assert (config.epochs, config.batch_size, config.spec_augment, config.crop_seconds) == (30, 32, True, 3.975)
     assert (config.weight_decay, config.warmup_ratio, config.max_grad_norm) == (0.1, 0.0, 0.0)
     assert (config.pooling, config.position_embeddings, config.protocol) == ("mean", "zero", "paper")
     assert grid.tasks[2].settings["epochs"] == 3, "what is asked for comes before the paper"
@@ -138,7 +138,7 @@ def test_the_papers_settings() -> None:
     for setting in (
         "weight_decay = 0.1",
         "pooling = mean",
-        "urbansound8k: max_seconds = 3.975, epochs = 30",
+        "urbansound8k: crop_seconds = 3.975, epochs = 30",
         "full 5e-05",
     ):
         assert setting in remarks
@@ -156,6 +156,6 @@ def test_the_papers_patches(corpus: str, backbone: Callable[[str], str]) -> None
 
     frames = {"esc50": 500, "urbansound8k": 400, "speech_commands": 100, "fluent_speech_commands": 400, "iemocap": 800}
     extractor = ASTFeatureExtractor()
-    FrontEnd(extractor, ASTConfig(), RECIPES[corpus].settings()["max_seconds"])
+    FrontEnd(extractor, ASTConfig(), RECIPES[corpus].settings()["crop_seconds"])
     columns = (frames[corpus] - 16) // 10 + 1
     assert extractor.max_length == RECIPES[corpus].frames == 16 + 10 * (columns - 1)

@@ -121,5 +121,5 @@ def test_sigkill_in_the_middle(
         broken, whole = (CellStore(tmp_path / output).read(Path(name).stem) for output in ("broken", "whole"))
         assert broken is not None
         assert whole is not None
-        assert (broken.predictions, broken.valid_loss) == (whole.predictions, whole.valid_loss)
+        assert (broken.measures, broken.valid) == (whole.measures, whole.valid)
     assert not any((tmp_path / "broken" / "work").iterdir())

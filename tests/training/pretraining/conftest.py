@@ -54,7 +54,7 @@ def tiny_run(data: str, output: Path, **changes: Any) -> PretrainConfig:
         "steps": 8,
         "batch_seconds": 4.0,
         "device_batch_seconds": 2.0,
-        "max_seconds": 1.0,
+        "crop_seconds": 1.0,
         "learning_rate": 3e-3,
         "valid_fraction": 0.2,
         "cluster_fraction": 1.0,

@@ -6,7 +6,7 @@ Argument: the YAML of the run.
 import sys
 
 from mambavox.training.pretraining.config import PretrainConfig
-from mambavox.training.pretraining.pretrain import pretrain
+from mambavox.training.run import run as train
 
 if __name__ == "__main__":
-    pretrain(PretrainConfig.load(sys.argv[1]))
+    train(PretrainConfig.load(sys.argv[1]))

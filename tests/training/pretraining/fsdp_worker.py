@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
 from mambavox.training.pretraining.config import PretrainConfig
-from mambavox.training.pretraining.pretrain import pretrain
+from mambavox.training.run import run as train
 
 begin = AcceleratorState.__init__
 
@@ -28,4 +28,4 @@ def shard(self: AcceleratorState, *arguments: Any, fsdp_plugin: Any = None, **op
 
 if __name__ == "__main__":
     AcceleratorState.__init__ = shard
-    pretrain(PretrainConfig.load(sys.argv[1]), resume="--resume" in sys.argv, keep_checkpoints=True)
+    train(PretrainConfig.load(sys.argv[1]), resume="--resume" in sys.argv, keep_checkpoints=True)

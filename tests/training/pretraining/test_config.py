@@ -18,7 +18,7 @@ def test_every_field_has_its_line() -> None:
 def test_the_papers_values() -> None:
     first = PretrainConfig(preset="mamba-base")
     assert (first.num_steps, first.units, first.seconds_a_step, first.peak_learning_rate) == (250_000, 100, 700, 5e-4)
-    assert (first.max_seconds, first.warmup_ratio, first.max_grad_norm, first.weight_decay) == (15.6, 0.08, 10, 0.01)
+    assert (first.crop_seconds, first.warmup_ratio, first.max_grad_norm, first.weight_decay) == (15.6, 0.08, 10, 0.01)
     second = PretrainConfig(preset="ext-bimamba-base", targets="runs/it1:6")
     assert (second.num_steps, second.units, second.peak_learning_rate) == (400_000, 500, 5e-5)
     assert PretrainConfig(preset="transformer-base").peak_learning_rate == 5e-4
@@ -44,11 +44,11 @@ def test_fields_of_the_model_override_the_preset(tmp_path: Path) -> None:
         ({"targets": "runs/it1"}, "expected mfcc, or a model and its layer"),
         ({"layer_drop": 0.1}, "did you mean layerdrop"),
         ({"steps": 0}, "steps=0; expected at least 1"),
-        ({"cluster_fraction": 1.5}, "expected at most 1"),
-        ({"precision": "float16"}, "expected auto or float32 or bfloat16"),
-        ({"device_batch_seconds": 10}, "below max_seconds=15.6"),
+        ({"cluster_fraction": 1.5}, "expected above 0 and at most 1"),
+        ({"precision": "float16"}, "did you mean bfloat16 or float32"),
+        ({"device_batch_seconds": 10}, "below crop_seconds=15.6"),
         ({"batch_seconds": 100, "device_batch_seconds": 40}, "whole number of times, such as --batch-seconds 80"),
-        ({"max_seconds": 1.0, "min_seconds": 2.0}, "below min_seconds"),
+        ({"crop_seconds": 1.0, "min_seconds": 2.0}, "below min_seconds"),
     ],
 )
 def test_mistakes_are_told(values: dict[str, Any], message: str) -> None:

@@ -12,7 +12,7 @@ from mambavox.data import Example
 from mambavox.data.batching import Crop
 from mambavox.errors import AudioError, DataError
 from mambavox.hubert import MambaHubertConfig
-from mambavox.training.pretraining.dataset import CropDataset, collate
+from mambavox.training.pretraining.data import CropDataset, collate
 from mambavox.training.pretraining.recordings import hold_back, load_recordings, without_test
 
 MODEL = MambaHubertConfig.nano("mamba", **TINY)

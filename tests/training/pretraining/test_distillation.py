@@ -28,13 +28,14 @@ from typer.testing import CliRunner
 from mambavox.cli import app
 from mambavox.errors import ConfigError, HostError, MambavoxError, RunError
 from mambavox.hubert import MambaHubertConfig, MambaHubertModel
+from mambavox.runs.result import RunResult
 from mambavox.training.pretraining.config import PretrainConfig
 from mambavox.training.pretraining.distillation import DistillationFigures, DistillationModel
-from mambavox.training.pretraining.pretrain import plan, pretrain
+from mambavox.training.pretraining.objective import PretrainTrainer
+from mambavox.training.pretraining.plan import plan
 from mambavox.training.pretraining.progress import read_history
-from mambavox.training.pretraining.result import PretrainResult
 from mambavox.training.pretraining.teacher import Teacher, distilled_layers
-from mambavox.training.pretraining.trainer import PretrainTrainer
+from mambavox.training.run import run as train
 
 WIDTH, LAYERS = 16, 3
 _UNITS = ("num_clusters", "proj_size", "mask_length")
@@ -94,13 +95,13 @@ def test_a_student_comes_near_its_teacher(speech: str, teacher: str, tmp_path: P
         feature_grad_mult=1.0,
         **NO_DROPOUT,
     )
-    result = pretrain(config)
+    result = train(config)
     history = [line for line in read_history(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     assert history[-1]["distillation_loss"] < 0.6 * history[0]["distillation_loss"]
     for layer in (1, 2, 3):
-        assert result.valid[f"cosine_{layer}"] > 0.94
+        assert result.scores["valid"][f"cosine_{layer}"] > 0.94
         # The mean frame has a cosine of about 0.8, too, but explains nothing.
-        assert result.valid[f"explained_{layer}"] > 0.75
+        assert result.scores["valid"][f"explained_{layer}"] > 0.75
 
     # The figures of the whole student, on recordings as AutoModel's users would give them to it.
     model = AutoModel.from_pretrained(tmp_path / "run")
@@ -135,11 +136,11 @@ def test_killed_and_continued(speech: str, teacher: str, tmp_path: Path) -> None
     assert not (tmp_path / "broken" / "metrics.json").exists()
     checkpoint = load_file(next((tmp_path / "broken" / "checkpoints").glob("*/model.safetensors")))
     assert {name.partition(".")[0] for name in checkpoint} == {"mamba_hubert", "heads"}  # and no teacher
-    pretrain(config, resume=True)
+    train(config, resume=True)
     # Another cache and other evaluations change nothing that is learned.
-    pretrain(config.replace(output=str(tmp_path / "whole"), cache_gb=0.0, num_workers=1))
+    train(config.replace(output=str(tmp_path / "whole"), cache_gb=0.0, num_workers=1))
     assert_same(tmp_path / "broken", tmp_path / "whole")
-    pretrain(config.replace(output=str(tmp_path / "seldom"), eval_every=60))
+    train(config.replace(output=str(tmp_path / "seldom"), eval_every=60))
     weights, others = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "seldom"))
     assert all(torch.equal(weights[name], others[name]) for name in weights)
 
@@ -149,10 +150,10 @@ def test_another_teacher_of_the_same_name_is_told(speech: str, tmp_path: Path, m
     with monkeypatch.context() as patch:
         patch.setattr(PretrainTrainer, "train", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            pretrain(config)
+            train(config)
     save_teacher(tmp_path / "teacher", initializer_range=0.2)
     with pytest.raises(RunError, match=r"its weights are not those that the run was begun with"):
-        pretrain(config, resume=True)
+        train(config, resume=True)
 
 
 def test_the_loss_by_its_formula() -> None:
@@ -265,9 +266,9 @@ class TestTeacher:
     def test_a_mamba_teaches(self, speech: str, tmp_path: Path) -> None:
         config = run("x", tmp_path / "run", "y", preset="ext-bimamba-nano", num_hidden_layers=2)
         MambaHubertModel(student_of(config)).save_pretrained(tmp_path / "teacher")
-        result = pretrain(run(speech, tmp_path / "run", str(tmp_path / "teacher"), steps=2, student_layers="3"))
-        assert result.targets == f"{tmp_path / 'teacher'}:1,2" and result.student_layers == [3, 3]
-        assert result.num_clusters is None and math.isfinite(result.valid["distillation_loss"])
+        result = train(run(speech, tmp_path / "run", str(tmp_path / "teacher"), steps=2, student_layers="3"))
+        assert result.details["targets"] == f"{tmp_path / 'teacher'}:1,2" and result.details["student_layers"] == [3, 3]
+        assert result.details["num_clusters"] is None and math.isfinite(result.scores["valid"]["distillation_loss"])
 
     def test_convolutions_are_taken_where_they_fit(self, tmp_path: Path) -> None:
         def taken(teacher: str, **changes: Any) -> set[str]:
@@ -395,15 +396,15 @@ def test_teachers_that_do_not_fit_are_told(
 ) -> None:
     config = run(speech, tmp_path / "run", save_teacher(tmp_path / "teacher", **made), **changes)
     with pytest.raises(error, match=message):
-        pretrain(config)
+        train(config)
     assert not (tmp_path / "run").exists()  # nothing was begun
 
 
 def test_what_is_no_speech_model_is_told(speech: str, backbone: Callable[[str], str], tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"teacher=.*expected a speech model with a frame-level encoder"):
-        pretrain(run(speech, tmp_path / "run", backbone("ast")))
+        train(run(speech, tmp_path / "run", backbone("ast")))
     with pytest.raises(ConfigError, match=r"teacher=.*nowhere: there is no such folder"):
-        pretrain(run(speech, tmp_path / "run", str(tmp_path / "nowhere")))
+        train(run(speech, tmp_path / "run", str(tmp_path / "nowhere")))
 
 
 def test_command(speech: str, teacher: str, tmp_path: Path) -> None:
@@ -414,9 +415,9 @@ def test_command(speech: str, teacher: str, tmp_path: Path) -> None:
     assert "2 updates of at most 4 s" in dry.output and not (tmp_path / "run").exists()
     done = CliRunner().invoke(app, options)
     assert done.exit_code == 0, done.output
-    assert "% of the variance of the teacher's layers 2/3" in " ".join(done.output.split())
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["targets"] == f"{teacher}:2,3"
-    assert PretrainResult.load(tmp_path / "run").student_layers == [2, 3]
+    assert "explained_3" in done.output
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["details"]["targets"] == f"{teacher}:2,3"
+    assert RunResult.load(tmp_path / "run").details["student_layers"] == [2, 3]
     wrong = CliRunner().invoke(app, ["pretrain", "--data", speech, "--teacher-layers", "2"])
     assert wrong.exit_code == 1 and "there is no teacher" in wrong.output
 
@@ -424,20 +425,20 @@ def test_command(speech: str, teacher: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["bfloat16", "auto"])
 def test_precisions(speech: str, teacher: str, tmp_path: Path, precision: str) -> None:
     config = run(speech, tmp_path / "run", teacher, steps=2, precision=precision, gradient_checkpointing=True)
-    result = pretrain(config.replace(device="auto"))
-    assert math.isfinite(result.valid["distillation_loss"])
+    result = train(config.replace(device="auto"))
+    assert math.isfinite(result.scores["valid"]["distillation_loss"])
     assert AutoModel.from_pretrained(tmp_path / "run").dtype == torch.float32
 
 
 def test_two_processes_distil_what_one_does(speech: str, teacher: str, tmp_path: Path) -> None:
     alone = run(speech, tmp_path / "alone", teacher, steps=4, log_every=1, **NO_DROPOUT)
-    pretrain(alone)
+    train(alone)
     for process in _together(alone.replace(output=str(tmp_path / "together")), tmp_path):
         assert process.returncode == 0, process.stdout
-    assert PretrainResult.load(tmp_path / "together").processes == 2
+    assert RunResult.load(tmp_path / "together").details["processes"] == 2
     weights, others = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "together"))
     for name, expected in weights.items():
         torch.testing.assert_close(others[name], expected, rtol=1e-5, atol=1e-5, msg=name)
-    first, second = (PretrainResult.load(tmp_path / name).valid for name in ("alone", "together"))
+    first, second = (RunResult.load(tmp_path / name).scores["valid"] for name in ("alone", "together"))
     for layer in (1, 2, 3):
         assert first[f"explained_{layer}"] == pytest.approx(second[f"explained_{layer}"], rel=1e-4)

@@ -9,10 +9,10 @@ from training.pretraining.conftest import tiny_run
 from training.pretraining.test_resume import assert_same
 
 from mambavox.errors import DivergedError, RunError
+from mambavox.runs.folder import RunFolder
 from mambavox.training.pretraining.divergence import DivergenceGuard
-from mambavox.training.pretraining.pretrain import pretrain
-from mambavox.training.pretraining.trainer import PretrainTrainer
-from mambavox.training.run_folder import RunFolder
+from mambavox.training.pretraining.objective import PretrainTrainer
+from mambavox.training.run import run as train
 
 
 def _checkpoints(folder: Path, *steps: int) -> Path:
@@ -75,9 +75,9 @@ def test_a_diverged_run_keeps_its_checkpoint(speech: str, tmp_path: Path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(PretrainTrainer, "compute_loss", compute_loss)
         with pytest.raises(DivergedError, match=r"nan in update 6.*checkpoint-4, is kept"):
-            pretrain(config)
-    result = pretrain(config, resume=True)  # without what broke it
-    assert result.steps == 8
+            train(config)
+    result = train(config, resume=True)  # without what broke it
+    assert result.details["steps"] == 8
 
 
 def test_a_run_that_exploded_resumes_with_the_good_checkpoint(
@@ -95,13 +95,13 @@ def test_a_run_that_exploded_resumes_with_the_good_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(PretrainTrainer, "compute_loss", compute_loss)
         with pytest.raises(DivergedError, match=r"in update 9 .*checkpoint-5, is kept"):
-            pretrain(config)
+            train(config)
     assert sorted(folder.name for folder in RunFolder(config.output_path).checkpoints.iterdir()) == [
         "checkpoint-4",
         "checkpoint-5",
     ]
-    pretrain(config, resume=True)
-    pretrain(config.replace(output=str(tmp_path / "whole")))
+    train(config, resume=True)
+    train(config.replace(output=str(tmp_path / "whole")))
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
@@ -118,8 +118,8 @@ def test_a_full_disk_at_the_beginning(speech: str, tmp_path: Path, monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
         with pytest.raises(RunError, match=r"the disk is full\. Make room and start with --resume"):
-            pretrain(config)
-    assert pretrain(config, resume=True).steps == 1
+            train(config)
+    assert train(config, resume=True).details["steps"] == 1
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,5 +134,5 @@ def test_a_full_disk_leaves_the_last_checkpoint(speech: str, tmp_path: Path, mon
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
         with pytest.raises(RunError, match=r"the disk is full\. checkpoint-2 is kept.*--resume"):
-            pretrain(config)
-    assert pretrain(config, resume=True).steps == 8
+            train(config)
+    assert train(config, resume=True).details["steps"] == 8

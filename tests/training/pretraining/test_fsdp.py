@@ -13,10 +13,10 @@ from training.pretraining.test_processes import _NO_DROPOUT, _together
 from transformers import AutoModelForPreTraining
 
 from mambavox.errors import ConfigError
-from mambavox.training.pretraining.pretrain import pretrain
+from mambavox.runs.result import RunResult
+from mambavox.training.pretraining.objective import pretraining_arguments
 from mambavox.training.pretraining.progress import read_history
-from mambavox.training.pretraining.result import PretrainResult
-from mambavox.training.pretraining.trainer import training_arguments
+from mambavox.training.run import run as train
 
 # What `accelerate launch --use_fsdp --fsdp_version 2 --fsdp_state_dict_type FULL_STATE_DICT` sets.
 _FSDP = {
@@ -38,16 +38,18 @@ def test_two_processes_learn_what_one_does(speech: str, tmp_path: Path, monkeypa
     # Three batches of held-back recordings for two processes: none may wait for the other.
     options: dict[str, Any] = {**_NO_DROPOUT, "steps": 4, "log_every": 1, "valid_fraction": 0.3}
     alone = tiny_run(speech, tmp_path / "alone", **options)
-    result = pretrain(alone)
+    result = train(alone)
     for name, value in _FSDP.items():
         monkeypatch.setenv(name, value)
     together = alone.replace(output=str(tmp_path / "together"))
     for process in _together(together, tmp_path, "fsdp_worker.py"):
         assert process.returncode == 0, process.stdout
     _assert_close(tmp_path / "alone", tmp_path / "together")
-    found = PretrainResult.load(tmp_path / "together")
-    assert (found.processes, found.parameters) == (2, result.parameters)
-    assert found.valid["prediction_loss"] == pytest.approx(result.valid["prediction_loss"], rel=1e-5)
+    found = RunResult.load(tmp_path / "together")
+    assert (found.details["processes"], found.parameters) == (2, result.parameters)
+    assert found.scores["valid"]["prediction_loss"] == pytest.approx(
+        result.scores["valid"]["prediction_loss"], rel=1e-5
+    )
     histories = [read_history(tmp_path / name / "metrics.jsonl") for name in ("alone", "together")]
     norms = [[line["grad_norm"] for line in history if "grad_norm" in line] for history in histories]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4) and len(norms[0]) >= 4
@@ -74,4 +76,4 @@ def test_what_cannot_be_shared_out_is_told(
     for name, value in {**_FSDP, "FSDP_VERSION": version}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
-        training_arguments(tiny_run(speech, tmp_path / "run", layerdrop=layerdrop), tmp_path)
+        pretraining_arguments(tiny_run(speech, tmp_path / "run", layerdrop=layerdrop), tmp_path)

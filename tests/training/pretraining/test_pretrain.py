@@ -16,24 +16,25 @@ from typer.testing import CliRunner
 from mambavox.cli import app
 from mambavox.errors import AudioError, ConfigError, DataError
 from mambavox.hubert import MambaHubertForPreTraining
+from mambavox.runs.result import RunResult
 from mambavox.training.pretraining.config import PretrainConfig
 from mambavox.training.pretraining.figures import UnitFigures
-from mambavox.training.pretraining.pretrain import plan, pretrain
+from mambavox.training.pretraining.plan import plan
 from mambavox.training.pretraining.progress import read_history
-from mambavox.training.pretraining.result import PretrainResult
+from mambavox.training.run import run as train
 from mambavox.units import UnitLabels, UnitQuantizer
 
 
 def test_two_iterations(speech: str, tmp_path: Path) -> None:
-    first = pretrain(tiny_run(speech, tmp_path / "it1", steps=60, layerdrop=0.0, save_every=30, tensorboard=True))
+    first = train(tiny_run(speech, tmp_path / "it1", steps=60, layerdrop=0.0, save_every=30, tensorboard=True))
     config = tiny_run(speech, tmp_path / "it2", targets=f"{tmp_path / 'it1'}:1", num_clusters=8, steps=3)
-    second = pretrain(config)
-    assert (first.num_clusters, second.num_clusters) == (6, 8)
-    assert first.clips == {"train": 13, "valid": 3}
+    second = train(config)
+    assert (first.details["num_clusters"], second.details["num_clusters"]) == (6, 8)
+    assert first.recordings == {"train": 13, "valid": 3}
 
     history = [line for line in read_history(tmp_path / "it1" / "metrics.jsonl") if "loss" in line]
     assert history[-1]["prediction_loss"] < history[0]["prediction_loss"] - 0.3
-    assert first.valid["masked_accuracy"] > 1.5 / 6
+    assert first.scores["valid"]["masked_accuracy"] > 1.5 / 6
     assert history[-1]["hours"] > 0 and history[-1]["grad_norm"] > 0 and history[-1]["target_perplexity"] > 2
 
     model = AutoModel.from_pretrained(tmp_path / "it2")
@@ -46,7 +47,7 @@ def test_two_iterations(speech: str, tmp_path: Path) -> None:
         assert (tmp_path / "it1" / name).exists(), name
     card = (tmp_path / "it2" / "README.md").read_text()
     assert f"8 units of layer 1 of {tmp_path / 'it1'}" in card
-    assert f"{second.valid['masked_accuracy']:.2%} of hidden frames right" in card
+    assert f"masked_accuracy {second.scores['valid']['masked_accuracy']:.4g}" in card
     assert not (tmp_path / "it1" / "checkpoints").exists()
 
 
@@ -59,11 +60,10 @@ def test_command(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not (tmp_path / "run").exists()
     done = CliRunner().invoke(app, options)
     assert done.exit_code == 0, done.output
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 2
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["details"]["steps"] == 2
     assert "h to train on" in done.output and "(3 recordings) held back, by a draw of recordings" in done.output
-    hint = done.output[done.output.index("  import mambavox.hubert") :].replace("\n  ", "\n").strip()
-    exec(hint)  # what is printed loads the model
-    monkeypatch.setattr("mambavox.training.pretraining.pretrain.is_first_process", lambda: False)
+    assert f"mambavox adapt --task ctc --backbone {tmp_path / 'run'}" in done.output.replace("\n", " ")
+    monkeypatch.setattr("mambavox.training.run.is_first_process", lambda: False)
     again = CliRunner().invoke(app, [*options, "--resume"])
     assert again.exit_code == 0 and "load it with" not in again.output
     wrong = CliRunner().invoke(app, ["pretrain", "--data", speech, "--preset", "mamba-tiny"])
@@ -71,9 +71,9 @@ def test_command(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_plan_counts(speech: str, tmp_path: Path) -> None:
-    found = plan(tiny_run(speech, tmp_path / "run", max_seconds=2.0))
+    found = plan(tiny_run(speech, tmp_path / "run", crop_seconds=2.0))
     lengths = [soundfile.info(path).frames for path in sorted(Path(speech).iterdir())]
-    assert found.hours + found.held_back == pytest.approx(sum(lengths) / 16_000 / 3600) and found.clips == 13
+    assert found.hours + found.held_back == pytest.approx(sum(lengths) / 16_000 / 3600) and found.recordings == 13
     assert found.parameters["whole"] == sum(
         parameter.numel()
         for parameter in MambaHubertForPreTraining(tiny_run(speech, tmp_path).model_config()).parameters()
@@ -93,7 +93,7 @@ def test_plan_counts_what_is_trained_on(tmp_path: Path) -> None:
         part: sum(soundfile.info(path).duration for path in (tmp_path / "data" / part).glob("clip*")) / 3600
         for part in ("train", "dev")
     }
-    assert (found.clips, found.unreadable) == (4, 1)
+    assert (found.recordings, found.unreadable) == (4, 1)
     assert (found.hours, found.held_back) == pytest.approx((hours["train"], hours["dev"]), rel=1e-4)
 
 
@@ -102,9 +102,9 @@ def test_units_are_fitted_to_what_is_trained_on(tmp_path: Path) -> None:
     for number, part in enumerate(("train", "dev", "test")):
         write_speech(tmp_path / "data" / part, clips=4, seed=number)
     (tmp_path / "data" / "test" / "clip00.wav").write_bytes(b"RIFF and nothing else")
-    result = pretrain(tiny_run(str(tmp_path / "data"), tmp_path / "run", steps=1))
+    result = train(tiny_run(str(tmp_path / "data"), tmp_path / "run", steps=1))
     labels = UnitLabels.load(tmp_path / "run" / "targets")
-    assert result.clips == {"train": 4, "valid": 4}
+    assert result.recordings == {"train": 4, "valid": 4}
     assert sorted({key.split("/")[0] for key in labels}) == ["dev", "train"]
     seen = sum(labels.num_frames(key) for key in labels if key.startswith("train"))
     assert UnitQuantizer.load(tmp_path / "run" / "targets").metadata.frames_seen == seen
@@ -112,7 +112,7 @@ def test_units_are_fitted_to_what_is_trained_on(tmp_path: Path) -> None:
 
 def test_what_cannot_be_done_leaves_the_old_run(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = tiny_run(speech, tmp_path / "run", steps=1)
-    result = pretrain(old)
+    result = train(old)
     files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
     wrong: list[tuple[PretrainConfig, type[Exception], str]] = [
         (old.replace(targets=f"{tmp_path}/nowhere:1"), ConfigError, "nowhere: there is no such folder"),
@@ -126,13 +126,13 @@ def test_what_cannot_be_done_leaves_the_old_run(speech: str, tmp_path: Path, mon
         if error is AudioError:
             monkeypatch.setattr("mambavox.units.features.MAX_SECONDS", 1.0)
         with pytest.raises(error, match=message):
-            pretrain(config, overwrite=True)
+            train(config, overwrite=True)
         with pytest.raises(error, match=message):
-            pretrain(config if "lies" in message else config.replace(output=str(tmp_path / "new")), overwrite=True)
+            train(config if "lies" in message else config.replace(output=str(tmp_path / "new")), overwrite=True)
         assert not (tmp_path / "new").exists()
     shutil.rmtree(tmp_path / "it1")
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == files
-    assert PretrainResult.load(tmp_path / "run") == result
+    assert RunResult.load(tmp_path / "run") == result
 
 
 def test_unusable_recordings(speech: str, tmp_path: Path) -> None:
@@ -144,14 +144,14 @@ def test_unusable_recordings(speech: str, tmp_path: Path) -> None:
     config = tiny_run(str(folder), tmp_path / "run", num_clusters=2, steps=2)
     (folder / "torn.wav").write_bytes((folder / "good0.wav").read_bytes()[:9000])
     with pytest.raises(AudioError, match=r"torn\.wav: is cut off.*"):
-        pretrain(config)
+        train(config)
     assert not (tmp_path / "run").exists()  # nothing was begun
-    result = pretrain(config.replace(on_error="skip"))
-    assert (result.short, len(result.skipped), sum(result.clips.values())) == (1, 1, 3)
+    result = train(config.replace(on_error="skip"))
+    assert (result.details["short"], len(result.left_out), sum(result.recordings.values())) == (1, 1, 3)
     with pytest.raises(DataError, match=r"none of 5 recordings can be used"):
-        pretrain(config.replace(on_error="skip", min_seconds=1.5, max_seconds=1.6, output=str(tmp_path / "none")))
+        train(config.replace(on_error="skip", min_seconds=1.5, crop_seconds=1.6, output=str(tmp_path / "none")))
     with pytest.raises(ConfigError, match="no data given"):
-        pretrain(tiny_run(speech, tmp_path / "x").replace(data=None))
+        train(tiny_run(speech, tmp_path / "x").replace(data=None))
 
 
 def test_silence_is_learned_from(tmp_path: Path) -> None:
@@ -162,8 +162,8 @@ def test_silence_is_learned_from(tmp_path: Path) -> None:
         wave = np.random.default_rng(number).normal(size=16_000) / 10
         wave[4000:12_000] = 0
         soundfile.write(folder / f"{number}.wav", wave, 16_000)
-    result = pretrain(tiny_run(str(folder), tmp_path / "run", steps=4, num_clusters=3))
-    assert math.isfinite(result.valid["prediction_loss"])
+    result = train(tiny_run(str(folder), tmp_path / "run", steps=4, num_clusters=3))
+    assert math.isfinite(result.scores["valid"]["prediction_loss"])
 
 
 @pytest.mark.parametrize("unmasked_weight", [0.0, 1.0])
@@ -202,6 +202,6 @@ def test_figures_are_those_of_the_union_of_hidden_frames(unmasked_weight: float)
 
 @pytest.mark.parametrize("precision", ["auto", "bfloat16"])
 def test_precisions(speech: str, tmp_path: Path, precision: str) -> None:
-    result = pretrain(tiny_run(speech, tmp_path / "run", steps=2, device="auto", precision=precision))
-    assert math.isfinite(result.valid["prediction_loss"])
+    result = train(tiny_run(speech, tmp_path / "run", steps=2, device="auto", precision=precision))
+    assert math.isfinite(result.scores["valid"]["prediction_loss"])
     assert AutoModel.from_pretrained(tmp_path / "run").dtype == torch.float32

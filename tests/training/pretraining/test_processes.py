@@ -17,11 +17,11 @@ from training.pretraining.conftest import tiny_run
 from transformers import TrainingArguments
 
 from mambavox.errors import ConfigError
+from mambavox.runs.result import RunResult
 from mambavox.training.pretraining.config import PretrainConfig
-from mambavox.training.pretraining.pretrain import pretrain
+from mambavox.training.pretraining.objective import pretraining_arguments
 from mambavox.training.pretraining.progress import read_history
-from mambavox.training.pretraining.result import PretrainResult
-from mambavox.training.pretraining.trainer import training_arguments
+from mambavox.training.run import run as train
 
 _NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "feat_proj_dropout", "layerdrop"), 0.0)
 
@@ -59,15 +59,15 @@ def test_two_processes_learn_what_one_does(speech: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {**_NO_DROPOUT, "steps": 6, "log_every": 1}
     alone = tiny_run(speech, tmp_path / "alone", **options)
     assert alone.batches_a_step == 2
-    pretrain(alone)
+    train(alone)
     together = alone.replace(output=str(tmp_path / "together"))
     for process in _together(together, tmp_path):
         assert process.returncode == 0, process.stdout
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("alone", "together")]
     for key, expected in weights[0].items():
         torch.testing.assert_close(weights[1][key], expected, rtol=1e-5, atol=1e-5, msg=key)
-    start = pretrain(alone.replace(output=str(tmp_path / "start"), steps=1, learning_rate=1e-9))
-    assert start.steps == 1
+    start = train(alone.replace(output=str(tmp_path / "start"), steps=1, learning_rate=1e-9))
+    assert start.details["steps"] == 1
     fresh = load_file(tmp_path / "start" / "model.safetensors")
     moved = max(float((weights[0][key] - fresh[key]).abs().max()) for key in fresh)
     assert moved > 1e-3  # what is compared has been trained
@@ -83,7 +83,7 @@ def test_each_process_leaves_out_other_layers(speech: str, tmp_path: Path) -> No
     config = tiny_run(speech, tmp_path / "together", steps=4, layerdrop=0.5)
     for process in _together(config, tmp_path):
         assert process.returncode == 0, process.stdout
-    assert PretrainResult.load(tmp_path / "together").processes == 2
+    assert RunResult.load(tmp_path / "together").details["processes"] == 2
 
 
 def test_batches_that_processes_cannot_share_are_told(
@@ -91,7 +91,7 @@ def test_batches_that_processes_cannot_share_are_told(
 ) -> None:
     monkeypatch.setattr(TrainingArguments, "world_size", 3)
     with pytest.raises(ConfigError, match="2 batches of 2 s, which 3 processes cannot divide evenly"):
-        training_arguments(tiny_run(speech, tmp_path / "run"), tmp_path)
+        pretraining_arguments(tiny_run(speech, tmp_path / "run"), tmp_path)
 
 
 def test_a_step_is_a_whole_number_of_batches(speech: str, tmp_path: Path) -> None:
@@ -103,6 +103,6 @@ def test_one_process_takes_one_of_several_gpus(speech: str, tmp_path: Path, monk
     pretend_two_gpus(monkeypatch)
     said = StringIO()
     console = Console(file=said, width=200)
-    arguments = training_arguments(tiny_run(speech, tmp_path / "run"), tmp_path, console)
+    arguments = pretraining_arguments(tiny_run(speech, tmp_path / "run"), tmp_path, console)
     assert arguments.n_gpu == 1 and arguments.parallel_mode.value == "not_parallel"
     assert "one of 2 GPUs is used; all of them: torchrun --nproc-per-node 2" in said.getvalue()

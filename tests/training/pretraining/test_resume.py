@@ -16,12 +16,11 @@ from safetensors.torch import load_file
 from training.pretraining.conftest import tiny_run
 
 from mambavox.errors import RunError
+from mambavox.runs.folder import RunFolder
+from mambavox.runs.result import RunResult
 from mambavox.training.pretraining.config import PretrainConfig
-from mambavox.training.pretraining.pretrain import pretrain
 from mambavox.training.pretraining.progress import read_history
-from mambavox.training.pretraining.result import PretrainResult
-from mambavox.training.pretraining.trainer import PretrainTrainer
-from mambavox.training.run_folder import RunFolder
+from mambavox.training.run import run as train
 
 _OF_THE_CLOCK = ("hours_an_hour", "eval_hours_an_hour", "eval_seconds", "seconds")
 
@@ -32,9 +31,12 @@ def _timeless(figures: Any) -> Any:
 
 def assert_same(broken: Path, whole: Path) -> None:
     """Same figures, those along the way included, and the same weights, bit by bit."""
-    first, second = (PretrainResult.load(folder).to_mapping() for folder in (broken, whole))
-    for part in ("train", "valid"):
-        assert _timeless(first.pop(part)) == _timeless(second.pop(part))
+    first, second = (RunResult.load(folder).to_mapping() for folder in (broken, whole))
+    notes = [result.pop("notes") for result in (first, second)]
+    assert all(len(told) == len(notes[0]) for told in notes)  # by the column of files, by the names of shards
+    scores = [figures.pop("scores") for figures in (first, second)]
+    for split in ("train", "valid"):
+        assert _timeless(scores[0][split]) == _timeless(scores[1][split])
     assert _timeless(first) == _timeless(second)
     histories = [[_timeless(line) for line in read_history(folder / "metrics.jsonl")] for folder in (broken, whole)]
     assert histories[0] == histories[1]
@@ -64,75 +66,11 @@ def test_killed_twice(speech: str, tmp_path: Path) -> None:
     _kill_after(config, "checkpoint-40", tmp_path / "first")
     _kill_after(config, "checkpoint-80", tmp_path / "second", "--resume")
     assert not RunFolder(config.output_path).is_finished
-    pretrain(config, resume=True)
+    train(config, resume=True)
     # Loading in this process, and another cache, change nothing.
-    pretrain(config.replace(output=str(tmp_path / "whole"), num_workers=0, cache_gb=0.0))
+    train(config.replace(output=str(tmp_path / "whole"), num_workers=0, cache_gb=0.0))
     assert_same(tmp_path / "broken", tmp_path / "whole")
     assert not RunFolder(config.output_path).checkpoints.exists()
-
-
-def test_interrupted_between_checkpoints(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_run(speech, tmp_path / "broken", preset="transformer-nano", save_every=3)
-    step, done = PretrainTrainer.training_step, 0
-
-    def training_step(self: PretrainTrainer, *args: Any, **kwargs: Any) -> Any:
-        nonlocal done
-        done += 1
-        if done == 10:  # in the middle of the fifth update
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PretrainTrainer, "training_step", training_step)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain(config)
-    pretrain(config, resume=True)
-    pretrain(config.replace(output=str(tmp_path / "whole")))
-    assert_same(tmp_path / "broken", tmp_path / "whole")
-
-
-def test_killed_while_the_model_is_written(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_run(speech, tmp_path / "broken", steps=4)
-    with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            pretrain(config)
-    pretrain(config, resume=True)
-    pretrain(config.replace(output=str(tmp_path / "whole")))
-    assert_same(tmp_path / "broken", tmp_path / "whole")
-
-
-def test_a_finished_run_is_not_run_again(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_run(speech, tmp_path / "run", steps=2)
-    result = pretrain(config)
-    monkeypatch.setattr(PretrainTrainer, "train", lambda *_, **__: pytest.fail("trained again"))
-    assert pretrain(config, resume=True) == result
-    with pytest.raises(RunError, match=r"steps was 2 and is 3.*--overwrite"):
-        pretrain(config.replace(steps=3), resume=True)
-    with pytest.raises(RunError, match=r"holds a finished run.*--resume"):
-        pretrain(config)
-
-
-def test_killed_while_an_old_run_is_removed(speech: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_run(speech, tmp_path / "run", steps=2)
-    pretrain(config, keep_checkpoints=True)
-    folder, remove = RunFolder(config.output_path), shutil.rmtree
-
-    def kill(path: Path, **options: Any) -> None:
-        if path.exists():  # in the middle of the checkpoints
-            (path / "checkpoint-2" / "model.safetensors").unlink()
-            raise KeyboardInterrupt
-        remove(path, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", kill)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain(config.replace(seed=1), overwrite=True)
-    assert not folder.is_finished and folder.last_checkpoint() is None
-    with pytest.raises(RunError, match=r"unfinished run.*--overwrite"):
-        folder.check(config, resume=False, overwrite=False)
-    folder.check(config, resume=True, overwrite=False)
-    assert pretrain(config.replace(seed=1), overwrite=True).steps == 2
 
 
 def test_killed_while_the_configuration_is_written(speech: str, tmp_path: Path) -> None:
@@ -143,14 +81,6 @@ def test_killed_while_the_configuration_is_written(speech: str, tmp_path: Path) 
     (tmp_path / "run" / "mine.txt").write_text("not ours")
     with pytest.raises(RunError, match="is not empty and holds no run"):
         RunFolder(config.output_path).check(config, resume=False, overwrite=True)
-
-
-def test_a_run_of_another_command_is_told(speech: str, tmp_path: Path) -> None:
-    config = tiny_run(speech, tmp_path / "run")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.yaml").write_text("backbone: nano-ast\n")
-    with pytest.raises(RunError, match="no run of `mambavox pretrain`"):
-        pretrain(config, resume=True)
 
 
 def test_lines_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:

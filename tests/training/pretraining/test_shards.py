@@ -18,9 +18,10 @@ from mambavox.data import ShardedExamples, read_examples, read_recordings
 from mambavox.data.shards.archive import OpenTars
 from mambavox.data.shards.pack import make_shards
 from mambavox.errors import AudioError, DataError
-from mambavox.training.pretraining.pretrain import plan, pretrain
+from mambavox.training.pretraining.objective import PretrainTrainer
+from mambavox.training.pretraining.plan import plan
 from mambavox.training.pretraining.recordings import hold_back, sharded_recordings, without_test
-from mambavox.training.pretraining.trainer import PretrainTrainer
+from mambavox.training.run import run as train
 from mambavox.units import UnitLabels
 
 
@@ -38,12 +39,12 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 def test_tars_teach_what_files_teach(packed: tuple[str, str], tmp_path: Path) -> None:
     for name, data in zip(("files", "tars"), packed, strict=True):
-        pretrain(tiny_run(data, tmp_path / name, shuffle_shards=9))
+        train(tiny_run(data, tmp_path / name, shuffle_shards=9))
     assert_same(tmp_path / "tars", tmp_path / "files")
     labels = [UnitLabels.load(tmp_path / name / "targets") for name in ("files", "tars")]
     assert list(labels[0]) == list(labels[1])
     # With smaller windows other recordings meet.
-    pretrain(tiny_run(packed[1], tmp_path / "windows", shuffle_shards=2))
+    train(tiny_run(packed[1], tmp_path / "windows", shuffle_shards=2))
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("tars", "windows")]
     assert any(not torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
@@ -51,8 +52,8 @@ def test_tars_teach_what_files_teach(packed: tuple[str, str], tmp_path: Path) ->
 def test_killed_and_resumed(packed: tuple[str, str], tmp_path: Path) -> None:
     config = tiny_run(packed[1], tmp_path / "broken", steps=60, save_every=20, num_workers=2, shuffle_shards=2)
     _kill_after(config, "checkpoint-20", tmp_path / "log")
-    pretrain(config, resume=True)
-    pretrain(config.replace(output=str(tmp_path / "whole"), num_workers=0))
+    train(config, resume=True)
+    train(config.replace(output=str(tmp_path / "whole"), num_workers=0))
     assert_same(tmp_path / "broken", tmp_path / "whole")
 
 
@@ -71,13 +72,13 @@ def test_a_resumed_run_reads_nothing_that_it_has_heard(
     with monkeypatch.context() as patch:
         patch.setattr(PretrainTrainer, "training_step", fail)
         with pytest.raises(KeyboardInterrupt):
-            pretrain(config)
+            train(config)
     monkeypatch.setattr(OpenTars, "read", lambda *arguments: reads.append(arguments[1:]) or read(*arguments))
-    result = pretrain(config, resume=True)
-    assert result.steps == 12
+    result = train(config, resume=True)
+    assert result.details["steps"] == 12
     batches = list(_batches(config, 24))
     remaining = sum(len(batch) for batch in batches[20:])
-    assert len(reads) == remaining + result.clips["valid"]
+    assert len(reads) == remaining + result.recordings["valid"]
 
 
 def _batches(config: Any, count: int) -> Any:
@@ -105,7 +106,7 @@ def _recordings(data: str) -> Any:
 def test_two_processes_learn_what_one_does(packed: tuple[str, str], tmp_path: Path) -> None:
     options: dict[str, Any] = {**_NO_DROPOUT, "steps": 4, "shuffle_shards": 2}
     alone = tiny_run(packed[1], tmp_path / "alone", **options)
-    pretrain(alone)
+    train(alone)
     for process in _together(alone.replace(output=str(tmp_path / "together"), num_workers=1), tmp_path):
         assert process.returncode == 0, process.stdout
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("alone", "together")]
@@ -181,7 +182,7 @@ def test_tars_of_the_test_part_are_not_trained_on(packed: tuple[str, str], tmp_p
 def test_plan_and_command(packed: tuple[str, str], tmp_path: Path) -> None:
     dry = ["pretrain", "--config", str(tmp_path / "run.yaml")]
     files, tars = (plan(tiny_run(data, tmp_path / "run", shuffle_shards=9)) for data in packed)
-    assert files.hours == pytest.approx(tars.hours) and files.clips == tars.clips == 13
+    assert files.hours == pytest.approx(tars.hours) and files.recordings == tars.recordings == 13
     assert files.held_back == pytest.approx(tars.held_back) and files.held_back > 0
     (tmp_path / "run.yaml").write_text(tiny_run(packed[1], tmp_path / "run", steps=2).to_yaml())
     hours = plan(tiny_run(packed[1], tmp_path / "run", steps=2)).hours_heard
@@ -203,15 +204,15 @@ def test_recordings_that_were_left_out(tmp_path: Path) -> None:
     make_shards(read_examples(speech, label_column=None), tmp_path / "tars", on_error="skip")
     config = tiny_run(str(tmp_path / "tars"), tmp_path / "run", steps=2)
     with pytest.raises(AudioError, match=r"(?s)1 of 16 recordings cannot be used.*clip03\.wav.*--on-error skip"):
-        pretrain(config)
-    result = pretrain(config.replace(on_error="skip"))
-    assert [problem["name"] for problem in result.skipped] == [str(torn)] and sum(result.clips.values()) == 15
+        train(config)
+    result = train(config.replace(on_error="skip"))
+    assert [problem["name"] for problem in result.left_out] == [str(torn)] and sum(result.recordings.values()) == 15
     with pytest.raises(DataError, match=r"none of 15 recordings can be used: 15 are shorter than 5\.00 s"):
-        pretrain(
+        train(
             config.replace(
                 on_error="skip",
                 min_seconds=5.0,
-                max_seconds=6.0,
+                crop_seconds=6.0,
                 device_batch_seconds=6.0,
                 batch_seconds=6.0,
                 output=str(tmp_path / "none"),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,18 @@ from safetensors.torch import load_file
 
 from mambavox.asr.recognizer import SpeechRecognizer
 from mambavox.errors import ConfigError, DataError, HostError, RunError
-from mambavox.training.recognition.config import RecognitionConfig
-from mambavox.training.recognition.finetune import RecognitionResult, finetune
-from mambavox.training.recognition.parts import load_parts
-from mambavox.training.recognition.trainer import RecognitionTrainer, tri_stage
+from mambavox.runs.predictions import of_split, read_predictions
+from mambavox.runs.result import RunResult
+from mambavox.training.ctc.config import CtcConfig
+from mambavox.training.ctc.objective import CtcTrainer, tri_stage
+from mambavox.training.run import run as train
+from mambavox.training.transcripts import load_transcripts
 
 
-def make_config(data, model, output, **changes):
+def make_config(data, backbone, output, **changes):
     values = {
         "data": data,
-        "model": model,
+        "backbone": backbone,
         "output": str(output),
         "epochs": 2,
         "batch_size": 3,
@@ -28,7 +31,7 @@ def make_config(data, model, output, **changes):
         "device": "cpu",
         "language": "en",
     }
-    return RecognitionConfig.from_mapping({**values, **changes})
+    return CtcConfig.from_mapping({**values, **changes})
 
 
 def test_three_clips_are_learned_by_heart(spoken, tiny_mamba, tmp_path):
@@ -43,8 +46,8 @@ def test_three_clips_are_learned_by_heart(spoken, tiny_mamba, tmp_path):
         train_front=True,
         frozen_ratio=0.02,
     )
-    result = finetune(config)
-    assert result.scores["test"].wer.rate == 0, [item.hypothesis for item in result.scores["test"].utterances]
+    result = train(config)
+    assert result.scores["test"]["wer"]["rate"] == 0, (tmp_path / "run" / "predictions.csv").read_text()
     recognizer = SpeechRecognizer.from_pretrained(tmp_path / "run", device="cpu")
     transcript = recognizer(Path(spoken) / "test_2.wav")
     assert transcript.text == "seven cats"
@@ -79,29 +82,29 @@ def test_every_host_and_what_is_loaded_is_what_was_trained(
     config = make_config(
         spoken, model, tmp_path, method=method, frozen_ratio=0.4 if method == "full" else 0.0, **options
     )
-    result = finetune(config)
+    result = train(config)
     recognizer = SpeechRecognizer.from_pretrained(tmp_path, device="cpu")
-    for utterance in result.scores["test"].utterances:
-        assert recognizer(utterance.name).text == utterance.hypothesis
-    losses = [row["valid_loss"] for row in result.figures["learning_curve"]]
+    for row in of_split(read_predictions(tmp_path / "predictions.csv"), "test"):
+        assert recognizer(row["recording"]).text == row["predicted"]
+    losses = [row["valid_loss"] for row in result.learning_curve]
     assert losses[0] != losses[1]
     if method != "full":
         saved = load_file(tmp_path / "adapter_model.safetensors")
         assert any("lm_head" in key for key in saved)
-        assert len(saved[next(key for key in saved if key.endswith("lm_head.weight"))]) == result.figures["vocabulary"]
+        assert len(saved[next(key for key in saved if key.endswith("lm_head.weight"))]) == result.details["vocabulary"]
 
 
 def test_a_pretrained_pieces_vocabulary(spoken, tiny_mamba, tmp_path):
-    result = finetune(make_config(spoken, tiny_mamba, tmp_path, vocabulary="bpe", vocabulary_size=30))
-    assert result.figures["vocabulary"] <= 30
+    result = train(make_config(spoken, tiny_mamba, tmp_path, vocabulary="bpe", vocabulary_size=30))
+    assert result.details["vocabulary"] <= 30
     assert SpeechRecognizer.from_pretrained(tmp_path, device="cpu").vocabulary.blank == 0
 
 
 @pytest.mark.parametrize("changes", [{"frozen_ratio": 0.4}, {"method": "lora"}])
 def test_a_broken_run_continues_to_the_same_bits(changes, spoken, tiny_mamba, tmp_path, monkeypatch):
     settings = {"epochs": 4, "batch_size": 2, **changes}
-    whole = finetune(make_config(spoken, tiny_mamba, tmp_path / "whole", **settings))
-    step, done = RecognitionTrainer.training_step, 0
+    whole = train(make_config(spoken, tiny_mamba, tmp_path / "whole", **settings))
+    step, done = CtcTrainer.training_step, 0
 
     def breaking(self, *args, **kwargs):
         nonlocal done
@@ -110,22 +113,20 @@ def test_a_broken_run_continues_to_the_same_bits(changes, spoken, tiny_mamba, tm
             raise KeyboardInterrupt
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(RecognitionTrainer, "training_step", breaking)
+    monkeypatch.setattr(CtcTrainer, "training_step", breaking)
     broken = make_config(spoken, tiny_mamba, tmp_path / "broken", **settings)
     with pytest.raises(KeyboardInterrupt):
-        finetune(broken)
+        train(broken)
     monkeypatch.undo()
     with pytest.raises(RunError, match="--resume"):
-        finetune(broken)
-    result = finetune(broken, resume=True)
-    for figures in (whole.figures, result.figures):
-        figures.pop("seconds")
-    assert result.figures == whole.figures
+        train(broken)
+    result = train(broken, resume=True)
+    assert replace(result, seconds=0.0) == replace(whole, seconds=0.0)
     name = "adapter_model.safetensors" if "method" in changes else "model.safetensors"
     first, second = load_file(tmp_path / "whole" / name), load_file(tmp_path / "broken" / name)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
-    assert finetune(broken, resume=True).figures["scores"] == result.figures["scores"]
+    assert train(broken, resume=True).scores == result.scores
 
 
 def write_manifest(folder, rows):
@@ -148,29 +149,29 @@ def test_what_is_left_out_is_named_with_the_reason(spoken, tiny_mamba, tmp_path)
         {"path": copies["none"], "text": None, "split": "train"},
         {"path": copies["unheard"], "text": "", "split": "test"},
     ]
-    result = finetune(make_config(write_manifest(tmp_path, rows), tiny_mamba, tmp_path / "run", epochs=1))
-    reasons = {Path(row["name"]).stem: row["reason"] for row in result.figures["left_out"]}
+    result = train(make_config(write_manifest(tmp_path, rows), tiny_mamba, tmp_path / "run", epochs=1, on_error="skip"))
+    reasons = {Path(row["name"]).stem: row["reason"] for row in result.left_out}
     assert reasons.keys() == {"silent", "impossible", "none"}
     assert "its transcript is empty" in reasons["silent"]
     assert "needs 999 frames" in reasons["impossible"]
-    assert "expected a transcript" in reasons["none"]
-    assert result.scores["test"].empty_references == 1
+    assert "no transcript in column 'text'" in reasons["none"]
+    assert result.scores["test"]["empty_references"] == 1
 
 
 def test_limits_of_seconds(spoken, tiny_mamba, tmp_path):
-    result = finetune(make_config(spoken, tiny_mamba, tmp_path / "a", epochs=1, test_seconds=1.0, train_seconds=1.0))
-    assert 1 <= result.figures["recordings"]["test"] < 3
-    assert result.figures["hours"]["train"] <= 1.0 / 3600 + 1e-4
+    result = train(make_config(spoken, tiny_mamba, tmp_path / "a", epochs=1, test_seconds=1.0, train_seconds=1.0))
+    assert 1 <= result.recordings["test"] < 3
+    assert result.hours["train"] <= 1.0 / 3600 + 1e-4
     with pytest.raises(DataError, match=r"no training recording is left, such as .*is longer than 0.1 s"):
-        finetune(make_config(spoken, tiny_mamba, tmp_path / "b", max_seconds=0.1))
+        train(make_config(spoken, tiny_mamba, tmp_path / "b", drop_longer_than=0.1))
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"text_column": "words"}, DataError, "has no column 'words'.*--text-column"),
-        ({"model": "/nowhere/at/all"}, ConfigError, "^/nowhere/at/all: there is no such folder"),
-        ({"model": "nowhere/at-all"}, ConfigError, "cannot be loaded"),
+        ({"text_column": "words"}, DataError, "words.*--text-column"),
+        ({"backbone": "/nowhere/at/all"}, ConfigError, "^/nowhere/at/all: there is no such folder"),
+        ({"backbone": "nowhere/at-all"}, ConfigError, "could not be fetched"),
         ({"method": "nothing"}, ConfigError, "method=nothing; expected"),
         ({"method": "mambadapter"}, HostError, "no sublayer fits where='encoder', placement='ffn'; the host has"),
         (
@@ -186,22 +187,22 @@ def test_limits_of_seconds(spoken, tiny_mamba, tmp_path):
 )
 def test_mistakes_are_told(changes, error, message, spoken, tiny_mamba, tmp_path):
     with pytest.raises(error, match=message):
-        finetune(make_config(spoken, **{"model": tiny_mamba, "output": tmp_path, **changes}))
+        train(make_config(spoken, **{"backbone": tiny_mamba, "output": tmp_path, **changes}))
 
 
 def test_a_named_training_part_gives_a_share_for_validation(spoken, tiny_mamba, tmp_path):
     config = make_config(spoken, tiny_mamba, tmp_path / "run", epochs=1, train_split="train", valid_fraction=0.3)
-    result = finetune(config)
-    assert result.figures["recordings"]["train"] == 2 and result.figures["recordings"]["valid"] == 1
-    assert result.figures["learning_curve"][0]["valid_wer"] > 0
-    assert "valid: 1 of 3 training recordings, drawn with seed 0" in result.figures["notes"]
-    parts = load_parts(make_config(spoken, tiny_mamba, tmp_path, train_split="train", valid_fraction=0.0))
-    assert len(parts.train) == 3 and len(parts.valid) == 0
+    result = train(config)
+    assert result.recordings["train"] == 2 and result.recordings["valid"] == 1
+    assert result.learning_curve[0]["valid_wer"] > 0
+    assert "valid: 1 of 3 training recordings, drawn with seed 0" in result.notes
+    parts = load_transcripts(make_config(spoken, tiny_mamba, tmp_path, train_split="train", valid_fraction=0.0))
+    assert len(parts.train) == 3 and len(parts.splits["valid"]) == 0
     assert any("--valid-fraction 0 draws none; the last epoch is kept" in note for note in parts.notes)
     with pytest.raises(DataError, match=r"one group .*; valid needs one of its own"):
-        load_parts(make_config(spoken, tiny_mamba, tmp_path, train_split="train", group_column="speaker"))
-    parts = load_parts(make_config(spoken, tiny_mamba, tmp_path, train_split="train", valid_split="valid"))
-    assert len(parts.train) == len(parts.valid) == 3
+        load_transcripts(make_config(spoken, tiny_mamba, tmp_path, train_split="train", group_column="speaker"))
+    parts = load_transcripts(make_config(spoken, tiny_mamba, tmp_path, train_split="train", valid_split="valid"))
+    assert len(parts.train) == len(parts.splits["valid"]) == 3
 
 
 def test_tri_stage():
@@ -213,5 +214,5 @@ def test_tri_stage():
 
 
 def test_missing_result_is_told(tmp_path):
-    with pytest.raises(RunError, match="holds no finished run"):
-        RecognitionResult.load(tmp_path)
+    with pytest.raises(RunError, match="holds no run"):
+        RunResult.load(tmp_path)

@@ -8,11 +8,12 @@ from training.devices import pretend_two_gpus
 from transformers import AutoModelForCTC, AutoTokenizer, Trainer
 
 import mambavox.adapters  # noqa: F401
-from mambavox.asr.model import collate_waveforms, ctc_log_probs, load_ctc_model, load_extractor, num_frames
-from mambavox.training.recognition.config import RecognitionConfig
-from mambavox.training.recognition.data import SpeechCollator
-from mambavox.training.recognition.finetune import finetune
-from mambavox.training.recognition.trainer import collapse, ctc_loss, hidden_spans
+from mambavox.asr.model import collate_waveforms, ctc_log_probs, load_ctc_model, num_frames
+from mambavox.hub import load_extractor
+from mambavox.training.ctc.config import CtcConfig
+from mambavox.training.ctc.data import SpeechCollator
+from mambavox.training.ctc.objective import collapse, ctc_loss, hidden_spans
+from mambavox.training.run import run as train
 
 
 @pytest.fixture(params=["mamba", "wav2vec2", "hubert", "wavlm"])
@@ -35,19 +36,19 @@ def test_hidden_frames_are_not_heard(host):
     channels = torch.zeros(1, model.config.hidden_size, dtype=torch.bool)
     plain = model(**batch).logits
     assert plain.shape[1] == time
-    with hidden_spans(model, (frames, channels)):
+    with hidden_spans(model, frames, channels):
         first = model(**batch).logits
         second = model(**{**batch, "input_values": 3 * torch.randn_like(batch["input_values"])}).logits
     assert torch.equal(first, second)
     assert not torch.equal(plain, first)
     assert torch.equal(model(**batch).logits, plain), "the hook must be gone"
-    with hidden_spans(model, (~frames, ~channels)):
+    with hidden_spans(model, ~frames, ~channels):
         assert torch.isfinite(model(**batch).logits).all()
 
 
 def test_masks_depend_on_seed_epoch_and_recording_alone(host):
     model, extractor = host
-    collate = SpeechCollator(model, extractor, RecognitionConfig(mask_length=3))
+    collate = SpeechCollator(model, extractor, CtcConfig(mask_length=3))
     batch = collate(items())
     again = collate([{**item, "waveform": item["waveform"] * 2} for item in items()])
     assert torch.equal(batch["time_mask"], again["time_mask"])
@@ -91,9 +92,9 @@ def test_collapse():
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_transformers_and_peft_load_a_run(method, spoken, tiny_mamba, backbone, tmp_path):
     base = tiny_mamba if method == "full" else backbone("hubert")
-    finetune(
-        RecognitionConfig(
-            data=spoken, model=base, output=str(tmp_path), method=method, epochs=1, tensorboard=False, device="cpu"
+    train(
+        CtcConfig(
+            data=spoken, backbone=base, output=str(tmp_path), method=method, epochs=1, tensorboard=False, device="cpu"
         )
     )
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
@@ -109,16 +110,16 @@ def test_transformers_and_peft_load_a_run(method, spoken, tiny_mamba, backbone, 
 
 
 def test_the_best_epoch_has_the_fewest_word_errors_then_characters(spoken, tiny_mamba, tmp_path):
-    config = RecognitionConfig(
-        data=spoken, model=tiny_mamba, output=str(tmp_path), epochs=12, learning_rate=3e-2, train_front=True,
+    config = CtcConfig(
+        data=spoken, backbone=tiny_mamba, output=str(tmp_path), epochs=12, learning_rate=3e-2, train_front=True,
         tensorboard=False, device="cpu", mask_prob=0.0,
     )  # fmt: skip
-    curve = finetune(config)
-    rows = curve.figures["learning_curve"]
+    curve = train(config)
+    rows = curve.learning_curve
     best = min(rows, key=lambda row: (round(row["valid_wer"], 9), round(row["valid_cer"], 9)))
-    chosen = rows[curve.figures["best_epoch"] - 1]
+    chosen = rows[curve.best_epoch - 1]
     assert (chosen["valid_wer"], chosen["valid_cer"]) == (best["valid_wer"], best["valid_cer"])
-    assert curve.figures["scores"]["valid"]["wer"]["rate"] == pytest.approx(chosen["valid_wer"])
+    assert curve.scores["valid"]["wer"]["rate"] == pytest.approx(chosen["valid_wer"])
 
 
 def test_one_process_takes_one_of_several_gpus(spoken, tiny_mamba, tmp_path, monkeypatch):
@@ -126,5 +127,5 @@ def test_one_process_takes_one_of_several_gpus(spoken, tiny_mamba, tmp_path, mon
     used = []
     monkeypatch.setattr(Trainer, "train", lambda trainer, **_: used.append(trainer.args.n_gpu) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        finetune(RecognitionConfig(data=spoken, model=tiny_mamba, output=str(tmp_path), device="cpu"))
+        train(CtcConfig(data=spoken, backbone=tiny_mamba, output=str(tmp_path), device="cpu"))
     assert used == [1]

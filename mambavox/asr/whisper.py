@@ -1,0 +1,480 @@
+"""Transcripts from one loaded Whisper and any number of adapters, one a language."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from mambavox import assets
+from mambavox.adapters.token_rows import lighten_token_rows
+from mambavox.asr.transcript import Segment, Transcript
+from mambavox.asr.whisper_language import generation_options, known_languages, language_token, prepare_for
+from mambavox.asr.whisper_window import TrimmedEncoder
+from mambavox.data import AudioSource, read_audio
+from mambavox.devices import find_device
+from mambavox.errors import ConfigError, HostError, RunError
+from mambavox.hub import (
+    adapter_config,
+    is_of_type,
+    load_adapter,
+    load_config,
+    load_model,
+    loading,
+    quiet_transformers,
+)
+from mambavox.runs.config import RUN_FILE
+from mambavox.runs.folder import METRICS_FILE, is_run, read_run, task_of
+
+BASE = "__base__"
+"""Name of the Whisper without an adapter."""
+_OF_ROWS = ("mambadapter", "bottleneck", "conformer", "convpass", "moa", "lora")
+"""Methods whose adapters may differ from row to row of a batch."""
+AUTO = "auto"
+"""As the language: the one whose transcript is the likeliest."""
+
+
+@dataclass(frozen=True)
+class WhisperRun:
+    """What the transcriber needs to know of a finished run.
+
+    Attributes:
+        folder: of the run.
+        backbone: the Whisper that was adapted.
+        method: how it was adapted.
+        language: code of the language; ``None`` for an English-only Whisper.
+        trim_encoder: whether it encoded no more than the longest recording of a batch.
+        num_beams: beams of the search.
+    """
+
+    folder: Path
+    backbone: str
+    method: str
+    language: str | None
+    trim_encoder: bool
+    num_beams: int
+
+    @classmethod
+    def read(cls, run: str | Path) -> "WhisperRun":
+        """Read ``run.yaml``.
+
+        Raises:
+            RunError: the folder holds no finished run of a Whisper, or ``run.yaml`` lacks a key.
+        """
+        config, folder = read_run(run, ("whisper",), "mambavox transcribe"), Path(run).expanduser()
+        keys = [name for name in cls.__dataclass_fields__ if name != "folder"]
+        if missing := [name for name in keys if name not in config]:
+            raise RunError(f"{folder / RUN_FILE}: lacks {', '.join(missing)}; expected what a run of a Whisper writes")
+        return cls(folder, **{name: config[name] for name in keys})
+
+
+def is_whisper(name: str) -> bool:
+    """Whether a name is that of a Whisper: an embedded model, a folder, or on the Hugging Face Hub."""
+    return is_of_type(name, ("whisper",))
+
+
+def load_whisper(name: str) -> tuple[Any, Any]:
+    """A Whisper in float32, and its processor.
+
+    Args:
+        name: an embedded model, a folder, or a name on the Hugging Face Hub.
+
+    Raises:
+        ConfigError: there is no such model, or it cannot be fetched.
+        HostError: it is no Whisper, or its checkpoint lacks weights.
+    """
+    kind = load_config(name).model_type
+    if kind != "whisper":
+        raise HostError(f"backbone {name!r} is of type {kind!r}; expected a Whisper, such as openai/whisper-small")
+    with loading(name):
+        processor = WhisperProcessor.from_pretrained(assets.locate(name), trust_remote_code=False)
+    model = load_model(WhisperForConditionalGeneration, name)
+    # Masking of the host's own would act in full fine-tuning only.
+    model.config.apply_spec_augment = False
+    return model, processor
+
+
+class WhisperTranscriber:
+    """Transcribes recordings with one Whisper, whose adapters are switched without loading anything.
+
+    Args:
+        model: a Whisper, or a ``PeftModel`` around one with an adapter for each language.
+        processor: makes its inputs and reads its tokens.
+        languages: code of each adapter's language by the adapter's name; a model of its own, without adapters, has the
+            name ``BASE``.
+        max_new_tokens: tokens that are generated for a recording, or a window of a long one, at most; default as many
+            as the decoder takes.
+        num_beams: beams of the search.
+        mixes_languages: whether the rows of a batch may each have an adapter of their own.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        languages: Mapping[str, str | None],
+        *,
+        max_new_tokens: int | None = None,
+        num_beams: int = 1,
+        mixes_languages: bool = False,
+    ) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        self.languages = dict(languages)
+        self.mixes_languages = mixes_languages
+        self.num_beams = num_beams
+        self.host = model.get_base_model() if isinstance(model, PeftModel) else model
+        most = self.host.config.max_target_positions - 4
+        self.max_new_tokens = most if max_new_tokens is None else min(max_new_tokens, most)
+        extractor = processor.feature_extractor
+        self.sampling_rate = int(extractor.sampling_rate)
+        self.window = int(extractor.n_samples)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        *runs: str | Path,
+        backbone: str | None = None,
+        trim_encoder: bool | None = None,
+        device: str | torch.device | None = None,
+    ) -> "WhisperTranscriber":
+        """Load finished runs: one of any method, or several adapters of one method on one backbone.
+
+        Args:
+            runs: folders that ``mambavox adapt --task whisper`` wrote; or one Whisper as it is: an embedded model, a
+                folder or a name on the Hugging Face Hub.
+            backbone: where the runs' backbone lies now, if no longer where ``run.yaml`` says.
+            trim_encoder: encode no more than the longest recording of a batch; default as the runs were trained.
+            device: where to run; default, and for ``"auto"``, a GPU if there is one.
+
+        Raises:
+            RunError: a folder holds no finished run of a Whisper.
+            ConfigError: the backbone cannot be found, the runs do not go together, or there is no such device.
+            HostError: the backbone is no Whisper.
+        """
+        if not runs:
+            raise ConfigError(
+                "no runs are given; expected at least one folder that `mambavox adapt --task whisper` wrote"
+            )
+        place = find_device(device)
+        if len(runs) == 1 and not is_run(runs[0]) and is_whisper(str(runs[0])):
+            plain, processor = load_whisper(str(runs[0]))
+            return cls(_trimmed(plain.to(place), trim_encoder), processor, {BASE: None})
+        known = [WhisperRun.read(run) for run in runs]
+        _check_together(known)
+        first = known[0]
+        if first.method == "full":
+            model, processor = load_whisper(str(first.folder))
+            names = {BASE: first.language}
+        else:
+            model, processor = _adapted(known, backbone or first.backbone)
+            names = {_adapter_name(run.language): run.language for run in known}
+        host = model.get_base_model() if isinstance(model, PeftModel) else model
+        _trimmed(host, first.trim_encoder if trim_encoder is None else trim_encoder)
+        mixes = first.method in _OF_ROWS
+        return cls(model.to(place), processor, names, num_beams=first.num_beams, mixes_languages=mixes)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, **options: Any) -> "WhisperTranscriber":
+        """Load every finished run of a Whisper in a folder, by :meth:`from_pretrained`; others are left alone.
+
+        Raises:
+            RunError: there is none.
+            ConfigError: as :meth:`from_pretrained`.
+        """
+        finished = sorted(path.parent for path in Path(folder).expanduser().glob(f"*/{METRICS_FILE}"))
+        runs = [run for run in finished if _is_whisper_run(run)]
+        if not runs:
+            raise RunError(
+                f"{folder}: holds no finished runs of a Whisper; expected a folder with run folders in it that "
+                "`mambavox adapt --task whisper` wrote"
+            )
+        return cls.from_pretrained(*runs, **options)
+
+    def switch(self, language: str) -> float:
+        """Let the adapter of a language act.
+
+        Args:
+            language: its code.
+
+        Returns:
+            Seconds that it took.
+
+        Raises:
+            ConfigError: there is no adapter of that language.
+        """
+        name, start = self.adapter_of(language), time.perf_counter()
+        if isinstance(self.model, PeftModel):
+            self.model.set_adapter(name, inference_mode=True)
+        return time.perf_counter() - start
+
+    def adapter_of(self, language: str) -> str:
+        """Name of the adapter of a language.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        wanted = language_token(language)
+        if self.languages == {BASE: None} and wanted in known_languages(self.host):
+            return BASE
+        for name, own in self.languages.items():
+            if own is not None and language_token(own) == wanted:
+                return name
+        if self.languages == {BASE: None}:
+            known = (
+                ", ".join(token[2:-2] for token in sorted(known_languages(self.host))) or "one, and is not told which"
+            )
+            raise ConfigError(f"language={language}; the model knows {known}")
+        known = ", ".join(sorted(own for own in self.languages.values() if own)) or "none"
+        raise ConfigError(f"language={language}; there are adapters of {known}")
+
+    @torch.inference_mode()
+    @quiet_transformers()
+    def transcribe(
+        self,
+        sources: Sequence[AudioSource],
+        language: str | Sequence[str] | None = None,
+        *,
+        timestamps: bool = False,
+        batch_size: int = 16,
+    ) -> list[Transcript]:
+        """Transcribe recordings of any length.
+
+        Recordings that fit into Whisper's window go through the model in batches, which mix languages where the method
+        can (LoRA and the methods of sublayers; greedy search without timestamps) and are of one language elsewhere;
+        longer ones one by one, window after window, with timestamps.
+
+        Args:
+            sources: recordings in any form that ``mambavox.data.read_audio`` takes. An array without a rate counts as
+                at ``sampling_rate``.
+            language: code of the language, one for all recordings or one for each; ``"auto"``: that of the adapters
+                under which the transcript is the likeliest, each of which is tried, and without adapters the one that
+                Whisper itself detects; default that of the only adapter, or as ``"auto"`` without adapters.
+            timestamps: divide the transcripts into segments by the timestamps that the model gives.
+            batch_size: recordings at a time.
+
+        Raises:
+            AudioError: a recording cannot be read.
+            ConfigError: there is no adapter of a language.
+        """
+        asked = self._languages(sources, language)
+        waveforms = [read_audio(source, self.sampling_rate) for source in sources]
+        if self.languages == {BASE: None}:
+            asked = [None if code == AUTO else code for code in asked]
+        if AUTO in asked:
+            self._decide(waveforms, asked, batch_size)
+        transcripts: dict[int, Transcript] = {}
+        short = [index for index, waveform in enumerate(waveforms) if len(waveform) <= self.window]
+        # Beam search repeats the rows of a batch, and with timestamps transformers takes finished rows out of it.
+        mixed = self.mixes_languages and self.num_beams == 1 and not timestamps
+        if not mixed:
+            short.sort(key=lambda index: str(asked[index]))
+        for start in range(0, len(short), batch_size):
+            rows = short[start : start + batch_size]
+            for group in [rows] if mixed else _runs_of_equals(rows, asked):
+                heard = self._short([waveforms[i] for i in group], [asked[i] for i in group], timestamps)
+                transcripts.update(zip(group, heard, strict=True))
+        for index, waveform in enumerate(waveforms):
+            if index not in transcripts:
+                transcripts[index] = self._long(waveform, asked[index])
+        return [transcripts[index] for index in range(len(waveforms))]
+
+    def _languages(self, sources: Sequence[Any], language: str | Sequence[str] | None) -> list[str | None]:
+        if language is None:
+            if len(self.languages) > 1:
+                raise ConfigError(
+                    f"there are {len(self.languages)} adapters and no language is given; expected one of "
+                    f"{', '.join(sorted(filter(None, self.languages.values())))}, or {AUTO}"
+                )
+            return [next(iter(self.languages.values()))] * len(sources)
+        asked = [language] * len(sources) if isinstance(language, str) else list(language)
+        if len(asked) != len(sources):
+            raise ConfigError(f"{len(asked)} languages are given for {len(sources)} recordings; expected one for each")
+        for code in asked:
+            if code != AUTO:
+                self.adapter_of(code)
+        return list(asked)
+
+    def _decide(self, waveforms: Sequence[Any], asked: list[str | None], batch_size: int) -> None:
+        """Replace ``AUTO`` by the language under which the beginning of a recording is the likeliest."""
+        open_rows = [index for index, code in enumerate(asked) if code == AUTO]
+        candidates = [code for code in self.languages.values() if code is not None]
+        if not candidates:
+            raise ConfigError(f"language={AUTO}, but the only run was trained without a language; leave it out")
+        for start in range(0, len(open_rows), batch_size):
+            rows = open_rows[start : start + batch_size]
+            likelihoods = torch.stack(
+                [self._likelihood([waveforms[i][: self.window] for i in rows], code) for code in candidates]
+            )
+            for row, best in zip(rows, likelihoods.argmax(0).tolist(), strict=True):
+                asked[row] = candidates[best]
+
+    def _likelihood(self, waveforms: Sequence[Any], language: str) -> torch.Tensor:
+        """Mean log probability of the tokens of greedy transcripts, ``(recordings,)``."""
+        self.switch(language)
+        output = self.model.generate(
+            input_features=self._features(waveforms),
+            **generation_options(self.host, language),
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        steps = torch.stack(output.logits, dim=1).float().log_softmax(-1)
+        tokens = output.sequences[:, -steps.shape[1] :]
+        chosen = steps.gather(-1, tokens[:, :, None])[:, :, 0]
+        end = self.host.generation_config.eos_token_id
+        # The end itself counts, what fills up behind it does not.
+        spoken = ((tokens == end).cumsum(1) - (tokens == end).long()) == 0
+        return (chosen * spoken).sum(1) / spoken.sum(1)
+
+    def _features(self, waveforms: Sequence[Any]) -> torch.Tensor:
+        extracted = self.processor.feature_extractor(
+            list(waveforms), sampling_rate=self.sampling_rate, return_tensors="pt"
+        )
+        like = next(self.host.parameters())
+        features: torch.Tensor = extracted.input_features.to(like.device, like.dtype)
+        return features
+
+    def _short(self, waveforms: Sequence[Any], asked: Sequence[str | None], timestamps: bool) -> list[Transcript]:
+        options: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "num_beams": self.num_beams,
+            "do_sample": False,
+        }
+        if len(set(asked)) > 1:
+            names = [self.adapter_of(str(code)) for code in asked]
+            tokens = {language_token(str(code)) for code in asked}
+            prompts = [generation_options(self.host, str(code)) for code in asked]
+            options["adapter_names"] = names
+            if len(tokens) > 1 and prompts[0]:
+                options.update(language=[prompt["language"] for prompt in prompts], task="transcribe")
+        else:
+            if asked[0] is not None:
+                self.switch(asked[0])
+            options.update(generation_options(self.host, asked[0]))
+        if timestamps:
+            options.update(return_timestamps=True, return_segments=True)
+        output = self.model.generate(input_features=self._features(waveforms), **options)
+        lengths = [len(waveform) / self.sampling_rate for waveform in waveforms]
+        if timestamps:
+            return [
+                self._transcript(segments, code, length)
+                for segments, code, length in zip(output["segments"], asked, lengths, strict=True)
+            ]
+        texts = [text.strip() for text in self.processor.batch_decode(output, skip_special_tokens=True)]
+        return [
+            Transcript(text, (Segment(0.0, length, text),), length, code)
+            for text, code, length in zip(texts, asked, lengths, strict=True)
+        ]
+
+    def _long(self, waveform: Any, language: str | None) -> Transcript:
+        if language is not None:
+            self.switch(language)
+        extracted = self.processor.feature_extractor(
+            waveform,
+            sampling_rate=self.sampling_rate,
+            truncation=False,
+            padding="longest",
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        like = next(self.host.parameters())
+        output = self.model.generate(
+            input_features=extracted.input_features.to(like.device, like.dtype),
+            attention_mask=extracted.attention_mask.to(like.device),
+            **generation_options(self.host, language),
+            max_new_tokens=self.max_new_tokens,
+            num_beams=self.num_beams,
+            return_timestamps=True,
+            return_segments=True,
+        )
+        return self._transcript(output["segments"][0], language, len(waveform) / self.sampling_rate)
+
+    def _transcript(self, segments: Sequence[Mapping[str, Any]], language: str | None, length: float) -> Transcript:
+        found: list[Segment] = []
+        for segment in segments:
+            text = self.processor.tokenizer.decode(
+                _words(segment["tokens"], self.host), skip_special_tokens=True
+            ).strip()
+            start, end = (min(max(float(segment[key]), 0.0), length) for key in ("start", "end"))
+            # What Whisper says of the padding behind a short recording is not in it.
+            if text and (start < length or not found):
+                found.append(Segment(start, max(start, end), text))
+        return Transcript(" ".join(segment.text for segment in found), tuple(found), length, language)
+
+
+def _trimmed(host: Any, trim: bool | None) -> Any:
+    if trim:
+        TrimmedEncoder(host)
+    return host
+
+
+def _adapted(runs: Sequence[WhisperRun], backbone: str) -> tuple[Any, Any]:
+    """One Whisper with the adapters of several runs, and a processor."""
+    model, _ = load_whisper(backbone)
+    processors = []
+    for run in runs:
+        with loading(str(run.folder), "run"):
+            processors.append(WhisperProcessor.from_pretrained(run.folder, trust_remote_code=False))
+        prepare_for(model, processors[-1].tokenizer)
+    # Once there are rows of one adapter, PEFT looks for rows of every further one.
+    for run in sorted(runs, key=lambda run: adapter_config(run.folder).get("trainable_token_indices") is not None):
+        model = load_adapter(model, run.folder, _adapter_name(run.language))
+    lighten_token_rows(model)
+    return model, processors[0]
+
+
+def _is_whisper_run(folder: Path) -> bool:
+    try:
+        return task_of(folder) == "whisper"
+    except RunError:
+        return False
+
+
+def _words(tokens: Any, host: Any) -> list[int]:
+    """Tokens without timestamps, and without the language tokens that lie behind these."""
+    special = set(known_languages(host).values())
+    first = getattr(host.generation_config, "no_timestamps_token_id", None)
+    ids = np.asarray(torch.as_tensor(tokens).cpu()).tolist()
+    return [i for i in ids if i not in special and (first is None or i < first)]
+
+
+def _adapter_name(language: str | None) -> str:
+    # No part of a method's prefix (mambadapter_ has a pt), which PEFT would mistake it for.
+    return "default" if language is None else f"language-{language_token(language)[2:-2]}"
+
+
+def _check_together(runs: Sequence[WhisperRun]) -> None:
+    if len(runs) < 2:
+        return
+    for name in ("backbone", "method", "trim_encoder", "num_beams"):
+        values = {str(getattr(run, name)) for run in runs}
+        if len(values) > 1 or "full" in values:
+            raise ConfigError(
+                f"runs in one Whisper need the same {name} and adapters, but {name} is {', '.join(sorted(values))}; "
+                "expected adapters of one method on one backbone: leave out the others"
+            )
+    languages = [run.language for run in runs]
+    tokens = {language_token(language) for language in languages if language is not None}
+    if len(tokens) != len(languages):
+        raise ConfigError(
+            f"the languages of {', '.join(run.folder.name for run in runs)} are {', '.join(map(str, languages))}; "
+            "expected a different one for each run"
+        )
+
+
+def _runs_of_equals(rows: Sequence[int], asked: Sequence[str | None]) -> list[list[int]]:
+    groups: list[list[int]] = []
+    for row in rows:
+        if groups and asked[groups[-1][0]] == asked[row]:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups

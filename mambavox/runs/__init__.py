@@ -1,0 +1,1 @@
+"""What every run has: configuration, folder, result, model card. Nothing here imports torch."""

@@ -1,0 +1,1 @@
+"""Classification: recordings with labels to a run folder that ``mambavox predict`` loads."""

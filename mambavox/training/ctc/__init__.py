@@ -1,0 +1,1 @@
+"""Speech recognition with CTC: transcribed recordings to a run folder that ``mambavox transcribe`` loads."""

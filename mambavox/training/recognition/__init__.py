@@ -1,1 +1,0 @@
-"""CTC training: recordings with transcripts to a run folder that `mambavox transcribe` loads."""

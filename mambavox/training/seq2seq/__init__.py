@@ -1,1 +1,0 @@
-"""Adaptation of Whisper to a language: one run, from transcribed recordings to a run folder."""

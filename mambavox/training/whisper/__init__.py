@@ -1,0 +1,1 @@
+"""Speech recognition with Whisper: transcribed recordings to a run folder that ``mambavox transcribe`` loads."""
