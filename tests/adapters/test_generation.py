@@ -92,7 +92,7 @@ def test_the_state_is_what_makes_it_equal(kind: str, monkeypatch: pytest.MonkeyP
 
         return DecodedState()
 
-    monkeypatch.setattr("mambavox.adapters.layers.decoded_state", forgetful)
+    monkeypatch.setattr("mambavox.adapters.sublayer.decoded_state", forgetful)
     lost = model.generate(
         input_features=features(), max_new_tokens=12, use_cache=True, output_scores=True, return_dict_in_generate=True
     )
