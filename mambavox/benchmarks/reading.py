@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mambavox.data import SAMPLING_RATE, Example, ShardedExamples, duration
+from mambavox.data import SAMPLING_RATE, Example, Examples, duration
 from mambavox.data.batching import BatchesBySeconds
 from mambavox.data.shards.ahead import ReadAhead
 from mambavox.data.shards.archive import ShardAudio
@@ -41,12 +41,12 @@ class ReadingSpeed:
 
 
 def measure_reading(
-    examples: Sequence[Example], *, seconds: float = 5.0, shuffle_shards: int = 8, cold: bool = True, seed: int = 0
+    examples: Examples, *, seconds: float = 5.0, shuffle_shards: int = 8, cold: bool = True, seed: int = 0
 ) -> list[ReadingSpeed]:
     """Read recordings in the order of an epoch for some seconds, with and without decoding; of tars, also whole.
 
     Args:
-        examples: the recordings: files or :class:`ShardedExamples`.
+        examples: the recordings: files, or tars that hold them.
         seconds: of each measurement, at most.
         shuffle_shards: shards whose recordings are mixed.
         cold: first let the system forget what it holds of the files.
@@ -58,8 +58,8 @@ def measure_reading(
     """
     found = []
     files: Sequence[Path]
-    if isinstance(examples, ShardedExamples):
-        files, lengths = examples.paths, examples.samples.astype(np.float64)
+    if examples.samples is not None:
+        files, lengths = examples.tars, examples.samples.astype(np.float64)
         found.append(_whole(examples, seconds, cold))
     else:
         files = [_file(example) for example in examples]
@@ -92,8 +92,8 @@ def forget(files: Iterable[Path]) -> None:
             os.close(number)
 
 
-def _epoch(examples: Sequence[Example], shuffle_shards: int, seed: int) -> Iterator[int]:
-    if not isinstance(examples, ShardedExamples):
+def _epoch(examples: Examples, shuffle_shards: int, seed: int) -> Iterator[int]:
+    if examples.samples is None:
         yield from np.random.default_rng(seed).permutation(len(examples)).tolist()
         return
     lengths = examples.samples
@@ -105,7 +105,7 @@ def _epoch(examples: Sequence[Example], shuffle_shards: int, seed: int) -> Itera
         shards=examples.shards,
         shuffle_shards=shuffle_shards,
     )
-    ahead = ReadAhead(examples.paths)
+    ahead = ReadAhead(examples.tars)
     windows = batches.windows(0)
     for place, window in enumerate(windows):
         ahead([shard for near in windows[place : place + 2] for shard in near.shards])
@@ -113,14 +113,15 @@ def _epoch(examples: Sequence[Example], shuffle_shards: int, seed: int) -> Itera
     ahead([])
 
 
-def _whole(examples: ShardedExamples, seconds: float, cold: bool) -> ReadingSpeed:
+def _whole(examples: Examples, seconds: float, cold: bool) -> ReadingSpeed:
     """Tars from beginning to end, without decoding."""
+    assert examples.samples is not None and examples.shards is not None
     if cold:
-        forget(examples.paths)
+        forget(examples.tars)
     size = recordings = 0
     samples = 0.0
     start, busy = time.perf_counter(), time.process_time()
-    for number, path in enumerate(examples.paths):
+    for number, path in enumerate(examples.tars):
         with path.open("rb", buffering=0) as file:
             while block := file.read(_BLOCK):
                 size += len(block)

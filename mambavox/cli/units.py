@@ -33,7 +33,7 @@ def fit_command(
     """Fit units to features of recordings, which stream past and are never all in memory."""
     from dataclasses import asdict
 
-    from mambavox.data import read_recordings, recording_keys
+    from mambavox.data import read_recordings
     from mambavox.errors import ConfigError
     from mambavox.files import watching_the_disk
     from mambavox.units import fit_quantizer, load_features
@@ -43,7 +43,7 @@ def fit_command(
         raise ConfigError(f"{output}: holds a quantizer already ({METADATA_FILE}); expected a new folder: --output")
     examples = read_recordings(data)
     quantizer = fit_quantizer(
-        zip(recording_keys(examples), examples, strict=True),
+        zip(examples.keys, examples, strict=True),
         load_features(source, device),
         num_clusters,
         fraction=fraction,

@@ -4,7 +4,7 @@ from mambavox.data.audio import SAMPLING_RATE, AudioSegment, AudioSource, Wavefo
 from mambavox.data.checks import AudioProblem, check_audio
 from mambavox.data.datasets import CORPORA, SPEECH_CORPORA, Corpus
 from mambavox.data.example import Example
-from mambavox.data.keys import recording_keys
+from mambavox.data.examples import Examples, ListedExamples, recording_keys
 from mambavox.data.protocol import Fold, Protocol, split_by_protocol
 from mambavox.data.shards.examples import ShardedExamples
 from mambavox.data.sources import find_corpus, read_examples, read_recordings
@@ -19,7 +19,9 @@ __all__ = [
     "AudioSource",
     "Corpus",
     "Example",
+    "Examples",
     "Fold",
+    "ListedExamples",
     "Protocol",
     "ShardedExamples",
     "Splits",

@@ -7,15 +7,14 @@ from pathlib import Path
 
 from mambavox.data.example import Example
 from mambavox.data.shards.archive import ShardAudio
-from mambavox.data.shards.examples import ShardedExamples
 from mambavox.errors import DataError
 
 
-def recording_keys(examples: Sequence[Example]) -> Sequence[str]:
+def path_keys(examples: Sequence[Example]) -> list[str]:
     """What labels and shards call recordings: the path below the deepest folder that holds all of them, or the name.
 
     The same list of recordings has the same keys wherever its folder lies and however its path was given; a part of the
-    list may have others. Those of shards are the paths inside the tars.
+    list may have others.
 
     Args:
         examples: the recordings.
@@ -26,8 +25,6 @@ def recording_keys(examples: Sequence[Example]) -> Sequence[str]:
     Raises:
         DataError: two recordings have the same key.
     """
-    if isinstance(examples, ShardedExamples):
-        return examples.keys
     files = [_absolute(example.audio) for example in examples if isinstance(example.audio, Path)]
     root = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
     keys = [_key(example, root) for example in examples]

@@ -3,7 +3,6 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -12,6 +11,7 @@ from mambavox.data.class_folders import audio_files, is_hidden, read_class_folde
 from mambavox.data.columns import listed
 from mambavox.data.datasets import CORPORA, SPEECH_CORPORA, Corpus
 from mambavox.data.example import Example
+from mambavox.data.examples import Examples, ListedExamples
 from mambavox.data.hf_dataset import is_saved_dataset, load_hub, load_saved, read_hf_dataset
 from mambavox.data.manifest import MANIFEST_NAMES, MANIFEST_SUFFIXES, find_manifest, read_manifest
 from mambavox.data.shards.examples import read_shards
@@ -118,7 +118,7 @@ def read_examples(
 
 def read_recordings(
     data: Union[str, Path, "datasets.Dataset", "datasets.DatasetDict"], *, audio_column: str | None = None
-) -> Sequence[Example]:
+) -> Examples:
     """Read a data set of any supported form without labels; of one in shards nothing but the index.
 
     Args:
@@ -130,7 +130,7 @@ def read_recordings(
     """
     if is_sharded(data):
         return read_shards(str(data))
-    return read_examples(data, label_column=None, audio_column=audio_column)
+    return ListedExamples(read_examples(data, label_column=None, audio_column=audio_column))
 
 
 def is_sharded(data: object) -> bool:

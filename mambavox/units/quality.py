@@ -187,7 +187,9 @@ def measure_quantizer(quantizer: UnitQuantizer, features: Features, test: Sequen
         DataError: the features are of another model, or no frame has a phone.
     """
     if quantizer.metadata.fingerprint != features.fingerprint:
-        raise DataError(f"the quantizer was fitted to other weights of {features.name}; give the model of then")
+        raise DataError(
+            f"the quantizer was fitted to other weights of {features.name}; name the model that it was fitted to"
+        )
     return _measure(quantizer, features, _all(features, test), test)
 
 

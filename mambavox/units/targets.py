@@ -104,10 +104,14 @@ def make_targets(
     plan = replace(plan, frame_rate=features.frame_rate, fingerprint=features.fingerprint)
     if before is not None and before.fingerprint != features.fingerprint:
         raise DataError(
-            f"{folder}: its labels were begun with other weights of {source}; give the model of then, or a new folder"
+            f"{folder}: its labels were begun with other weights of {source}; name the model that they were begun "
+            "with, or a new folder"
         )
     if quantizer is not None and quantizer.metadata.fingerprint != features.fingerprint:
-        raise DataError(f"the quantizer was fitted to other weights of {source}; give the model of then, or fit anew")
+        raise DataError(
+            f"the quantizer was fitted to other weights of {source}; name the model that it was fitted to, or fit a "
+            "new one"
+        )
     plan.save(folder)
     if (folder / METADATA_FILE).is_file():
         quantizer = UnitQuantizer.load(folder)

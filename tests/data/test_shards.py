@@ -76,14 +76,14 @@ def test_what_is_packed_is_what_is_read(corpus: Path, tmp_path: Path, audio: Any
     assert [example.fields["text"] for example in told] == [f"said {number}" for number in range(12)]
     with pytest.raises(DataError, match=r"has no 'class' in its JSON; it has speaker, text.*--label-column"):
         read_examples(str(tmp_path / "tars"), label_column="class")
-    assert sum(path.stat().st_size for path in found.paths) == pytest.approx(packed.gigabytes * 1e9)
+    assert sum(path.stat().st_size for path in found.tars) == pytest.approx(packed.gigabytes * 1e9)
 
 
 def test_webdataset_reads_what_is_packed(corpus: Path, tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     make_shards(recordings_of(corpus), tmp_path / "tars", shard_bytes=30_000)
     ours = read_shards(tmp_path / "tars")
-    theirs = list(webdataset.WebDataset([str(path) for path in ours.paths], shardshuffle=False, empty_check=False))
+    theirs = list(webdataset.WebDataset([str(path) for path in ours.tars], shardshuffle=False, empty_check=False))
     assert [f"{sample['__key__']}.flac" for sample in theirs] == list(ours.keys)
     for sample, example in zip(theirs, ours, strict=True):
         assert sample["flac"] == example.source
@@ -114,7 +114,7 @@ def test_tars_are_packed_anew(corpus: Path, tmp_path: Path) -> None:
     again = read_examples(f"shards:{tmp_path}/small", label_column=None)
     make_shards(again, tmp_path / "large", audio="keep", seed=None)
     small, large = read_shards(tmp_path / "small"), read_shards(tmp_path / "large")
-    assert len(small.paths) > 2 and len(large.paths) == 1
+    assert len(small.tars) > 2 and len(large.tars) == 1
     assert small.keys == large.keys and list(recording_keys(again)) == list(small.keys)
     assert [one.source for one in small] == [other.source for other in large]
     assert [example.fields["text"] for example in large.with_fields(None)] == [f"said {n}" for n in range(12)]
@@ -141,7 +141,7 @@ def test_tars_of_lhotse_are_read(tmp_path: Path) -> None:
     cuts.to_shar(tmp_path / "shar", fields={"recording": "flac"}, shard_size=3)
     index_shards(find_tars(f"{tmp_path}/shar/recording.*.tar"))
     found = read_shards(f"{tmp_path}/shar/recording.*.tar")
-    assert len(found) == 5 and len(found.paths) == 2
+    assert len(found) == 5 and len(found.tars) == 2
     for number, example in enumerate(found):
         assert np.array_equal(np.rint(example.read() * 2**15), noise(number))
 
@@ -174,7 +174,7 @@ def test_parts_have_tars_of_their_own(corpus: Path, tmp_path: Path) -> None:
     ]
     make_shards(examples, tmp_path / "tars", shard_bytes=30_000, seed=1)
     found = read_shards(tmp_path / "tars")
-    assert {path.name.split("-")[0] for path in found.paths} == {"train", "valid"}
+    assert {path.name.split("-")[0] for path in found.tars} == {"train", "valid"}
     valid = {
         key for key, part in zip(found.keys, np.array(found.parts())[found.shards], strict=True) if part == "valid"
     }
@@ -311,7 +311,7 @@ def test_a_cut_tar_gets_no_index(where: str, corpus: Path, tmp_path: Path) -> No
 def test_a_tar_cut_after_its_index_was_read_is_named(corpus: Path, tmp_path: Path) -> None:
     make_shards(recordings_of(corpus), tmp_path / "tars")
     found = read_shards(tmp_path / "tars")
-    os.truncate(found.paths[0], int(found[11].audio.start) + 10)  # type: ignore[union-attr]
+    os.truncate(found.tars[0], int(found[11].audio.start) + 10)  # type: ignore[union-attr]
     found[10].read()
     with pytest.raises(AudioError, match=r"shard-000000\.tar: is cut off.*copy it again"):
         found[11].read()
@@ -362,7 +362,7 @@ def test_recordings_are_made_when_asked_for(corpus: Path, tmp_path: Path, monkey
     some = found.select([7, 2])
     assert list(some.keys) == ["speaker1/clip_07.flac", "speaker0/clip_02.flac"]
     assert some.samples.tolist() == [3700, 3200] and [example.name for example in some] == [
-        f"{found.paths[found.shards[row]]}: {found.keys[row]}" for row in (7, 2)
+        f"{found.tars[found.shards[row]]}: {found.keys[row]}" for row in (7, 2)
     ]
     assert list(found[3:6].keys) == list(found.keys)[3:6] and list(found.keys[3:6]) == list(found.keys)[3:6]
     assert pickle.loads(pickle.dumps(some)).keys == some.keys

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambavox.data.checks import AudioProblem
+from mambavox.data.columns import listed
 from mambavox.data.example import Example
+from mambavox.data.examples import Examples
 from mambavox.data.shards.archive import OpenTars, ShardAudio
 from mambavox.data.shards.find import find_tars
 from mambavox.data.shards.index import ShardIndex
@@ -65,7 +67,7 @@ class _Table:
         return f"{self.names[self.shards[row]]}/{word}" if self._repeat_keys else word
 
 
-class ShardedExamples(Sequence[Example]):
+class ShardedExamples(Examples):
     """Recordings in tars, in the order of the tars and inside each.
 
     Each is made when it is asked for, so that millions cost tens of bytes each. Their fields are not read.
@@ -81,12 +83,13 @@ class ShardedExamples(Sequence[Example]):
     def __init__(self, paths: Sequence[Path], indices: Iterable[ShardIndex]) -> None:
         self._table = _Table(paths, indices)
         self._rows = np.arange(len(self._table.samples))
+        self.tars, self.left_out = self._table.paths, self._table.left_out
 
-    def select(self, indices: Sequence[int] | NDArray[Any]) -> "ShardedExamples":
-        """Some of them; the index is shared."""
+    def select(self, rows: Sequence[int] | NDArray[Any]) -> "ShardedExamples":
+        """The recordings at these indices, in this order; the index is shared."""
         selected = object.__new__(type(self))
         selected.__dict__.update(self.__dict__)
-        selected._rows = self._rows[np.asarray(indices, dtype=np.int64)]
+        selected._rows = self._rows[np.asarray(rows, dtype=np.int64)]
         return selected
 
     def __len__(self) -> int:
@@ -120,24 +123,27 @@ class ShardedExamples(Sequence[Example]):
         """``(recordings,)`` number of each one's tar."""
         return self._table.shards[self._rows]
 
-    @property
-    def left_out(self) -> list[AudioProblem]:
-        """Recordings of the tars that could not be used and are not among these."""
-        return self._table.left_out
+    def splits(self) -> tuple[list[Part] | None, str]:
+        """The split of each by the name of its tar.
 
-    @property
-    def paths(self) -> list[Path]:
-        """The tars."""
-        return self._table.paths
-
-    @property
-    def tars(self) -> OpenTars:
-        """What reads them."""
-        return self._table.tars
+        Raises:
+            DataError: the names of some tars name a split and those of others do not.
+        """
+        where, shards, parts = "the names of the shards", self.shards, self.parts()
+        present = np.unique(shards).tolist()
+        named = [self.tars[shard].name for shard in present if parts[shard] is not None]
+        unnamed = [self.tars[shard].name for shard in present if parts[shard] is None]
+        if named and unnamed:
+            raise DataError(
+                f"{listed(unnamed)}: named neither train, valid nor test, as {listed(named)} are, so that nobody knows "
+                f"which split they are of; rename each with its index, such as train-{unnamed[0]}, or leave them out "
+                "of --data"
+            )
+        return ([part for shard in shards.tolist() if (part := parts[shard])] if named else None), where
 
     def parts(self) -> list[Part | None]:
         """What each tar is for by its name (``train-000000.tar``) or its folder's: train, valid, test or ``None``."""
-        return [part_led_by(path.stem) or part_named(path.parent.name) for path in self.paths]
+        return [part_led_by(path.stem) or part_named(path.parent.name) for path in self.tars]
 
     def with_fields(self, label_column: str | None) -> list[Example]:
         """All of them with the fields of the JSON beside each.
@@ -155,7 +161,7 @@ class ShardedExamples(Sequence[Example]):
             fields: dict[str, Any] = {"split": parts[shard]} if all(parts) else {}
             start, size = self._table.fields[row].tolist()
             if size:
-                fields |= self._read_fields(self.paths[shard], start, size, example.name)
+                fields |= self._read_fields(self.tars[shard], start, size, example.name)
             label = None
             if label_column is not None:
                 if fields.get(label_column) in (None, ""):
@@ -169,7 +175,7 @@ class ShardedExamples(Sequence[Example]):
 
     def _read_fields(self, path: Path, start: int, size: int, name: str) -> dict[str, Any]:
         try:
-            content = json.loads(self.tars.read(path, start, size))
+            content = json.loads(self._table.tars.read(path, start, size))
         except (ValueError, AudioError) as error:
             raise DataError(f"{name}: the JSON beside it cannot be read ({error}); pack the tar anew") from error
         if not isinstance(content, dict):

@@ -20,7 +20,7 @@ from mambavox.data.audio import AUDIO_SUFFIXES, READABLE_SUFFIXES, SAMPLING_RATE
 from mambavox.data.checks import AudioProblem
 from mambavox.data.columns import AUDIO_COLUMNS
 from mambavox.data.example import Example
-from mambavox.data.keys import recording_keys
+from mambavox.data.keys import path_keys
 from mambavox.data.shards.index import ShardIndex, index_path, to_index, unusable
 from mambavox.data.splits import parts_by_split
 from mambavox.errors import AudioError, ConfigError, DataError
@@ -134,7 +134,7 @@ def make_shards(
         raise ConfigError(f"cut_seconds={cut_seconds:g}; expected above 0")
     if not len(examples):
         raise DataError("there are no recordings to pack; expected at least one")
-    keys = recording_keys(examples)
+    keys = path_keys(examples)
     order = np.arange(len(keys)) if seed is None else np.random.default_rng(seed).permutation(len(keys))
     digest = blake2b("\n".join(keys).encode(), digest_size=16).hexdigest()
     packing = Packing(len(keys), digest, audio, shard_bytes, cut_seconds, seed, finished=False)

@@ -44,13 +44,13 @@ class CropDataset(Dataset[dict[str, Any]]):
         if len(wrong):
             first = int(wrong[0])
             raise DataError(
-                f"{recordings.keys[first]}: is {expected[first]:.2f} s long, but its targets are {seconds[first]:.2f} "
+                f"{recordings.key(first)}: is {expected[first]:.2f} s long, but its targets are {seconds[first]:.2f} "
                 f"s ({units[first]} at {labels.frame_rate:g} Hz) and so of another recording; begin anew with "
                 "--overwrite"
             )
 
     def __len__(self) -> int:
-        return len(self.recordings.keys)
+        return len(self.recordings)
 
     def __getitem__(self, crop: Crop) -> dict[str, Any]:
         """``waveform`` ``(samples,)``, ``mask`` ``(time,)`` and ``labels`` ``(time,)``.
@@ -60,7 +60,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         Raises:
             AudioError: the recording cannot be read.
         """
-        key, length = self.recordings.keys[crop.index], int(self.recordings.lengths[crop.index])
+        key, length = self.recordings.key(crop.index), int(self.recordings.lengths[crop.index])
         generator = np.random.default_rng((*self.seed, crop.epoch, crop.index))
         # Crops begin where a frame of the whole recording does, so that units need no rounding.
         first = int(generator.integers(0, (length - crop.samples) // self.hop + 1))
@@ -139,7 +139,7 @@ class WaveformCrops(Dataset[dict[str, Any]]):
         self.recordings, self.config, self.seed = recordings, config, tuple(seed)
 
     def __len__(self) -> int:
-        return len(self.recordings.keys)
+        return len(self.recordings)
 
     def __getitem__(self, crop: Crop) -> dict[str, Any]:
         """``waveform`` ``(samples,)`` and its number of frames, ``time``.

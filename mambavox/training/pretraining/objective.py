@@ -11,7 +11,6 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import TrainerControl, TrainingArguments
 
-from mambavox.data import ShardedExamples
 from mambavox.data.batching import BatchesBySeconds, Crop, ShardedBatches
 from mambavox.data.shards.ahead import ReadAhead
 from mambavox.errors import ConfigError
@@ -166,9 +165,7 @@ class PretrainTrainer(RunTrainer):
     def _read_ahead(self) -> ReadAhead | None:
         """What reads shards before they are needed: one process of a machine does it for all."""
         examples = self.train_dataset.recordings.examples
-        if not isinstance(examples, ShardedExamples) or self.args.local_process_index != 0:
-            return None
-        return ReadAhead(examples.paths)
+        return ReadAhead(examples.tars) if examples.tars and self.args.local_process_index == 0 else None
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any

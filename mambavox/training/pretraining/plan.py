@@ -1,19 +1,18 @@
 """What a pre-training would do, from the headers of its recordings: ``mambavox pretrain --dry-run``."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mambavox.data import SAMPLING_RATE, Example, ShardedExamples, duration
+from mambavox.data import SAMPLING_RATE, Examples, duration
 from mambavox.data.batching import BatchesBySeconds
 from mambavox.errors import AudioError, DataError
 from mambavox.hubert import MambaHubertForPreTraining
 from mambavox.training.pretraining.config import MFCC, PretrainConfig
 from mambavox.training.pretraining.distillation import DistillationModel
-from mambavox.training.pretraining.recordings import hold_back, min_samples, read_examples, select_examples
+from mambavox.training.pretraining.recordings import hold_back, min_samples, read_examples
 from mambavox.training.pretraining.task import count_parameters
 from mambavox.training.pretraining.teacher import Teacher
 from mambavox.units.features import MfccFeatures
@@ -28,7 +27,7 @@ class Plan:
         parameters: of the encoder, and of the whole model.
         recordings: recordings to train on.
         hours: of speech in them.
-        held_back: hours of speech of the valid part.
+        held_back: hours of speech of the valid split.
         unreadable: recordings whose header cannot be read, which are left out.
         steps: updates.
         seconds_a_step: speech an update.
@@ -36,7 +35,7 @@ class Plan:
         epochs: passes over the recordings.
         heard: share of each pass that is heard; crops leave out the rest.
         hours_heard: hours of speech that all updates hear.
-        label_gigabytes: of the targets of both parts; a teacher's are not kept.
+        label_gigabytes: of the targets of both splits; a teacher's are not kept.
         learning_rate: peak.
     """
 
@@ -77,7 +76,7 @@ def plan(config: PretrainConfig) -> Plan:
     usable = np.flatnonzero(lengths >= min_samples(config, model_config))
     if not len(usable):
         raise DataError(f"none of {len(lengths)} recordings can be used: all are too short or cannot be read")
-    examples = select_examples(examples, usable)
+    examples = examples.select(usable)
     lengths = lengths[usable]
     division = hold_back(examples, config.valid_fraction, config.split_seed)
     train = lengths[division.train]
@@ -86,7 +85,7 @@ def plan(config: PretrainConfig) -> Plan:
         batch_samples=round(config.seconds_a_device * rate),
         max_samples=round(config.crop_seconds * rate),
         seed=config.seed,
-        shards=examples.shards[division.train] if isinstance(examples, ShardedExamples) else None,
+        shards=None if examples.shards is None else examples.shards[division.train],
         shuffle_shards=config.shuffle_shards,
     )
     batches_an_epoch, heard = batches.count()
@@ -110,17 +109,17 @@ def plan(config: PretrainConfig) -> Plan:
     )
 
 
-def _lengths(config: PretrainConfig, examples: Sequence[Example]) -> tuple[Sequence[Example], NDArray[np.int64], int]:
+def _lengths(config: PretrainConfig, examples: Examples) -> tuple[Examples, NDArray[np.int64], int]:
     """The recordings whose header can be read, their samples, and the number of the others."""
-    if isinstance(examples, ShardedExamples):
+    if examples.samples is not None:
         return examples, examples.samples, len(examples.left_out)
     readable, lengths = [], []
-    for example in examples:
+    for row, example in enumerate(examples):
         try:
             lengths.append(round(duration(example.source) * SAMPLING_RATE))
         except AudioError:
             if config.on_error == "raise":
                 raise
         else:
-            readable.append(example)
-    return readable, np.array(lengths, np.int64), len(examples) - len(readable)
+            readable.append(row)
+    return examples.select(readable), np.array(lengths, np.int64), len(examples) - len(readable)

@@ -11,10 +11,9 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mambavox.data import SAMPLING_RATE, AudioProblem, Example, ShardedExamples, read_recordings, recording_keys
+from mambavox.data import SAMPLING_RATE, AudioProblem, Example, Examples, read_recordings
 from mambavox.data.audio import dequantise, quantise
-from mambavox.data.columns import listed
-from mambavox.data.splits import Part, parts_by_split
+from mambavox.data.splits import Part
 from mambavox.errors import AudioError, DataError
 from mambavox.hubert import MambaHubertConfig
 from mambavox.training.pretraining.config import PretrainConfig
@@ -33,8 +32,8 @@ class Recordings:
 
     Attributes:
         examples: the recordings.
-        keys: what their targets are called by.
-        places: number of each among the recordings that have targets.
+        keys: what targets call the recordings that have targets, which may be more than these.
+        places: index of each in ``keys``.
         lengths: samples of each at 16 kHz.
         kept: the samples of those that are in memory; empty of recordings in shards, of which none is.
         problems: those that cannot be read.
@@ -43,7 +42,7 @@ class Recordings:
             number of its recordings.
     """
 
-    examples: Sequence[Example]
+    examples: Examples
     keys: Sequence[str]
     places: NDArray[np.int64]
     lengths: NDArray[np.int64]
@@ -60,17 +59,21 @@ class Recordings:
     @property
     def shards(self) -> NDArray[np.int32] | None:
         """Number of the tar of each; ``None`` where they are no shards."""
-        return self.examples.shards if isinstance(self.examples, ShardedExamples) else None
+        return self.examples.shards
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def key(self, index: int) -> str:
+        """What targets call a recording."""
+        return self.keys[self.places[index]]
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> "Recordings":
         """Some of them."""
         rows = np.asarray(indices, dtype=np.int64)
-        examples = select_examples(self.examples, rows)
-        keys = examples.keys if isinstance(examples, ShardedExamples) else [self.keys[row] for row in rows]
         return replace(
             self,
-            examples=examples,
-            keys=keys,
+            examples=self.examples.select(rows),
             places=self.places[rows],
             lengths=self.lengths[rows],
             kept=[self.kept[row] for row in rows] if self.kept else [],
@@ -93,7 +96,7 @@ class Recordings:
         return dequantise(content[start : start + samples])
 
 
-def read_examples(config: PretrainConfig) -> Sequence[Example]:
+def read_examples(config: PretrainConfig) -> Examples:
     """The recordings of a run that are of no test split.
 
     Args:
@@ -115,14 +118,14 @@ def min_samples(config: PretrainConfig, model: MambaHubertConfig) -> int:
 def load(
     config: PretrainConfig,
     model: MambaHubertConfig,
-    examples: Sequence[Example],
+    examples: Examples,
     known: Mapping[str, int | str],
     progress: Callable[[int, int], None],
 ) -> "Recordings":
-    """The usable recordings of a run; see :func:`sharded_recordings` and :func:`load_recordings`."""
+    """The usable recordings of a run; see :func:`indexed_recordings` and :func:`load_recordings`."""
     shortest, raise_problems = min_samples(config, model), config.on_error == "raise"
-    if isinstance(examples, ShardedExamples):
-        return sharded_recordings(examples, min_samples=shortest, raise_problems=raise_problems)
+    if examples.samples is not None:
+        return indexed_recordings(examples, min_samples=shortest, raise_problems=raise_problems)
     return load_recordings(
         examples,
         min_samples=shortest,
@@ -133,19 +136,7 @@ def load(
     )
 
 
-def select_examples(examples: Sequence[Example], rows: Sequence[int] | NDArray[np.int64]) -> Sequence[Example]:
-    """Some recordings.
-
-    Args:
-        examples: all of them.
-        rows: indices of those wanted.
-    """
-    if isinstance(examples, ShardedExamples):
-        return examples.select(rows)
-    return [examples[int(row)] for row in rows]
-
-
-def sharded_recordings(examples: ShardedExamples, *, min_samples: int, raise_problems: bool) -> Recordings:
+def indexed_recordings(examples: Examples, *, min_samples: int, raise_problems: bool) -> Recordings:
     """The recordings of shards, which were decoded and checked when they were packed or indexed.
 
     Args:
@@ -159,6 +150,7 @@ def sharded_recordings(examples: ShardedExamples, *, min_samples: int, raise_pro
     """
     if examples.left_out and raise_problems:
         raise AudioError(_unusable(examples.left_out, len(examples) + len(examples.left_out)))
+    assert examples.samples is not None and examples.shards is not None
     usable = np.flatnonzero(examples.samples >= min_samples)
     short = len(examples) - len(usable)
     if not len(usable):
@@ -167,13 +159,14 @@ def sharded_recordings(examples: ShardedExamples, *, min_samples: int, raise_pro
             f"{min_samples / SAMPLING_RATE:.2f} s"
         )
     found = examples.select(usable)
-    counts = np.bincount(found.shards, minlength=len(examples.paths)).tolist()
-    ledger = {path.name: count for path, count in zip(examples.paths, counts, strict=True)}
-    return Recordings(found, found.keys, np.arange(len(found)), found.samples, [], examples.left_out, short, ledger)
+    counts = np.bincount(examples.shards[usable], minlength=len(examples.tars)).tolist()
+    ledger = {path.name: count for path, count in zip(examples.tars, counts, strict=True)}
+    lengths = examples.samples[usable]
+    return Recordings(found, found.keys, np.arange(len(found)), lengths, [], examples.left_out, short, ledger)
 
 
 def load_recordings(
-    examples: Sequence[Example],
+    examples: Examples,
     *,
     min_samples: int,
     cache_bytes: float,
@@ -208,16 +201,14 @@ def load_recordings(
             return None, str(error)
         return samples, len(samples)
 
-    usable: list[Example] = []
+    usable: list[int] = []
     lengths: list[int] = []
     kept: list[NDArray[np.int16] | None] = []
     problems: list[AudioProblem] = []
     found: dict[str, int | str] = {}
     short = 0
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-        for done, (example, (samples, length)) in enumerate(
-            zip(examples, _ahead(pool, read, examples), strict=True), start=1
-        ):
+        for row, (example, (samples, length)) in enumerate(zip(examples, _ahead(pool, read, examples), strict=True)):
             found[example.name] = length
             if isinstance(length, str):
                 problems.append(AudioProblem(example.name, length))
@@ -228,11 +219,11 @@ def load_recordings(
                     kept_bytes += samples.nbytes
                 else:
                     samples = None
-                usable.append(example)
+                usable.append(row)
                 lengths.append(length)
                 kept.append(samples)
             if progress is not None:
-                progress(done, len(examples))
+                progress(row + 1, len(examples))
     if problems and raise_problems:
         raise AudioError(_unusable(problems, len(examples)))
     if not usable:
@@ -241,8 +232,9 @@ def load_recordings(
             f"none of {len(examples)} recordings can be used: {short} are shorter than "
             f"{min_samples / SAMPLING_RATE:.2f} s, {len(problems)} cannot be read\n{reasons}".rstrip()
         )
-    keys = recording_keys(usable)
-    return Recordings(usable, keys, np.arange(len(usable)), np.array(lengths, np.int64), kept, problems, short, found)
+    chosen = examples.select(usable)
+    places = np.arange(len(usable))
+    return Recordings(chosen, chosen.keys, places, np.array(lengths, np.int64), kept, problems, short, found)
 
 
 def _unusable(problems: Sequence[AudioProblem], number: int) -> str:
@@ -268,22 +260,22 @@ class Division(NamedTuple):
     how: str
 
 
-def without_test(examples: Sequence[Example]) -> Sequence[Example]:
-    """The recordings that are of no test part, which is neither read nor labelled.
+def without_test(examples: Examples) -> Examples:
+    """The recordings that are of no test split, which is neither read nor labelled.
 
     Args:
         examples: the recordings.
 
     Raises:
-        DataError: some name their part and others do not, or nothing is left for training.
+        DataError: some name their split and others do not, or nothing is left for training.
     """
-    rows, _ = _rows_of_parts(examples)
+    rows, _ = _rows_of_splits(examples)
     if rows is None or not rows["test"]:
         return examples
-    return select_examples(examples, sorted([*rows["train"], *rows["valid"]]))
+    return examples.select(sorted([*rows["train"], *rows["valid"]]))
 
 
-def hold_back(examples: Sequence[Example], fraction: float, seed: int) -> Division:
+def hold_back(examples: Examples, fraction: float, seed: int) -> Division:
     """Divide recordings into those for training and those for validation.
 
     A column ``split`` decides, if there is one, and of shards their names (``train-000000.tar``,
@@ -295,15 +287,15 @@ def hold_back(examples: Sequence[Example], fraction: float, seed: int) -> Divisi
         seed: of the draw.
 
     Raises:
-        DataError: some name their part and others do not, or nothing is left for training.
+        DataError: some name their split and others do not, or nothing is left for training.
     """
-    rows, where = _rows_of_parts(examples)
+    rows, where = _rows_of_splits(examples)
     if rows is not None:
         return Division(rows["train"], rows["valid"], f"by {where}")
     if not fraction:
         return Division(list(range(len(examples))), [], "by --valid-fraction 0")
-    if isinstance(examples, ShardedExamples):
-        shards = examples.shards
+    shards = examples.shards
+    if shards is not None:
         present = np.unique(shards)
         if fraction * len(present) >= 1:
             drawn = np.isin(shards, present[_drawn(len(present), fraction, seed)])
@@ -318,47 +310,21 @@ def hold_back(examples: Sequence[Example], fraction: float, seed: int) -> Divisi
     return Division([row for row in range(len(examples)) if row not in kept], chosen, how)
 
 
-def _rows_of_parts(examples: Sequence[Example]) -> tuple[dict[Part, list[int]] | None, str]:
-    """The recordings of each part, where something names it, and what does.
+def _rows_of_splits(examples: Examples) -> tuple[dict[Part, list[int]] | None, str]:
+    """The recordings of each split, where something names it, and what does.
 
     Raises:
-        DataError: some name their part and others do not, or none is named train.
+        DataError: some name their split and others do not, or none is named train.
     """
+    splits, where = examples.splits()
+    if splits is None:
+        return None, where
     rows: dict[Part, list[int]] = {"train": [], "valid": [], "test": []}
-    if isinstance(examples, ShardedExamples):
-        where, shards = "the names of the shards", examples.shards
-        named = _parts_of_tars(examples)
-        if named is None:
-            return None, ""
-        rows = {part: np.flatnonzero(np.isin(shards, [s for s in named if named[s] == part])).tolist() for part in rows}
-    else:
-        where, parts = "column split", parts_by_split(examples)
-        if parts is None:
-            return None, ""
-        for row, part in enumerate(parts):
-            rows[part].append(row)
+    for row, split in enumerate(splits):
+        rows[split].append(row)
     if not rows["train"]:
-        raise DataError(f"{where}: none of {len(examples)} recordings is of a part train; expected some")
+        raise DataError(f"{where}: none of {len(examples)} recordings is of the split train; expected some")
     return rows, where
-
-
-def _parts_of_tars(examples: ShardedExamples) -> dict[int, Part] | None:
-    """The part of each shard by its name; ``None`` where no name says one."""
-    parts = examples.parts()
-    named: dict[int, Part] = {}
-    unnamed = []
-    for shard in np.unique(examples.shards).tolist():
-        if (part := parts[shard]) is None:
-            unnamed.append(examples.paths[shard].name)
-        else:
-            named[shard] = part
-    if named and unnamed:
-        others = listed([examples.paths[shard].name for shard in named])
-        raise DataError(
-            f"{listed(unnamed)}: named neither train, valid nor test, as {others} are, so that nobody knows which part "
-            f"they are of; rename each with its index, such as train-{unnamed[0]}, or leave them out of --data"
-        )
-    return named or None
 
 
 def _drawn(number: int, fraction: float, seed: int) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from training.pretraining.conftest import TINY
 
-from mambavox.data import Example
+from mambavox.data import Example, ListedExamples
 from mambavox.data.batching import Crop
 from mambavox.errors import AudioError, DataError
 from mambavox.hubert import MambaHubertConfig
@@ -37,7 +37,9 @@ def ramp(samples: int, name: str = "ramp", **fields: Any) -> Example:
 
 
 def load(*examples: Example, **options: Any) -> Any:
-    return load_recordings(examples, **{"min_samples": 400, "cache_bytes": 1e9, "raise_problems": True, **options})
+    return load_recordings(
+        ListedExamples(examples), **{"min_samples": 400, "cache_bytes": 1e9, "raise_problems": True, **options}
+    )
 
 
 @pytest.mark.parametrize("unmasked_weight", [0.0, 1.0])
@@ -146,13 +148,13 @@ def test_a_known_recording_that_does_not_fit_is_not_read_again(speech: str, monk
 
 
 def test_what_is_held_back() -> None:
-    examples = [ramp(1, str(number)) for number in range(50)]
+    examples = ListedExamples([ramp(1, str(number)) for number in range(50)])
     train, valid, how = hold_back(examples, 0.1, seed=0)
     assert len(valid) == 5 and sorted(train + valid) == list(range(50)) and "draw of recordings" in how
     assert hold_back(examples, 0.1, seed=1).valid != valid
     assert hold_back(examples, 0.0, seed=0)[:2] == (list(range(50)), [])
     words = ("train", "dev", "test", "training", "train.clean.100", "validation_2", "Test-other")
-    split = [ramp(1, word, split=word) for word in words]
+    split = ListedExamples([ramp(1, word, split=word) for word in words])
     assert [example.name for example in without_test(split)] == [
         "train",
         "dev",
@@ -162,7 +164,7 @@ def test_what_is_held_back() -> None:
     ]
     assert hold_back(without_test(split), 0.5, seed=0) == ([0, 2, 3], [1, 4], "by column split")
     assert without_test(examples) is examples
-    with pytest.raises(DataError, match="none of 1 recordings is of a part train"):
+    with pytest.raises(DataError, match="none of 1 recordings is of the split train"):
         without_test(split[2:3])
 
 
@@ -173,4 +175,4 @@ def test_words_of_no_part_are_told(word: str | None) -> None:
     with pytest.raises(
         DataError, match=rf"column split holds '{word or ''}'.*also holds train.*begin with train.*rename"
     ):
-        without_test(split)
+        without_test(ListedExamples(split))

@@ -20,7 +20,7 @@ from mambavox.data.shards.pack import make_shards
 from mambavox.errors import AudioError, DataError
 from mambavox.training.pretraining.objective import PretrainTrainer
 from mambavox.training.pretraining.plan import plan
-from mambavox.training.pretraining.recordings import hold_back, sharded_recordings, without_test
+from mambavox.training.pretraining.recordings import hold_back, indexed_recordings, without_test
 from mambavox.training.run import run as train
 from mambavox.units import UnitLabels
 
@@ -100,7 +100,7 @@ def _batches(config: Any, count: int) -> Any:
 def _recordings(data: str) -> Any:
     examples = read_recordings(data)
     assert isinstance(examples, ShardedExamples)
-    return sharded_recordings(examples, min_samples=400, raise_problems=True)
+    return indexed_recordings(examples, min_samples=400, raise_problems=True)
 
 
 def test_two_processes_learn_what_one_does(packed: tuple[str, str], tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_few_tars_are_read_at_a_time(packed: tuple[str, str], tmp_path: Path, mo
         # Tars that were begun and are still needed.
         open_now = set(first_epoch[: place + 1]) & set(first_epoch[place:])
         assert len(open_now) <= 2
-    assert len(recordings.examples.tars) <= 7
+    assert len(recordings.examples._table.tars) <= 7  # open files
 
 
 def test_whole_shards_are_held_back(tmp_path: Path) -> None:
@@ -142,10 +142,10 @@ def test_whole_shards_are_held_back(tmp_path: Path) -> None:
     make_shards(read_examples(speech, label_column=None), tmp_path / "tars", shard_bytes=60_000)
     recordings = _recordings(f"shards:{tmp_path}/tars")
     shards = recordings.shards
-    assert len(recordings.examples.paths) > 4
+    assert len(recordings.examples.tars) > 4
     train, valid, how = hold_back(recordings.examples, 0.3, 0)
     assert sorted(train + valid) == list(range(16)) and not set(shards[train]) & set(shards[valid])
-    assert len(set(shards[valid])) == round(0.3 * len(recordings.examples.paths)) and "whole shards" in how
+    assert len(set(shards[valid])) == round(0.3 * len(recordings.examples.tars)) and "whole shards" in how
     assert hold_back(recordings.examples, 0.3, 1).valid != valid
     one = _recordings(f"shards:{tmp_path}/tars/shard-000000.tar")
     assert len(hold_back(one.examples, 0.3, 0).valid) == 1
@@ -156,7 +156,7 @@ def test_of_few_shards_recordings_are_held_back(tmp_path: Path) -> None:
     speech = write_speech(tmp_path / "speech")
     make_shards(read_examples(speech, label_column=None), tmp_path / "tars", shard_bytes=300_000)
     recordings = _recordings(f"shards:{tmp_path}/tars")
-    assert len(recordings.examples.paths) == 2
+    assert len(recordings.examples.tars) == 2
     train, valid, how = hold_back(recordings.examples, 0.1, 0)
     assert len(valid) == 2 and sorted(train + valid) == list(range(16))
     assert "2 shards are fewer than one over --valid-fraction 0.1" in how
@@ -170,12 +170,12 @@ def test_tars_of_the_test_part_are_not_trained_on(packed: tuple[str, str], tmp_p
         (tars / f"train-000000.{suffix}").rename(tars / f"test.clean-000000.{suffix}")
     rest = without_test(read_recordings(str(tars)))
     assert isinstance(rest, ShardedExamples) and 0 < len(rest) < 16
-    assert {rest.paths[shard].name[:5] for shard in rest.shards} == {"train", "valid"}
+    assert {rest.tars[shard].name[:5] for shard in rest.shards} == {"train", "valid"}
     for suffix in ("tar", "index.safetensors"):
         (tars / f"train-000001.{suffix}").rename(tars / f"extra-000001.{suffix}")
     with pytest.raises(DataError, match=r"extra-000001\.tar: named neither.*rename.*train-extra-000001\.tar"):
         without_test(read_recordings(str(tars)))
-    with pytest.raises(DataError, match=r"the names of the shards: none of .* is of a part train"):
+    with pytest.raises(DataError, match=r"the names of the shards: none of .* is of the split train"):
         without_test(read_recordings(str(tars / "test.clean-000000.tar")))
 
 
