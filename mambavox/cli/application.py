@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from mambavox.cli.adapt import adapt_command
 from mambavox.cli.bench import bench_app
+from mambavox.cli.command import Command, without_type
 from mambavox.cli.compare import compare_command
 from mambavox.cli.console import ERR, OUT, print_error
 from mambavox.cli.evaluate import evaluate_command
@@ -29,6 +30,10 @@ _WRONG_CHOICE = re.compile(r"'(?P<word>[^']*)' is not one of (?P<known>.*)\.")
 
 class _Group(TyperGroup):
     """Tells a user's mistakes in words, without a traceback."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Its options."""
+        return [without_type(option) for option in super().get_params(ctx)]
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -93,17 +98,17 @@ def main(
 
 
 # Any other flag of `adapt` is an option of its method; one of `compare` is a flag of `adapt`, for every run.
-app.command("adapt", context_settings=_FURTHER)(adapt_command)
-app.command("transcribe")(transcribe_command)
-app.command("serve")(serve_command)
-app.command("export")(export_command)
-app.command("evaluate")(evaluate_command)
-app.command("predict")(predict_command)
-app.command("info")(info_command)
-app.command("compare", context_settings=_FURTHER)(compare_command)
+app.command("adapt", cls=Command, context_settings=_FURTHER)(adapt_command)
+app.command("transcribe", cls=Command)(transcribe_command)
+app.command("serve", cls=Command)(serve_command)
+app.command("export", cls=Command)(export_command)
+app.command("evaluate", cls=Command)(evaluate_command)
+app.command("predict", cls=Command)(predict_command)
+app.command("info", cls=Command)(info_command)
+app.command("compare", cls=Command, context_settings=_FURTHER)(compare_command)
 # Any other flag of `pretrain` is a field of the model's configuration.
-app.command("pretrain", context_settings=_FURTHER)(pretrain_command)
-app.command("quickstart")(quickstart_command)
+app.command("pretrain", cls=Command, context_settings=_FURTHER)(pretrain_command)
+app.command("quickstart", cls=Command)(quickstart_command)
 app.add_typer(bench_app, name="bench")
 app.add_typer(units_app, name="units")
 app.add_typer(shards_app, name="shards")

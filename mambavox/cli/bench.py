@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mambavox import assets
+from mambavox.cli.command import Command
 from mambavox.cli.console import ERR, OUT
 from mambavox.cli.flags import Device
 
@@ -71,12 +72,13 @@ for _name, _what in {
 }.items():
     bench_app.command(
         _name,
+        cls=Command,
         help=f"{_what} beside other libraries.\n\nOutputs and gradients are compared with the definition first; on a "
         f"mismatch no figure is printed.\n\nExample: mambavox bench {_name} --threads 2",
     )(_operation_command(_name))
 
 
-@bench_app.command("speed-up")
+@bench_app.command("speed-up", cls=Command)
 def speed_up_command(
     threads: Threads = None,
     repeats: Annotated[int, typer.Option(min=1, help="Repetitions, each through both.")] = 7,
@@ -91,7 +93,7 @@ def speed_up_command(
     _publish(measure_speed_up(threads, repeats, console=ERR), output)
 
 
-@bench_app.command("streaming")
+@bench_app.command("streaming", cls=Command)
 def streaming_command(
     sizes: Annotated[
         str | None, typer.Option("--shapes", help="Sizes: nano, small, base, separated by commas (default: base).")
@@ -117,7 +119,7 @@ def streaming_command(
     _publish(report, output)
 
 
-@bench_app.command("training")
+@bench_app.command("training", cls=Command)
 def training_command(
     size: Annotated[Literal["nano", "small", "base"], typer.Option("--shapes", help="Size of the models.")] = "base",
     encoders: Annotated[
@@ -143,7 +145,7 @@ def training_command(
     _publish(report, output)
 
 
-@bench_app.command("recognition")
+@bench_app.command("recognition", cls=Command)
 def recognition_command(
     model: Model = assets.RECOGNISER,
     blocks: Annotated[str | None, typer.Option("--seconds", help="Seconds of a block, such as 0.16,0.32.")] = None,
@@ -166,7 +168,7 @@ def recognition_command(
     _publish(report, output)
 
 
-@bench_app.command("long-form")
+@bench_app.command("long-form", cls=Command)
 def long_form_command(
     data: Annotated[Path, typer.Option(help="Folder of recordings, which are joined.")],
     model: Annotated[
@@ -193,7 +195,7 @@ def long_form_command(
     _publish(report, output)
 
 
-@bench_app.command("serve")
+@bench_app.command("serve", cls=Command)
 def serve_bench_command(
     data: Annotated[Path, typer.Option(help="Folder of recordings, which the clients say.")],
     model: Model = assets.RECOGNISER,

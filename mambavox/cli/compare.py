@@ -1,114 +1,141 @@
 """``mambavox compare``: methods on tasks, with seeds and folds, into tables and plots."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from mambavox.cli.console import ERR, OUT, print_json
 from mambavox.cli.flags import parse_options
+from mambavox.cli.options import declare_options
 
 if TYPE_CHECKING:
     from mambavox.evaluation.compare.grid import Grid
 
 
-def compare_command(
-    ctx: typer.Context,
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """What the command takes, as typer wants it."""
+
     preset: Annotated[
-        str | None,
-        typer.Option(help="table1, table2, scaling, ablation, surface, few-shot or latency; without it: --methods"),
-    ] = None,
+        Literal["table1", "table2", "scaling", "ablation", "surface", "few-shot", "latency"] | None,
+        typer.Option(help="A comparison of the MambAdapter paper; without it, give --methods."),
+    ] = None
     task: Annotated[
         list[str] | None,
         typer.Option(
-            help='Name, kind, data, settings, such as "esc10=/data/esc10 epochs=12" or "hsb=whisper:/data/hsb.jsonl"; '
-            "the kinds are classify (default), ctc and whisper."
+            help='Name, kind, data and settings, such as "esc10=/data/esc10 epochs=12" or "hsb=whisper:hsb.jsonl"; '
+            "the kinds are classify, which is meant where none is named, ctc and whisper. May be repeated."
         ),
-    ] = None,
+    ] = None
     methods: Annotated[
         str | None,
-        typer.Option(help='such as "lora r=4, mambadapter"; a bare name takes the preset\'s rows of that method'),
-    ] = None,
+        typer.Option(
+            help='Methods and their options, such as "lora r=4, mambadapter"; a bare name takes the rows that the '
+            "preset has of that method."
+        ),
+    ] = None
     budgets: Annotated[
-        str | None, typer.Option(help="trained parameters, such as 20000,60000, for rows whose size is not given")
-    ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="how many (default: 3; 5 with --faithful)")] = None,
+        str | None,
+        typer.Option(help="Numbers of trained parameters, such as 20000,60000, for methods whose size is not given."),
+    ] = None
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="How many seeds are run (default: 3; 5 with --faithful).")
+    ] = None
     learning_rates: Annotated[
         str | None,
-        typer.Option(help="tried for every row: 1e-3,1e-2, or x0.3,x1,x3 of each method's own (default: x0.1 to x10)"),
-    ] = None,
-    backbone: Annotated[str | None, typer.Option(help="(default: the paper's AST; without a preset nano-ast)")] = None,
+        typer.Option(
+            help="Rates that are tried for every method, such as 1e-3,1e-2, or multiples of each method's own, such as "
+            "x0.3,x1,x3 (default: x0.1 to x10)."
+        ),
+    ] = None
+    backbone: Annotated[
+        str | None, typer.Option(help="Pre-trained model (default: the paper's AST; without a preset nano-ast).")
+    ] = None
     faithful: Annotated[
-        bool, typer.Option("--faithful", help="the paper's settings; the default is a corrected protocol")
-    ] = False,
-    output: Annotated[Path, typer.Option(help="folder of results and report; what it holds is not run again")] = Path(
-        "runs/compare"
-    ),
-    workers: Annotated[int, typer.Option(min=1, help="runs side by side: one GPU each, or one CPU thread each")] = 1,
+        bool, typer.Option("--faithful", help="Keep the paper's settings; the default is a corrected protocol.")
+    ] = False
+    output: Annotated[
+        Path, typer.Option(help="Folder of the results and the report; finished runs in it are not run again.")
+    ] = Path("runs/compare")
+    workers: Annotated[
+        int, typer.Option(min=1, help="How many runs go side by side: one GPU each, or one CPU thread each.")
+    ] = 1
     jobs_file: Annotated[
-        Path | None, typer.Option(help="write one shell command a run to this file instead, for a cluster")
-    ] = None,
-    cell: Annotated[str | None, typer.Option(help="run one run of a jobs file", hidden=True)] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the runs and their trained parameters")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-) -> None:
+        Path | None, typer.Option(help="Write one shell command a run to this file for a cluster, and run nothing.")
+    ] = None
+    cell: Annotated[str | None, typer.Option(help="Run one run of a jobs file.", hidden=True)] = None
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs and their trained parameters, and run nothing.")
+    ] = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+
+
+def compare_command(ctx: typer.Context, **flags: Any) -> None:
     """Compare methods: every one on every task, with several seeds, on all folds, each with its best learning rate.
 
     Any other flag of `mambavox adapt`, such as --epochs 10 or --device cpu, holds for every run. A killed comparison
     goes on where it was when the same command is given again.
+
+    Example: mambavox compare --methods "lora, mambadapter" --task esc10=/data/esc10 --task fsdd=/data/fsdd
     """
-    if cell is not None:
-        _run_cell(cell, output)
-        return
-    if preset == "latency":
-        if task or seeds or learning_rates or faithful or jobs_file or dry_run or workers > 1:
-            raise typer.BadParameter(
-                "--preset latency takes --backbone, --methods, --budgets, --output and its own flags"
-            )
-        from mambavox.cli.latency import print_latency
-
-        print_latency(backbone, methods, budgets, parse_options(ctx.args), output, as_json)
-        return
-    grid = _grid(preset, task or [], methods, backbone, parse_options(ctx.args))
-    grid = _with_rates(grid, learning_rates)
-    if faithful:
-        from mambavox.evaluation.compare.faithful import SEEDS, make_faithful
-
-        grid = replace(make_faithful(grid), seeds=SEEDS)
-    if seeds is not None:
-        grid = replace(grid, seeds=_seeds(seeds, grid.seeds if faithful else ()))
-    if budgets is not None:
-        from mambavox.evaluation.compare.listing import fit_variants
-
-        grid = fit_variants(grid, _whole_numbers(budgets))
-    if dry_run:
-        _list(grid, output, as_json)
-    elif jobs_file is not None:
-        _write_jobs(grid, output, jobs_file)
+    options = CompareOptions(**flags)
+    if options.cell is not None:
+        _run_cell(options.cell, options.output)
+    elif options.preset == "latency":
+        _compare_latency(options, parse_options(ctx.args))
     else:
-        _compare(grid, output, workers, as_json)
+        grid = _grid(options, parse_options(ctx.args))
+        if options.dry_run:
+            _list(grid, options.output, options.as_json)
+        elif options.jobs_file is not None:
+            _write_jobs(grid, options.output, options.jobs_file)
+        else:
+            _compare(grid, options.output, options.workers, options.as_json)
 
 
-def _grid(
-    preset: str | None, tasks: Sequence[str], methods: str | None, backbone: str | None, settings: dict[str, Any]
-) -> "Grid":
+declare_options(compare_command, CompareOptions)
+
+
+def _compare_latency(options: CompareOptions, further: dict[str, Any]) -> None:
+    """The preset ``latency``, which measures what methods cost and trains nothing."""
+    others = ("task", "seeds", "learning_rates", "faithful", "jobs_file", "dry_run")
+    if any(getattr(options, name) for name in others) or options.workers > 1:
+        raise typer.BadParameter("--preset latency takes --backbone, --methods, --budgets, --output and its own flags")
+    from mambavox.cli.latency import print_latency
+
+    print_latency(options.backbone, options.methods, options.budgets, further, options.output, options.as_json)
+
+
+def _grid(options: CompareOptions, settings: dict[str, Any]) -> "Grid":
+    """What is compared, by the options and the settings of every run."""
     from mambavox.evaluation.compare.grid import Grid, parse_task, parse_variant
     from mambavox.evaluation.compare.presets import PRESETS, choose_variants
 
-    chosen = [parse_variant(words) for words in (methods or "").split(",") if words.strip()]
-    parsed = tuple(parse_task(words) for words in tasks)
-    if preset is None:
-        if not chosen:
-            raise typer.BadParameter(f"nothing to compare; give --preset ({', '.join(PRESETS)}, latency) or --methods")
-        grid = Grid("comparison", tuple(chosen), parsed)
-    elif preset in PRESETS:
-        grid = PRESETS[preset](parsed)
+    chosen = [parse_variant(words) for words in (options.methods or "").split(",") if words.strip()]
+    tasks = tuple(parse_task(words) for words in options.task or [])
+    if options.preset is not None:
+        grid = PRESETS[options.preset](tasks)
         grid = choose_variants(grid, chosen) if chosen else grid
+    elif chosen:
+        grid = Grid("comparison", tuple(chosen), tasks)
     else:
-        raise typer.BadParameter(f"--preset {preset}; expected {', '.join(PRESETS)} or latency")
-    return replace(grid, settings={**grid.settings, **settings}, backbone=backbone or grid.backbone)
+        raise typer.BadParameter(f"nothing to compare; give --preset ({', '.join(PRESETS)}, latency) or --methods")
+    grid = replace(grid, settings={**grid.settings, **settings}, backbone=options.backbone or grid.backbone)
+    grid = _with_rates(grid, options.learning_rates)
+    if options.faithful:
+        from mambavox.evaluation.compare.faithful import SEEDS, make_faithful
+
+        grid = replace(make_faithful(grid), seeds=SEEDS)
+    if options.seeds is not None:
+        grid = replace(grid, seeds=_seeds(options.seeds, grid.seeds if options.faithful else ()))
+    if options.budgets is not None:
+        from mambavox.evaluation.compare.listing import fit_variants
+
+        grid = fit_variants(grid, _whole_numbers(options.budgets))
+    return grid
 
 
 def _with_rates(grid: "Grid", text: str | None) -> "Grid":

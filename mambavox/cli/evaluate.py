@@ -10,7 +10,7 @@ from mambavox.cli.flags import Device, OnError, chosen_device
 
 if TYPE_CHECKING:
     from mambavox.asr.metrics import TranscriptScores
-    from mambavox.evaluation.evaluate import Classification
+    from mambavox.evaluation.evaluate import Classification, Evaluation
 
 
 def evaluate_command(
@@ -52,8 +52,7 @@ def evaluate_command(
 
     Example: mambavox evaluate runs/mine --split valid
     """
-    from mambavox.evaluation.evaluate import Classification, EvaluationOptions, evaluate
-    from mambavox.runs.result import OPTIMISTIC
+    from mambavox.evaluation.evaluate import EvaluationOptions, evaluate
 
     options = EvaluationOptions(
         data=data,
@@ -71,7 +70,14 @@ def evaluate_command(
     evaluation = evaluate(run, options, console=ERR)
     if as_json:
         print_json(evaluation.to_mapping())
-        return
+    else:
+        _print(evaluation, worst)
+
+
+def _print(evaluation: "Evaluation", worst: int) -> None:
+    from mambavox.evaluation.evaluate import Classification
+    from mambavox.runs.result import OPTIMISTIC
+
     for row in evaluation.left_out:
         OUT.print(f"left out: {row['name']}: {row['reason']}", markup=False)
     for name, scores in evaluation.scores.items():

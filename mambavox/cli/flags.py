@@ -100,14 +100,17 @@ def _flag(name: str, spec: "Field[Any]", owners: Sequence[type[RunConfig]], task
     """The parameter of a command for a field."""
     hint = get_type_hints(owners[0])[name]
     kind: Any = next((item for item in get_args(hint) if item is not type(None)), hint)
+    text, metavar = spec.metadata["help"], None
     if get_origin(hint) is Literal:
         kind = hint
-    elif name == "method":
-        kind = Literal[METHOD_NAMES]
+    elif name == "method":  # too many names for the narrow column of types
+        kind, metavar = Literal[METHOD_NAMES], "<name>"
+        text = f"{text} One of {', '.join(METHOD_NAMES)}."
     flag = "--" + name.replace("_", "-")
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
-        help=spec.metadata["help"] + _remark(name, owners, tasks),
+        help=text + _remark(name, owners, tasks),
+        metavar=metavar,
         rich_help_panel=spec.metadata["group"],
     )
     annotation = Annotated[kind | None, option]

@@ -10,16 +10,18 @@ import typer
 from rich.table import Table
 
 from mambavox.cli.console import OUT, print_json
+from mambavox.runs.learning_rates import TASK_RATES, default_learning_rate
 
+_METHODS = "methods, with the peak learning rate that each task takes where none is given"
 _LIBRARIES = ("mambavox", "torch", "transformers", "peft", "accelerate", "datasets", "soundfile", "espeakng-loader")
 
 
 def info_command(
-    method: Annotated[str | None, typer.Option(help="list the options of this method instead")] = None,
-    models: Annotated[bool, typer.Option("--models", help="list the sizes and kinds of Mamba-HuBERT instead")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    method: Annotated[str | None, typer.Option(help="List the options of this method instead.")] = None,
+    models: Annotated[bool, typer.Option("--models", help="List the sizes and kinds of Mamba-HuBERT instead.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print versions, hosts, methods, embedded models, and which scan backend is used and why the others are not."""
+    """Print versions, backbones, methods, embedded models, and the scan backends with the reason for the choice."""
     if method is not None:
         _print_options(method, as_json)
         return
@@ -32,11 +34,11 @@ def info_command(
         return
     OUT.print("  ".join(f"{name} {number}" for name, number in facts["versions"].items()), markup=False)
     OUT.print(f"device: {facts['device']}", markup=False)
-    OUT.print(f"hosts: {facts['hosts']}", markup=False)
+    OUT.print(f"backbones: {facts['backbones']}", markup=False)
     OUT.print(f"embedded models: {', '.join(facts['embedded_models']) or 'none'}", markup=False)
-    methods = Table("method", "learning rate", "what it trains", header_style="bold")
+    methods = Table("method", *TASK_RATES, "what it trains", header_style="bold", title=_METHODS, title_justify="left")
     for name, row in facts["methods"].items():
-        methods.add_row(name, f"{row['learning_rate']:g}", row["summary"])
+        methods.add_row(name, *(f"{rate:g}" for rate in row["learning_rates"].values()), row["summary"])
     OUT.print(methods)
     backends = Table("scan backend", "available", "why", header_style="bold")
     for row in facts["backends"]:
@@ -58,10 +60,14 @@ def collect() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _LIBRARIES}},
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
-        "hosts": HOSTS,
+        "backbones": HOSTS,
         "embedded_models": assets.names(),
         "methods": {
-            name: {"learning_rate": method.learning_rate, "summary": method.summary, "options": method.options()}
+            name: {
+                "learning_rates": {task: default_learning_rate(task, name) for task in TASK_RATES},
+                "summary": method.summary,
+                "options": method.options(),
+            }
             for name, method in METHODS.items()
         },
         "selected_backend": selected_backend(device),

@@ -15,6 +15,11 @@ def declare_options(command: Callable[..., None], options: type[Any]) -> None:
     """
     hints = get_type_hints(options, include_extras=True)
     parameters = [
+        item
+        for item in inspect.signature(command).parameters.values()
+        if item.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    parameters += [
         inspect.Parameter(spec.name, inspect.Parameter.KEYWORD_ONLY, default=spec.default, annotation=hints[spec.name])
         for spec in fields(options)
     ]

@@ -9,6 +9,7 @@ from typing import Annotated
 import rich.progress
 import typer
 
+from mambavox.cli.command import Command
 from mambavox.cli.console import ERR, OUT, print_json
 
 shards_app = typer.Typer(
@@ -38,7 +39,7 @@ class OnError(str, Enum):
 _OnError = Annotated[OnError, typer.Option(help="about recordings that cannot be used: raise an error, or skip them")]
 
 
-@shards_app.command("make")
+@shards_app.command("make", cls=Command)
 def make_command(
     data: Annotated[str, typer.Argument(help=_DATA)],
     output: Annotated[Path, typer.Option(help="folder of the tars; what an earlier call left there is continued")],
@@ -84,7 +85,7 @@ def make_command(
     OUT.print(f"train on them: mambavox pretrain --data shards:{output}", markup=False)
 
 
-@shards_app.command("index")
+@shards_app.command("index", cls=Command)
 def index_command(
     shards: Annotated[str, typer.Argument(help="a folder of tars, or a pattern: '/data/train-{000000..000999}.tar'")],
     on_error: _OnError = OnError.raise_,
@@ -113,7 +114,7 @@ def index_command(
         OUT.print(f"  left out: {problem.reason}", markup=False)
 
 
-@shards_app.command("speed")
+@shards_app.command("speed", cls=Command)
 def speed_command(
     data: Annotated[str, typer.Argument(help=_DATA)],
     seconds: Annotated[float, typer.Option(help="of each measurement, at most")] = 5.0,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mambavox.cli.command import Command
 from mambavox.cli.console import ERR, OUT, print_json
 
 units_app = typer.Typer(
@@ -18,7 +19,7 @@ _DATA = "recordings: a folder, a manifest, a corpus, shards:PATTERN.tar, hf:owne
 _DEVICE = "auto (a GPU if there is one), cpu or cuda"
 
 
-@units_app.command("fit")
+@units_app.command("fit", cls=Command)
 def fit_command(
     data: Annotated[str, typer.Option(help=_DATA)],
     source: Annotated[str, typer.Option(help=_SOURCE)],
@@ -65,7 +66,7 @@ def fit_command(
         )
 
 
-@units_app.command("label")
+@units_app.command("label", cls=Command)
 def label_command(
     data: Annotated[str, typer.Option(help=_DATA)],
     output: Annotated[Path, typer.Option(help="folder of the labels; what an earlier call left there is continued")],
@@ -107,7 +108,7 @@ def label_command(
     )
 
 
-@units_app.command("quality")
+@units_app.command("quality", cls=Command)
 def quality_command(
     sources: Annotated[
         list[str], typer.Argument(help="mfcc, MODEL (all its layers), MODEL:LAYER, or a folder of units; several")

@@ -266,9 +266,7 @@ class AdaptConfig(RunConfig):
     backbone: str | None = option(
         None, "Pre-trained model: an embedded name, a Hugging Face name or a folder.", group="Model", unset="none"
     )
-    method: str = option(
-        "mambadapter", "How to adapt it; `mambavox info` lists the methods and their options.", group="Model"
-    )
+    method: str = option("mambadapter", "How to adapt it; `mambavox info` describes the methods.", group="Model")
     method_options: Mapping[str, Any] = field(
         default_factory=dict, metadata={"help": "Options of the method, such as bottleneck_dim.", "group": "Model"}
     )

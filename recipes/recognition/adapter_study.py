@@ -28,6 +28,7 @@ from torch import nn
 from mambavox.adapters.weight_decay import no_weight_decay
 from mambavox.files import to_json, write_atomically
 from mambavox.runs.folder import METRICS_FILE
+from mambavox.training.engine import EpochProgress
 from mambavox.training.run import run
 from mambavox.training.whisper import task
 from mambavox.training.whisper.config import WhisperConfig
@@ -168,6 +169,7 @@ class StudyTrainer(WhisperTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.args.metric_for_best_model = "eval_loss"
+        self.remove_callback(EpochProgress)  # it prints error rates, which are not computed here
         # The loss is still falling then, and each look at it costs as much as thirty seconds of training speech.
         self.args.eval_delay = max(self.args.num_train_epochs - 2, 1)
 

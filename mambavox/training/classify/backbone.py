@@ -13,7 +13,7 @@ from mambavox.errors import ConfigError
 from mambavox.hub import load_config, load_extractor, load_model
 from mambavox.training.front_end import FrontEnd, longest_seconds
 
-Pooling: TypeAlias = Literal["host", "mean"]
+Pooling: TypeAlias = Literal["backbone", "mean"]
 PositionEmbeddings: TypeAlias = Literal["kept", "zero"]
 
 # What a checkpoint without a classification head, or with another task's head, may lack.
@@ -44,7 +44,7 @@ def load_backbone(
     labels: Sequence[str],
     max_seconds: float | None = None,
     *,
-    pooling: Pooling = "host",
+    pooling: Pooling = "backbone",
     position_embeddings: PositionEmbeddings = "kept",
 ) -> Backbone:
     """Load a backbone with a classification head for some labels.
@@ -80,10 +80,10 @@ def load_backbone(
     front_end = FrontEnd(extractor, model.config, longest if max_seconds is None else max_seconds)
     if model.config.model_type == _AST:
         set_max_length(model, int(extractor.max_length))
-    elif (pooling, position_embeddings) != ("host", "kept"):
+    elif (pooling, position_embeddings) != ("backbone", "kept"):
         raise ConfigError(
             f"pooling={pooling} and position_embeddings={position_embeddings}, but {name} is no AST; "
-            "expected host and kept"
+            "expected backbone and kept"
         )
     if pooling == "mean":
         pool_mean(model)

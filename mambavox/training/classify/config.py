@@ -17,8 +17,8 @@ class ClassifyConfig(AdaptConfig, backbone="nano-ast", warmup_ratio=0.05):
 
     task: ClassVar[str] = "classify"
 
-    pooling: Literal["host", "mean"] = option(
-        "host",
+    pooling: Literal["backbone", "mean"] = option(
+        "backbone",
         "What the head reads: what the backbone's own head reads, or the mean of all tokens (AST only).",
         group="Model",
     )
