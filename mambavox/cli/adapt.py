@@ -6,7 +6,8 @@ import typer
 
 from mambavox.cli.flags import check_owned, declare_flags, parse_options
 from mambavox.cli.running import Config, KeepCheckpoints, Overwrite, Resume, do_run
-from mambavox.runs.config import AdaptConfig, unknown_key
+from mambavox.runs.config import AdaptConfig
+from mambavox.runs.fields import unknown_key
 from mambavox.training.configs import ADAPT_TASKS, CONFIGS, from_flags
 
 _CONFIGS = {task: CONFIGS[task] for task in ADAPT_TASKS}

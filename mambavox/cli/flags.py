@@ -9,7 +9,8 @@ import typer
 import yaml
 
 from mambavox.errors import ConfigError
-from mambavox.runs.config import GROUPS, RunConfig, field_default
+from mambavox.runs.config import RunConfig
+from mambavox.runs.fields import GROUPS, field_default
 from mambavox.runs.learning_rates import METHOD_NAMES
 
 Device = Literal["auto", "cpu", "cuda"]

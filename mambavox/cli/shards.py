@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import rich.progress
 import typer
 
 from mambavox.cli.command import Command
 from mambavox.cli.console import ERR, OUT, print_json
+from mambavox.cli.flags import OnError
 
 shards_app = typer.Typer(
     name="shards",
@@ -18,44 +18,36 @@ shards_app = typer.Typer(
     no_args_is_help=True,
 )
 
-_DATA = "recordings: a manifest, a folder, a corpus, shards:PATTERN.tar, hf:owner/name"
+_DATA = "Recordings: a manifest, a folder, a corpus, shards:PATTERN.tar or hf:owner/name."
 _GIGABYTE = 1_000_000_000
 
 
-class StoredAs(str, Enum):
-    """How recordings lie in tars."""
-
-    flac = "flac"
-    keep = "keep"
-
-
-class OnError(str, Enum):
-    """About recordings that cannot be used."""
-
-    raise_ = "raise"
-    skip = "skip"
-
-
-_OnError = Annotated[OnError, typer.Option(help="about recordings that cannot be used: raise an error, or skip them")]
+_OnError = Annotated[OnError, typer.Option(help="What to do about recordings that cannot be used.")]
+_Workers = Annotated[int | None, typer.Option(min=1, help="Threads that work (default: one a core, at most 8).")]
 
 
 @shards_app.command("make", cls=Command)
 def make_command(
     data: Annotated[str, typer.Argument(help=_DATA)],
-    output: Annotated[Path, typer.Option(help="folder of the tars; what an earlier call left there is continued")],
-    gb: Annotated[float, typer.Option(help="size of a tar, in 10^9 bytes")] = 1.0,
+    output: Annotated[Path, typer.Option(help="Folder of the tars; what an earlier call left there is continued.")],
+    gb: Annotated[float, typer.Option(help="Size of a tar, in 10^9 bytes.")] = 1.0,
     audio: Annotated[
-        StoredAs, typer.Option(help="flac: 16 kHz, mono, 16 bits; keep: files as they are")
-    ] = StoredAs.flac,
+        Literal["flac", "keep"],
+        typer.Option(help="How recordings are stored: as flac (16 kHz, mono, 16 bits), or kept as they are."),
+    ] = "flac",
     cut_seconds: Annotated[
-        float | None, typer.Option(help="cut longer recordings into equal pieces of at most that length")
+        float | None,
+        typer.Option(help="Cut recordings that are longer than so many seconds into equal pieces."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of the order in which recordings are packed")] = 0,
-    in_order: Annotated[bool, typer.Option("--in-order", help="pack them in their own order")] = False,
-    on_error: _OnError = OnError.raise_,
-    num_workers: Annotated[int | None, typer.Option(min=1, help="threads [default: one a core, at most 8]")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order in which recordings are packed.")] = 0,
+    in_order: Annotated[bool, typer.Option("--in-order", help="Pack recordings in their own order.")] = False,
+    on_error: _OnError = "raise",
+    num_workers: _Workers = None,
 ) -> None:
-    """Pack recordings into tars with an index beside each; a call that was stopped is continued by the same call."""
+    """Pack recordings into tars with an index beside each; a call that was stopped is continued by the same call.
+
+    Example: mambavox shards make clips --output tars
+    """
     from mambavox.data import read_examples
     from mambavox.data.shards.pack import make_shards
     from mambavox.errors import ConfigError
@@ -68,10 +60,10 @@ def make_command(
             read_examples(data, label_column=None),
             output,
             shard_bytes=max(1, round(gb * _GIGABYTE)),
-            audio=audio.value,
+            audio=audio,
             cut_seconds=cut_seconds,
             seed=None if in_order else seed,
-            on_error=on_error.value,
+            on_error=on_error,
             num_workers=num_workers,
             progress=progress,
         )
@@ -87,11 +79,14 @@ def make_command(
 
 @shards_app.command("index", cls=Command)
 def index_command(
-    shards: Annotated[str, typer.Argument(help="a folder of tars, or a pattern: '/data/train-{000000..000999}.tar'")],
-    on_error: _OnError = OnError.raise_,
-    num_workers: Annotated[int | None, typer.Option(min=1, help="threads [default: one a core, at most 8]")] = None,
+    shards: Annotated[str, typer.Argument(help="Folder of tars, or a pattern: '/data/train-{000000..000999}.tar'.")],
+    on_error: _OnError = "raise",
+    num_workers: _Workers = None,
 ) -> None:
-    """Index tars that were packed elsewhere: each is read once, and every recording decoded."""
+    """Index tars that were packed elsewhere: each is read once, and every recording decoded.
+
+    Example: mambavox shards index tars
+    """
     from mambavox.data import SAMPLING_RATE
     from mambavox.data.shards.find import find_tars
     from mambavox.data.shards.index import index_shards
@@ -102,7 +97,7 @@ def index_command(
         watching_the_disk(tars[0].parent, lambda: "Make room; the same call continues"),
         _bar("index") as progress,
     ):
-        indices = index_shards(tars, on_error=on_error.value, num_workers=num_workers, progress=progress)
+        indices = index_shards(tars, on_error=on_error, num_workers=num_workers, progress=progress)
     hours = float(sum(int(index.samples.sum()) for index in indices)) / SAMPLING_RATE / 3600
     left_out = [problem for index in indices for problem in index.left_out]
     OUT.print(
@@ -117,12 +112,15 @@ def index_command(
 @shards_app.command("speed", cls=Command)
 def speed_command(
     data: Annotated[str, typer.Argument(help=_DATA)],
-    seconds: Annotated[float, typer.Option(help="of each measurement, at most")] = 5.0,
-    shuffle_shards: Annotated[int, typer.Option(min=1, help="shards whose recordings are mixed")] = 8,
-    warm: Annotated[bool, typer.Option("--warm", help="leave in memory what the system holds of the files")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    seconds: Annotated[float, typer.Option(help="Seconds of each measurement, at most.")] = 5.0,
+    shuffle_shards: Annotated[int, typer.Option(min=1, help="Number of shards whose recordings are mixed.")] = 8,
+    warm: Annotated[bool, typer.Option("--warm", help="Leave in memory what the system holds of the files.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure how fast one process reads recordings, files or tars, in the order of a training."""
+    """Measure how fast one process reads recordings, files or tars, in the order of a training.
+
+    Example: mambavox shards speed shards:tars
+    """
     from dataclasses import asdict
 
     from mambavox.benchmarks.reading import measure_reading

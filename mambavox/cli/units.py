@@ -7,6 +7,7 @@ import typer
 
 from mambavox.cli.command import Command
 from mambavox.cli.console import ERR, OUT, print_json
+from mambavox.cli.flags import Device
 
 units_app = typer.Typer(
     name="units",
@@ -14,24 +15,31 @@ units_app = typer.Typer(
     no_args_is_help=True,
 )
 
-_SOURCE = "mfcc, or MODEL:LAYER such as runs/it1:6"
-_DATA = "recordings: a folder, a manifest, a corpus, shards:PATTERN.tar, hf:owner/name"
-_DEVICE = "auto (a GPU if there is one), cpu or cuda"
+_SOURCE = "Features: mfcc, or a layer of a model, such as runs/it1:6."
+_DATA = "Recordings: a folder, a manifest, a corpus, shards:PATTERN.tar or hf:owner/name."
+_CLUSTERS = Annotated[int, typer.Option(min=1, help="Number of units.")]
+_FRACTION = Annotated[float, typer.Option(help="Share of the recordings that the units are fitted to.")]
+_SEED = Annotated[int, typer.Option(help="Seed of the choice of recordings and of the fit.")]
+_BATCH = Annotated[float, typer.Option(help="Seconds of audio that the model hears at a time.")]
+_PLACE = Annotated[Device, typer.Option(help="Where to run; auto takes a GPU if there is one.")]
 
 
 @units_app.command("fit", cls=Command)
 def fit_command(
     data: Annotated[str, typer.Option(help=_DATA)],
     source: Annotated[str, typer.Option(help=_SOURCE)],
-    output: Annotated[Path, typer.Option(help="folder of kmeans.safetensors and kmeans.json")],
-    num_clusters: Annotated[int, typer.Option(min=1, help="number of units")] = 100,
-    fraction: Annotated[float, typer.Option(help="of the recordings that are fitted to")] = 1.0,
-    seed: Annotated[int, typer.Option(help="of the recordings chosen and of the fit")] = 0,
-    batch_seconds: Annotated[float, typer.Option(help="seconds of audio at a time")] = 100.0,
-    device: Annotated[str, typer.Option(help=_DEVICE)] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    output: Annotated[Path, typer.Option(help="Folder to write kmeans.safetensors and kmeans.json into.")],
+    num_clusters: _CLUSTERS = 100,
+    fraction: _FRACTION = 1.0,
+    seed: _SEED = 0,
+    batch_seconds: _BATCH = 100.0,
+    device: _PLACE = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Fit units to features of recordings, which stream past and are never all in memory."""
+    """Fit units to features of recordings, which are read one after the other and are never all in memory.
+
+    Example: mambavox units fit --data clips --source runs/it1:6 --num-clusters 500 --output runs/units
+    """
     from dataclasses import asdict
 
     from mambavox.data import read_recordings
@@ -69,16 +77,19 @@ def fit_command(
 @units_app.command("label", cls=Command)
 def label_command(
     data: Annotated[str, typer.Option(help=_DATA)],
-    output: Annotated[Path, typer.Option(help="folder of the labels; what an earlier call left there is continued")],
-    source: Annotated[str | None, typer.Option(help=f"{_SOURCE}; units are fitted first")] = None,
-    quantizer: Annotated[Path | None, typer.Option(help="folder of units that were fitted before, instead")] = None,
-    num_clusters: Annotated[int, typer.Option(min=1, help="number of units")] = 100,
-    fraction: Annotated[float, typer.Option(help="of the recordings that are fitted to")] = 1.0,
-    seed: Annotated[int, typer.Option(help="of the recordings chosen and of the fit")] = 0,
-    batch_seconds: Annotated[float, typer.Option(help="seconds of audio at a time")] = 100.0,
-    device: Annotated[str, typer.Option(help=_DEVICE)] = "auto",
+    output: Annotated[Path, typer.Option(help="Folder of the labels; what an earlier call left there is continued.")],
+    source: Annotated[str | None, typer.Option(help=f"{_SOURCE} Units are fitted first.")] = None,
+    quantizer: Annotated[Path | None, typer.Option(help="Folder of units that were fitted before.")] = None,
+    num_clusters: _CLUSTERS = 100,
+    fraction: _FRACTION = 1.0,
+    seed: _SEED = 0,
+    batch_seconds: _BATCH = 100.0,
+    device: _PLACE = "auto",
 ) -> None:
-    """Label recordings with units, in shards; a call that was stopped is continued by the same call."""
+    """Label recordings with units, in shards; a call that was stopped is continued by the same call.
+
+    Example: mambavox units label --data clips --quantizer runs/units --output runs/labels
+    """
     if (source is None) == (quantizer is None):
         raise typer.BadParameter("expected one of --source (fit units first) and --quantizer (take these)")
 
@@ -111,26 +122,30 @@ def label_command(
 @units_app.command("quality", cls=Command)
 def quality_command(
     sources: Annotated[
-        list[str], typer.Argument(help="mfcc, MODEL (all its layers), MODEL:LAYER, or a folder of units; several")
+        list[str],
+        typer.Argument(help="mfcc, a model (all its layers), MODEL:LAYER or a folder of units."),
     ],
-    num_clusters: Annotated[int, typer.Option(min=1, help="number of units that are fitted to each")] = 100,
+    num_clusters: Annotated[int, typer.Option(min=1, help="Number of units that are fitted to each.")] = 100,
     data: Annotated[
-        str | None, typer.Option(help="measure on these recordings, which have a column `alignment`, not on espeak-ng")
+        str | None,
+        typer.Option(help="Recordings with alignments to measure on (default: espeak-ng's speech)."),
     ] = None,
-    fit_data: Annotated[str | None, typer.Option(help="fit to these recordings, not to espeak-ng")] = None,
-    fit_seconds: Annotated[float, typer.Option(help="at most so much of them")] = 1800.0,
-    texts: Annotated[Path | None, typer.Option(help="sentences for espeak-ng, one a line")] = None,
-    voice: Annotated[str, typer.Option(help="language or accent of espeak-ng")] = "en-us",
-    per_speaker: Annotated[int, typer.Option(min=1, help="sentences of each of espeak-ng's speakers")] = 12,
-    seed: Annotated[int, typer.Option(help="of the speech and of the fits")] = 0,
-    device: Annotated[str, typer.Option(help=_DEVICE)] = "auto",
-    output: Annotated[Path | None, typer.Option(help="folder of quality.md, quality.json and quality.png")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    fit_data: Annotated[str | None, typer.Option(help="Recordings to fit to (default: espeak-ng's speech).")] = None,
+    fit_seconds: Annotated[float, typer.Option(help="Seconds of them that are fitted to, at most.")] = 1800.0,
+    texts: Annotated[Path | None, typer.Option(help="File of sentences for espeak-ng, one a line.")] = None,
+    voice: Annotated[str, typer.Option(help="Language or accent of espeak-ng.")] = "en-us",
+    per_speaker: Annotated[int, typer.Option(min=1, help="Sentences that each of espeak-ng's speakers says.")] = 12,
+    seed: Annotated[int, typer.Option(help="Seed of the speech and of the fits.")] = 0,
+    device: _PLACE = "auto",
+    output: Annotated[Path | None, typer.Option(help="Folder of quality.md, quality.json and quality.png.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Fit units to features and measure them against phones whose times are known.
 
     By default on speech of espeak-ng: fitted to some speakers and sentences, measured on others. Units that were
     fitted before (a folder of `units fit` or `units label`) are measured as they are.
+
+    Example: mambavox units quality mfcc runs/it1 --output runs/quality
     """
     from mambavox.units.features import LayerFeatures, MfccFeatures, load_features
     from mambavox.units.kmeans import METADATA_FILE, UnitQuantizer

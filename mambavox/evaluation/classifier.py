@@ -68,9 +68,9 @@ class AudioClassifier:
         config = read_run(run, ("classify",), "mambavox predict")
         labels = [str(label) for label in _read_json(run / LABELS_FILE)]
         try:
-            crop_seconds = float(_read_json(run / "preprocessor_config.json")["max_seconds"])
+            crop_seconds = float(_read_json(run / "preprocessor_config.json")["crop_seconds"])
         except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{run}/preprocessor_config.json: has no length max_seconds; it is damaged") from error
+            raise RunError(f"{run}/preprocessor_config.json: has no length crop_seconds; it is damaged") from error
         whole = config["method"] == "full"
         loaded = load_backbone(
             str(run) if whole else backbone or config["backbone"],

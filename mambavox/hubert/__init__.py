@@ -16,15 +16,14 @@ from transformers import (
 from mambavox.hubert.approximate_streaming import stream_in_chunks
 from mambavox.hubert.configuration import ENCODER_KINDS, SIZES, MambaHubertConfig
 from mambavox.hubert.conversion import from_fairseq, from_hubert, to_hubert
-from mambavox.hubert.masking import sample_span_mask
-from mambavox.hubert.modeling import (
+from mambavox.hubert.heads import (
     MambaHubertForCTC,
     MambaHubertForPreTraining,
     MambaHubertForPreTrainingOutput,
     MambaHubertForSequenceClassification,
-    MambaHubertModel,
-    MambaHubertPreTrainedModel,
 )
+from mambavox.hubert.masking import sample_span_mask
+from mambavox.hubert.modeling import MambaHubertModel, MambaHubertPreTrainedModel
 from mambavox.hubert.streaming import MambaHubertState, MambaHubertStreamingOutput
 
 __all__ = [

@@ -17,13 +17,12 @@ from transformers import (
 
 from mambavox.errors import ConfigError, DataError
 from mambavox.hubert.configuration import MambaHubertConfig
-from mambavox.hubert.modeling import (
+from mambavox.hubert.heads import (
     MambaHubertForCTC,
     MambaHubertForPreTraining,
     MambaHubertForSequenceClassification,
-    MambaHubertModel,
-    MambaHubertPreTrainedModel,
 )
+from mambavox.hubert.modeling import MambaHubertModel, MambaHubertPreTrainedModel
 
 _TWINS: dict[type[PreTrainedModel], type[MambaHubertPreTrainedModel]] = {
     HubertModel: MambaHubertModel,

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from mambavox.errors import ConfigError
 from mambavox.files import replacing, to_json, write_atomically
 from mambavox.hubert import plain_ops
-from mambavox.hubert.modeling import MambaHubertForCTC
+from mambavox.hubert.heads import MambaHubertForCTC
 from mambavox.hubert.streaming import AttentionState, MambaHubertState
 from mambavox.nn import block, mamba
 from mambavox.nn.streaming import StreamStep

@@ -42,6 +42,7 @@ SOURCES = (
     "hubert/layers.py",
     "hubert/masking.py",
     "hubert/modeling.py",
+    "hubert/heads.py",
 )
 """The sources in the order in which they need each other."""
 

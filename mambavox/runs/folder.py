@@ -14,7 +14,8 @@ from filelock import FileLock, Timeout
 
 from mambavox.errors import ConfigError, RunError
 from mambavox.files import PARTIAL, watching_the_disk, write_atomically
-from mambavox.runs.config import RUN_FILE, TASK_KEY, TASKS, RunConfig, read_yaml
+from mambavox.runs.config import RUN_FILE, TASK_KEY, TASKS, RunConfig
+from mambavox.runs.fields import read_yaml
 from mambavox.runs.predictions import PREDICTIONS_FILE
 
 METRICS_FILE = "metrics.json"

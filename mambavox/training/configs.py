@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mambavox.errors import ConfigError, RunError
-from mambavox.runs.config import RUN_FILE, TASK_KEY, RunConfig, nearest, read_yaml
+from mambavox.runs.config import RUN_FILE, TASK_KEY, RunConfig
+from mambavox.runs.fields import nearest, read_yaml
 from mambavox.runs.folder import COMMANDS, is_run, task_of
 from mambavox.training.classify.config import ClassifyConfig
 from mambavox.training.ctc.config import CtcConfig

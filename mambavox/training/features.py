@@ -65,7 +65,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
     @cached_property
     def lengths(self) -> list[float]:
         """Seconds of each recording that are heard."""
-        longest = self.front_end.max_seconds
+        longest = self.front_end.crop_seconds
         return [min(duration(example.source), longest) for example in self.examples]
 
     def __getitem__(self, index: int) -> dict[str, Any]:

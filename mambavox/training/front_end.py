@@ -18,17 +18,17 @@ _WINDOW_SECONDS = 0.025  # and their window
 
 
 class FrontEnd:
-    """Makes a backbone's inputs of waveforms of at most ``max_seconds``.
+    """Makes a backbone's inputs of waveforms of at most ``crop_seconds``.
 
-    Spectrogram backbones (AST, Whisper) see every recording at one length: AST at ``max_seconds``, Whisper at its 30 s.
-    Waveform backbones whose feature extractor asks for an attention mask are padded to the longest of the batch; the
+    Spectrogram backbones (AST, Whisper) see every recording at one length: AST at ``crop_seconds``, Whisper at its 30
+    s. Waveform backbones whose feature extractor asks for an attention mask are padded to the longest of the batch; the
     others see one length, because without a mask padding would let the neighbours in a batch change the result.
 
     Args:
-        extractor: the backbone's feature extractor. ``max_seconds`` becomes one of its attributes (and so of
+        extractor: the backbone's feature extractor. ``crop_seconds`` becomes one of its attributes (and so of
             ``preprocessor_config.json``), and for AST ``max_length`` with it.
         config: the backbone's configuration.
-        max_seconds: longer recordings are cut there; AST rounds it up to whole patches.
+        crop_seconds: longer recordings are cut there; AST rounds it up to whole patches.
 
     Attributes:
         extractor: as given.
@@ -39,33 +39,33 @@ class FrontEnd:
 
     Raises:
         HostError: the backbone is of no family known here.
-        ConfigError: ``max_seconds`` is more than the backbone takes.
+        ConfigError: ``crop_seconds`` is more than the backbone takes.
     """
 
-    def __init__(self, extractor: Any, config: PretrainedConfig, max_seconds: float) -> None:
+    def __init__(self, extractor: Any, config: PretrainedConfig, crop_seconds: float) -> None:
         longest = longest_seconds(extractor, config)
-        if config.model_type == "whisper" and max_seconds > longest:
-            raise ConfigError(f"max_seconds={max_seconds:g}; expected at most {longest:g}: Whisper hears no more")
+        if config.model_type == "whisper" and crop_seconds > longest:
+            raise ConfigError(f"crop_seconds={crop_seconds:g}; expected at most {longest:g}: Whisper hears no more")
         self.extractor = extractor
         self.sampling_rate = int(extractor.sampling_rate)
         self.min_samples = _min_samples(extractor, config)
-        self.max_samples = max(round(max_seconds * self.sampling_rate), self.min_samples)
+        self.max_samples = max(round(crop_seconds * self.sampling_rate), self.min_samples)
         self._family = config.model_type
         self.input_name = str(extractor.model_input_names[0])
-        extractor.max_seconds = max_seconds
+        extractor.crop_seconds = crop_seconds
         if config.model_type == "audio-spectrogram-transformer":
             extractor.max_length = patched_frames(config, self._frames(self.max_samples))
             # The last patch is computed anyway; sound is better than padding there.
             self.max_samples = round(_seconds(extractor.max_length) * self.sampling_rate)
 
     @property
-    def max_seconds(self) -> float:
+    def crop_seconds(self) -> float:
         """Length at which waveforms are cut."""
         return self.max_samples / self.sampling_rate
 
     @property
     def pads_to_longest(self) -> bool:
-        """Whether a batch is as long as its longest clip, and not always ``max_seconds``."""
+        """Whether a batch is as long as its longest clip, and not always ``crop_seconds``."""
         return not self.is_spectrogram and bool(self.extractor.return_attention_mask)
 
     @property

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mambavox.errors import ConfigError
-from mambavox.runs.config import AdaptConfig, unknown_key
+from mambavox.runs.config import AdaptConfig
+from mambavox.runs.fields import unknown_key
 from mambavox.runs.learning_rates import RATE_FACTORS, default_learning_rate
 from mambavox.training.configs import ADAPT_TASKS, config_class
 

@@ -42,7 +42,7 @@ class Backbone:
 def load_backbone(
     name: str,
     labels: Sequence[str],
-    max_seconds: float | None = None,
+    crop_seconds: float | None = None,
     *,
     pooling: Pooling = "backbone",
     position_embeddings: PositionEmbeddings = "kept",
@@ -57,12 +57,12 @@ def load_backbone(
     Args:
         name: an embedded model, a folder, or a Hugging Face name.
         labels: the classes, in the order of the logits.
-        max_seconds: longest clip to be heard; default what the backbone was made for.
+        crop_seconds: longest clip to be heard; default what the backbone was made for.
         pooling: ``"mean"`` gives AST the paper's head, one linear layer on the mean of all tokens.
         position_embeddings: ``"zero"`` empties AST's position table, which the paper's code does unawares.
 
     Raises:
-        ConfigError: there is no such model, it cannot be fetched, ``max_seconds`` is more than it takes, or it has no
+        ConfigError: there is no such model, it cannot be fetched, ``crop_seconds`` is more than it takes, or it has no
             such pooling or position table.
         HostError: it is no model of a known family, or its checkpoint lacks more than a head.
     """
@@ -77,7 +77,7 @@ def load_backbone(
         # A head for other classes is replaced; load_model lets nothing but the head go.
         ignore_mismatched_sizes=True,
     )
-    front_end = FrontEnd(extractor, model.config, longest if max_seconds is None else max_seconds)
+    front_end = FrontEnd(extractor, model.config, longest if crop_seconds is None else crop_seconds)
     if model.config.model_type == _AST:
         set_max_length(model, int(extractor.max_length))
     elif (pooling, position_embeddings) != ("backbone", "kept"):

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from mambavox.errors import ConfigError
-from mambavox.runs.config import AdaptConfig, data_name, option
+from mambavox.runs.config import AdaptConfig, data_name
+from mambavox.runs.fields import option
 
 
 @dataclass(frozen=True, kw_only=True)

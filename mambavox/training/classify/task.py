@@ -135,7 +135,7 @@ class ClassifyTask(AdaptTask[ClassifyConfig, EpochTrainer]):
 
     def details(self) -> dict[str, Any]:
         """Where recordings were cut, and how many."""
-        longest = self.front_end.max_seconds
+        longest = self.front_end.crop_seconds
         cut = sum(seconds > longest for split in self.data.splits.values() for seconds in split.seconds)
         return {"labels": self.labels, "crop_seconds": longest, "cut": cut}
 
@@ -151,7 +151,7 @@ class ClassifyTask(AdaptTask[ClassifyConfig, EpochTrainer]):
         return CardText(
             title=f"{result.backbone} adapted with {config.method}: {Path(config.given_data).name}",
             summary=f"An audio classifier for {len(self.labels)} classes: {', '.join(self.labels)}. Recordings longer "
-            f"than {self.front_end.max_seconds:.2f} s are cut.",
+            f"than {self.front_end.crop_seconds:.2f} s are cut.",
             loading=_LOADING.format(run=run, more=" ".join(loading)),
             training=self.training_text(result),
             pipeline_tag="audio-classification",

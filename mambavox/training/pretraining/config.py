@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from mambavox.errors import ConfigError
-from mambavox.runs.config import RunConfig, option
+from mambavox.runs.config import RunConfig
+from mambavox.runs.fields import option
 
 if TYPE_CHECKING:
     from mambavox.hubert.configuration import MambaHubertConfig
