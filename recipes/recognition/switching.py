@@ -1,11 +1,12 @@
 """Adapters of several languages in one Whisper: how long a switch takes, and that it changes nothing; trimmed windows.
 
-    python recipes/recognition/switching.py --runs runs/languages --output runs/switching
+    mambavox adapt --task whisper --backbone nano-whisper --language cs --data cs.jsonl --output runs/adapters/cs
+    python recipes/recognition/switching.py --runs runs/adapters --output runs/switching
 
-Takes the runs of one method and seed that ``languages.py`` left. Every language's test part is transcribed by a
-Whisper that holds its adapter alone, by one that holds all of them, in batches of one language and in batches that mix
-them; the number of transcripts that differ is told. And each run is scored with whole windows and with
-``--trim-encoder``.
+Takes a folder with a run for each language, as ``mambavox transcribe --adapters``. Every language's test split is
+transcribed by a Whisper that holds its adapter alone, by one that holds all of them, in batches of one language and in
+batches that mix them; the number of transcripts that differ is told. And each run is scored with whole windows and
+with ``--trim-encoder``.
 """
 
 import argparse
@@ -20,32 +21,30 @@ from mambavox.asr.metrics import TranscriptScores
 from mambavox.asr.whisper import WhisperTranscriber
 from mambavox.evaluation.evaluate import EvaluationOptions, evaluate
 from mambavox.files import to_json, write_atomically
+from mambavox.runs.config import RUN_FILE
+from mambavox.runs.fields import read_yaml
 
 SWITCHES = 200
 
 
-def chosen_runs(folder: Path, method: str, seed: int) -> dict[str, Path]:
-    """The run of a method and seed of each synthesised language; where there are several rates, that with most runs."""
-    rates: dict[str, int] = {}
-    for path in folder.glob(f"*/{method}-*-seed{seed}/metrics.json"):
-        rate = path.parent.name.split("-", 1)[1].rsplit("-seed", 1)[0]
-        rates[rate] = rates.get(rate, 0) + 1
-    if not rates:
-        raise SystemExit(f"{folder}: holds no finished run of {method} with seed {seed}; run languages.py first")
-    best = max(rates, key=lambda rate: rates[rate])
-    runs = {path.name: path / f"{method}-{best}-seed{seed}" for path in sorted(folder.iterdir())}
-    return {task: run for task, run in runs.items() if (run / "metrics.json").is_file()}
+def finished_runs(folder: Path) -> dict[str, Path]:
+    """The finished runs in a folder by their names, which are those of their languages."""
+    runs = {path.parent.name: path.parent for path in sorted(folder.glob("*/metrics.json"))}
+    if not runs:
+        raise SystemExit(f"{folder}: holds no finished run; adapt a Whisper to a few languages first, one run for each")
+    return runs
 
 
-def test_part(manifest: Path, most: int) -> list[str]:
-    """Recordings of a manifest's test part."""
+def test_recordings(run: Path, most: int) -> list[str]:
+    """Recordings of the test split of a run's manifest."""
+    manifest = Path(read_yaml(run / RUN_FILE)["data"])
     rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
-    return [row["path"] for row in rows if row["split"] == "test"][:most]
+    return [str(manifest.parent / row["path"]) for row in rows if row["split"] == "test"][:most]
 
 
-def switching(runs: dict[str, Path], manifests: Path, most: int) -> dict[str, Any]:
+def switching(runs: dict[str, Path], most: int) -> dict[str, Any]:
     """Time of a switch, and transcripts that are not those of separate loads."""
-    recordings = {language: test_part(manifests / f"{language}.jsonl", most) for language in runs}
+    recordings = {language: test_recordings(run, most) for language, run in runs.items()}
     # Whole windows, in which a transcript does not depend on the other recordings of its batch.
     whole: dict[str, Any] = {"trim_encoder": False, "device": "cpu"}
     alone = {
@@ -79,7 +78,7 @@ def switching(runs: dict[str, Path], manifests: Path, most: int) -> dict[str, An
 
 
 def trimming(runs: dict[str, Path]) -> dict[str, dict[str, float]]:
-    """Word error rates on the test parts, with whole windows and with windows that end with the longest clip."""
+    """Word error rates on the test splits, with whole windows and with windows that end with the longest clip."""
     return {
         task: {
             name: _word_error_rate(run, EvaluationOptions(trim_encoder=trim, device="cpu"))
@@ -98,19 +97,13 @@ def _word_error_rate(run: Path, options: EvaluationOptions) -> float:
 def main() -> None:
     """Read the arguments, measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, required=True, help="folder of languages.py")
+    parser.add_argument("--runs", type=Path, required=True, help="folder with a run folder for each language")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--method", default="mambadapter")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--most", type=int, default=40, help="recordings of a language")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    runs = chosen_runs(arguments.runs, arguments.method, arguments.seed)
-    adapters = {task: run for task, run in runs.items() if not task.startswith("real-")}
-    found = {
-        "switching": switching(adapters, arguments.runs / "manifests", arguments.most),
-        "trimming": trimming(runs),
-    }
+    runs = finished_runs(arguments.runs)
+    found = {"switching": switching(runs, arguments.most), "trimming": trimming(runs)}
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_atomically(arguments.output / "results.json", to_json(found))
     print(to_json(found))

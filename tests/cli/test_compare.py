@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from typer.testing import CliRunner
@@ -104,7 +104,7 @@ def test_the_papers_settings_are_named(flags: tuple[str, ...]) -> None:
     ("words", "code", "message"),
     [
         ((), 2, "nothing to compare; give --preset"),
-        (("--preset", "magic"), 2, "expected table1"),
+        (("--preset", "tabel1"), 2, "Did you mean table1"),
         (("--methods", "magic"), 1, "magic"),
         (("--methods", "lora rank=3"), 1, "unknown key 'rank'"),
         (("--methods", "linear"), 1, "no task to compare on"),
@@ -119,3 +119,11 @@ def test_mistakes_are_told_in_words(words: tuple[str, ...], code: int, message: 
     out, err = _run(*words, code=code)
     assert message in " ".join(err.replace("│", " ").split())
     assert "Traceback" not in out + err
+
+
+def test_every_preset_has_its_word() -> None:
+    from mambavox.cli.compare import CompareOptions
+    from mambavox.evaluation.compare.presets import PRESETS
+
+    words = get_args(get_args(get_type_hints(CompareOptions)["preset"])[0])
+    assert {*words} == {*PRESETS, "latency"}

@@ -1,13 +1,16 @@
-"""The recipe of nano-whisper's adaptation: which recordings, which rates, which table."""
+"""The recipe of nano-whisper's adaptation: which recordings, which comparison."""
 
+import dataclasses
 import json
+import shlex
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import soundfile
+
+from mambavox.evaluation.compare.grid import parse_task, parse_variant
+from mambavox.training.whisper.config import WhisperConfig
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "recognition"
 
@@ -62,54 +65,21 @@ def test_real_recordings_that_fit_into_the_window(recipe, data, tmp_path):
     assert Path(rows[-1]["path"]).name == "v.wav" and Path(rows[-1]["path"]).is_absolute()
 
 
-def test_each_methods_best_rate_is_taken_for_all(recipe, data, tmp_path, monkeypatch, capsys):
-    best = dict(zip(recipe.METHODS, (1e-3, 3e-3, 3e-4, 1e-3, 3e-3), strict=True))
-    done = []
-
-    def figures_of(run, arguments):
-        done.append(run)
-        valid = abs(run.rate - best[run.method])
-        scores = {
-            part: {kind: {"rate": rate} for kind in ("wer", "cer")}
-            for part, rate in (("valid", valid), ("test", 0.1 * run.seed))
-        }
-        return {"scores": scores, "parameters": 1234, "seconds": 1.0, "max_new_tokens": 9}
-
-    monkeypatch.setattr(recipe, "figures_of", figures_of)
-    monkeypatch.setattr(recipe, "not_adapted", lambda task, most, arguments: {"wer": 0.1 * most, "cer": 0.5})
-    monkeypatch.setattr(recipe, "ProcessPoolExecutor", ThreadPoolExecutor)
+def test_the_printed_comparison_is_one_that_the_command_line_takes(recipe, data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recipe, "CLIPS", {"train": 1, "valid": 1, "test": 1})
-    words = ["--data", str(data), "--output", str(tmp_path / "runs"), "--tasks", "cs", "real-de"]
-    monkeypatch.setattr(sys, "argv", ["languages.py", *words])
-    recipe.main()
-    tried = {(run.method, run.rate) for run in done if run.task == "real-de"}
-    assert tried == set(best.items())
-    assert {run.seed for run in done if run.task == "real-de"} == set(recipe.SEEDS)
-    table = (tmp_path / "runs" / "tables.md").read_text()
-    assert "| lora | 1,234 | 0.003 | 10.0 ± 10.0 | 10.0 ± 10.0 |" in table
-    assert "| not adapted | 0 | |  | 50.0 |" in table and "| not adapted | 0 | |  | 90.0 |" in table
-    assert table in capsys.readouterr().out
-    config = done[0].config(recipe.argparse.Namespace(output=tmp_path, backbone="nano-whisper", epochs=1))
-    assert config.language == "cs" and config.method == "full"
-
-
-def test_the_backbone_as_it_is_hears_the_test_part(recipe, tmp_path, monkeypatch):
-    class Transcriber:
-        @classmethod
-        def from_pretrained(cls, backbone, *, trim_encoder, device):
-            assert backbone == "nano-whisper" and trim_encoder
-            return cls()
-
-        def transcribe(self, paths, language):
-            assert language == "de" and self.max_new_tokens == 9
-            return [SimpleNamespace(text={"a": "Ein Haus", "b": "zwei"}[path]) for path in paths]
-
-    monkeypatch.setattr(recipe, "WhisperTranscriber", Transcriber)
-    rows = [
-        {"path": path, "text": text, "split": split}
-        for path, text, split in (("a", "ein Haus.", "test"), ("b", "drei Autos", "test"), ("c", "x", "train"))
+    recipe.main(["--data", str(data), "--output", str(tmp_path / "runs"), "--tasks", "cs", "real-de"])
+    command = shlex.split(capsys.readouterr().out)
+    parsed = [parse_task(command[place + 1]) for place, word in enumerate(command) if word == "--task"]
+    assert [(task.name, task.kind, task.settings["language"]) for task in parsed] == [
+        ("cs", "whisper", "cs"),
+        ("real-de", "whisper", "de"),
     ]
-    (tmp_path / "manifests").mkdir()
-    (tmp_path / "manifests" / "real-de.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    arguments = recipe.argparse.Namespace(output=tmp_path, backbone="nano-whisper")
-    assert recipe.not_adapted("real-de", 9, arguments)["wer"] == 0.5
+    variants = [parse_variant(words) for words in command[command.index("--methods") + 1].split(",")]
+    assert [variant.method for variant in variants] == ["full", "lora", "bottleneck", "conformer", "mambadapter"]
+    fields = {spec.name for spec in dataclasses.fields(WhisperConfig)} | {
+        "learning_rates",
+        "methods",
+        "workers",
+        "task",
+    }
+    assert {word[2:].replace("-", "_") for word in command if word.startswith("--")} <= fields

@@ -21,28 +21,25 @@ def recipe(monkeypatch):
 
 @pytest.fixture
 def runs(tmp_path):
-    """Two languages of which the rate 0.003 was run in both, and a third one without that method."""
-    names = {"ca": ("lora-0.001-seed0", "lora-0.003-seed0"), "tr": ("lora-0.003-seed0",), "sw": ("full-0.003-seed0",)}
-    for task, own in names.items():
-        for name in own:
-            (tmp_path / task / name).mkdir(parents=True)
-            (tmp_path / task / name / "metrics.json").write_text("{}")
-    (tmp_path / "manifests").mkdir()
-    for task in names:
+    """Runs of two languages that have ended, and of a third one that has not."""
+    for task in ("ca", "tr", "sw"):
+        (tmp_path / task).mkdir()
+        (tmp_path / task / "run.yaml").write_text(f"data: {tmp_path}/{task}.jsonl\n")
         rows = [{"path": f"{task}{number}.flac", "split": ("train", "test")[number % 2]} for number in range(6)]
-        (tmp_path / "manifests" / f"{task}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (tmp_path / f"{task}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        if task != "sw":
+            (tmp_path / task / "metrics.json").write_text("{}")
     return tmp_path
 
 
-def test_the_rate_that_all_languages_have_is_taken(recipe, runs):
-    found = recipe.chosen_runs(runs, "lora", 0)
-    assert found == {task: runs / task / "lora-0.003-seed0" for task in ("ca", "tr")}
-    with pytest.raises(SystemExit, match="no finished run of dora with seed 0"):
-        recipe.chosen_runs(runs, "dora", 0)
-    assert recipe.test_part(runs / "manifests" / "ca.jsonl", 2) == ["ca1.flac", "ca3.flac"]
+def test_the_runs_that_have_ended_are_taken(recipe, runs):
+    assert recipe.finished_runs(runs) == {task: runs / task for task in ("ca", "tr")}
+    with pytest.raises(SystemExit, match="holds no finished run"):
+        recipe.finished_runs(runs / "ca")
+    assert recipe.test_recordings(runs / "ca", 2) == [f"{runs}/ca1.flac", f"{runs}/ca3.flac"]
 
 
-@pytest.mark.parametrize("wrong", [None, "ca3.flac"])
+@pytest.mark.parametrize("wrong", [None, "ca3"])
 def test_transcripts_that_differ_are_counted(recipe, runs, monkeypatch, wrong):
     batches = []
 
@@ -62,11 +59,14 @@ def test_transcripts_that_differ_are_counted(recipe, runs, monkeypatch, wrong):
             assert (language is None) == self.alone
             batches.append((list(paths), language))
             mixed = isinstance(language, list)
-            return [SimpleNamespace(text=path + "!" * (mixed and path == wrong)) for path in paths]
+            return [SimpleNamespace(text=path + "!" * (mixed and Path(path).stem == wrong)) for path in paths]
 
     monkeypatch.setattr(recipe, "WhisperTranscriber", Transcriber)
-    found = recipe.switching(recipe.chosen_runs(runs, "lora", 0), runs / "manifests", 40)
+    found = recipe.switching(recipe.finished_runs(runs), 40)
     assert found["languages"] == ["ca", "tr"] and found["recordings"] == 6
     assert found["switch_ms"] == {"median": 2.0, "95 %": 2.0}
     assert found["differ_switched"] == 0 and found["differ_mixed"] == (wrong is not None)
-    assert batches[-1][0][:2] == ["ca1.flac", "tr1.flac"] and batches[-1][1][:2] == ["ca", "tr"]
+    assert [Path(path).name for path in batches[-1][0][:2]] == ["ca1.flac", "tr1.flac"] and batches[-1][1][:2] == [
+        "ca",
+        "tr",
+    ]
