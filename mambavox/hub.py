@@ -55,6 +55,8 @@ def loading(name: str, what: str = "backbone") -> Iterator[None]:
     Raises:
         ConfigError: the model cannot be loaded.
     """
+    import mambavox.hubert  # noqa: F401  the import is what makes the Auto classes know Mamba-HuBERT
+
     try:
         with quiet_transformers():
             yield
@@ -67,6 +69,8 @@ def loading(name: str, what: str = "backbone") -> Iterator[None]:
                 f"{what} {name!r}: the folder holds no model that transformers can load ({reason}); expected "
                 "config.json, preprocessor_config.json and model.safetensors"
             ) from error
+        if name in assets.names():
+            raise ConfigError(f"{what} {name!r}: the embedded model cannot be loaded ({reason})") from error
         near = difflib.get_close_matches(name, assets.names(), n=1)
         raise ConfigError(
             f"{what} {name!r} is no embedded model ({', '.join(assets.names()) or 'there are none'}) and no folder, "

@@ -113,22 +113,24 @@ class Grid:
             raise ConfigError("nothing to compare; expected at least one method, one seed and one learning rate")
         if not all(rate > 0 for rate in (*self.learning_rates, *self.rate_factors)):
             raise ConfigError("a learning rate, or a factor of one, is not above 0; expected such as 1e-3, or x0.3")
-        for task in self.tasks or (Task("every task", ""),):
-            self._check_settings(task)
+        self._check_settings()
         if self.reference is not None and self.reference not in {variant.name for variant in self.variants}:
             raise ConfigError(f"reference is {self.reference!r}; expected the name of one of the variants")
         for variant in self.variants:
             for kind in {task.kind for task in self.tasks} or {"classify"}:
                 self._base(variant, kind)
 
-    def _check_settings(self, task: Task) -> None:
-        known = [key for key in config_class(task.kind).__dataclass_fields__ if key not in _OWNED]
-        for where, settings in (("every task", self.settings), (task.name, task.settings)):
+    def _check_settings(self) -> None:
+        kinds = list(dict.fromkeys(task.kind for task in self.tasks)) or ["classify"]
+        checked: list[tuple[str, Iterable[str], list[str]]] = [("every task", self.settings, kinds)]
+        checked += [(task.name, task.settings.keys() - {"backbone"}, [task.kind]) for task in self.tasks]
+        for where, settings, kinds in checked:
+            known = list(dict.fromkeys(key for kind in kinds for key in _settable(kind)))
             for key in settings:
-                if key in _OWNED and not (key == "backbone" and settings is task.settings):
+                if key in _OWNED:
                     raise ConfigError(f"{where}: {key} is set by the comparison itself; leave it out")
-                if key not in (*known, "backbone"):
-                    raise ConfigError(f"{where}: {unknown_key(key, known)} (of a task {task.kind})")
+                if key not in known:
+                    raise ConfigError(f"{where}: {unknown_key(key, known)} (of a task {' or '.join(kinds)})")
 
     def backbone_of(self, task: Task) -> str:
         """The backbone of a task's runs.
@@ -145,7 +147,8 @@ class Grid:
         Raises:
             ConfigError: a value does not fit.
         """
-        settings = {**self.settings, **task.settings}
+        shared = {key: value for key, value in self.settings.items() if key in _settable(task.kind)}
+        settings = {**shared, **task.settings}
         if task.kind == "whisper":
             settings.setdefault("language", task.name)
         changes = {"data": task.data, "seed": seed, "learning_rate": learning_rate, "backbone": self.backbone_of(task)}
@@ -164,6 +167,11 @@ class Grid:
         config = config_class(kind).from_mapping(values, variant.name)
         assert isinstance(config, AdaptConfig)
         return config
+
+
+def _settable(kind: str) -> list[str]:
+    """The fields of a kind of task that a grid or a task may set."""
+    return [key for key in config_class(kind).__dataclass_fields__ if key not in _OWNED]
 
 
 def parse_variant(text: str) -> Variant:

@@ -88,8 +88,14 @@ def make_plan(grid: Grid, console: Console | None = None) -> Plan:
         examples = read_examples(task.data, label_column=label_column, audio_column=config.audio_column)
         folds[task.name] = find_folds(examples, config, task.folds)
         data = _read(config.replace(**folds[task.name][0].settings), console)
-        if not len(data.splits.get("test", ())):
+        tests = [name for name, split in data.splits.items() if name not in ("train", "valid") and len(split)]
+        if not tests:
             raise DataError(f"task {task.name}: has no test split to compare on; ask for one with test_fraction=0.2")
+        if len(tests) > 1:
+            raise ConfigError(
+                f"task {task.name}: has {len(tests)} test splits ({', '.join(tests)}); choose the one to compare on "
+                f"with test_split={tests[0]}"
+            )
         searching = any(len(grid.rates(variant, task)) > 1 for variant in grid.variants)
         if searching and not len(data.splits["valid"]):
             raise ConfigError(

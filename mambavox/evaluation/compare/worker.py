@@ -84,7 +84,7 @@ def run_cell(cell: Cell, folder: str | Path) -> str | None:
 
 def _train(cell: Cell, work: Path) -> CellResult:
     from mambavox.evaluation.compare.fingerprint import recordings_fingerprint
-    from mambavox.runs.predictions import PREDICTIONS_FILE, of_split, read_predictions
+    from mambavox.runs.predictions import PREDICTIONS_FILE, read_predictions
     from mambavox.training.run import run
 
     config = cell.config
@@ -93,7 +93,8 @@ def _train(cell: Cell, work: Path) -> CellResult:
         result = run(config.replace(output=str(work)), resume=True)
     except DivergedError as error:
         return CellResult(cell.key, cell.task, config.to_mapping(), metric, diverged=str(error))
-    tested = of_split(read_predictions(work / PREDICTIONS_FILE), "test")
+    # The plan has seen to it that there is one test split, whatever its name.
+    tested = [row for row in read_predictions(work / PREDICTIONS_FILE) if row["split"] not in ("train", "valid")]
     kept = next(row for row in result.learning_curve if row["epoch"] == result.best_epoch)
     valid = {name: float(_score(result.scores["valid"], name)) for name in _METRICS if _has(result, name)}
     return CellResult(
