@@ -3,7 +3,7 @@
     python recipes/real_recordings.py --data ../shared/data --output runs/real-recordings --workers 2
 
 Protocols. ``fsdd``: the corpus's own train, valid and test recordings. ``arabic_speech_commands``: tested on the six
-speakers of the official valid part; three of the eighteen training speakers choose. ``esc10`` and ``coffee_intents``:
+speakers of the official valid split; three of the eighteen training speakers choose. ``esc10`` and ``coffee_intents``:
 four folds (official; stratified), tested on one, chosen on the one before, trained on two; the mean over ``FOLDS``.
 """
 

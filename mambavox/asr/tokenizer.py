@@ -23,7 +23,7 @@ _PIECE_MARK = "\u2581"  # begins the first piece of a word in BPE vocabularies
 
 
 def train_tokenizer(texts: Iterable[str], kind: Literal["characters", "bpe"] = "characters", size: int = 500) -> Any:
-    """A vocabulary of the transcripts of a training part.
+    """A vocabulary of the transcripts of a training split.
 
     Args:
         texts: normalised transcripts.

@@ -12,7 +12,7 @@ def quickstart_command(
     output: Annotated[Path, typer.Option(help="folder to write")] = Path("runs/quickstart"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier quickstart there")] = False,
     clips_per_word: Annotated[int, typer.Option(min=4, help="recordings of each of the 12 commands")] = 60,
-    epochs: Annotated[int, typer.Option(min=1, help="passes over the training part")] = 6,
+    epochs: Annotated[int, typer.Option(min=1, help="passes over the training split")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="of the recordings and the training")] = 0,
 ) -> None:
     """Adapt the embedded backbone to synthesised spoken commands with every method, and compare them."""

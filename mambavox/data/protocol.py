@@ -15,9 +15,9 @@ class Fold:
 
     Attributes:
         name: how it is asked for; in cross-validation the fold that is tested.
-        train: values of the training part.
-        valid: values of the valid part; empty where the test part chooses.
-        test: values of the test part.
+        train: values of the training split.
+        valid: values of the valid split; empty where the test split chooses.
+        test: values of the test split.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Fold:
     test: tuple[str, ...]
 
     def parts(self) -> Iterator[tuple[Part, tuple[str, ...]]]:
-        """Each part and its values."""
+        """Each split and its values."""
         yield "train", self.train
         yield "valid", self.valid
         yield "test", self.test
@@ -48,7 +48,7 @@ class Protocol:
 
     @property
     def selects_on_test(self) -> bool:
-        """Whether the best epoch is chosen on the part that is reported, which makes the score optimistic."""
+        """Whether the best epoch is chosen on the split that is reported, which makes the score optimistic."""
         return not all(fold.valid for fold in self.folds)
 
     def fold(self, name: int | str | None = None) -> Fold:
@@ -80,7 +80,7 @@ def cross_validation(name: str, column: str, num_folds: int, valid_offset: int |
         column: field that numbers the fold.
         num_folds: how many there are.
         valid_offset: how far behind the test fold the valid fold lies, cyclically; ``None``: there is no valid fold,
-            and the test part chooses.
+            and the test split chooses.
     """
     numbers = range(1, num_folds + 1)
     folds = []
@@ -125,21 +125,21 @@ def split_by_protocol(examples: Sequence[Example], protocol: Protocol, fold: int
     for part, values in chosen.parts():
         if values and not parts[part]:
             raise DataError(
-                f"the {part} part of fold {chosen.name}, {protocol.column} {listed(values)}, has no recordings: "
+                f"the {part} split of fold {chosen.name}, {protocol.column} {listed(values)}, has no recordings: "
                 "the corpus is incomplete; get the rest of it, or choose another --fold"
             )
     check_parts(parts)
     notes = [_describe(protocol, chosen, by_default=fold is None)]
     if protocol.selects_on_test:
         notes.append(
-            f"OPTIMISTIC: protocol {protocol.name} chooses the best epoch on the test part, and reports that part"
+            f"OPTIMISTIC: protocol {protocol.name} chooses the best epoch on the test split, and reports that split"
         )
     return Splits(parts["train"], parts["valid"], parts["test"], notes, protocol.selects_on_test)
 
 
 def _describe(protocol: Protocol, fold: Fold, *, by_default: bool) -> str:
     if len(protocol.folds) == 1:
-        return f"protocol {protocol.name}: parts as the corpus's lists say"
+        return f"protocol {protocol.name}: splits as the corpus's lists say"
     parts = [f"{part} is {protocol.column} {', '.join(values)}" for part, values in fold.parts() if values]
     first = ", the first, for want of --fold" if by_default else ""
     return f"protocol {protocol.name}, fold {fold.name} of {len(protocol.folds)}{first}: {'; '.join(parts)}"

@@ -152,7 +152,7 @@ def _read_folder(folder: Path, label_column: str | None, audio_column: str | Non
         return read_manifest(manifest, label_column=label_column, audio_column=audio_column)
     parts = [path for path in sorted(folder.iterdir()) if path.is_dir() and not is_hidden(path) and audio_files(path)]
     named = {part_led_by(path.name) for path in parts}
-    # Where labels do not matter, a folder beside train and test is of an unknown part rather than a class.
+    # Where labels do not matter, a folder beside train and test is of an unknown split rather than a class.
     if parts and (None not in named or (label_column is None and {"train", "test"} <= named)):
         return [
             replace(example, fields={**example.fields, "split": path.name})

@@ -1,4 +1,4 @@
-"""Divide examples into train, valid and test parts: by a column, by folds, or at random."""
+"""Divide examples into train, valid and test splits: by a column, by folds, or at random."""
 
 import re
 import warnings
@@ -35,12 +35,12 @@ NO_COLUMN = "none"
 
 
 def part_named(word: object) -> Part | None:
-    """The part that a word of a split column, or a folder's name, stands for; ``None`` where it is no such word."""
+    """The split that a word of a split column, or a folder's name, stands for; ``None`` where it is no such word."""
     return _WORDS.get(str(word).strip().lower())
 
 
 def part_led_by(name: object) -> Part | None:
-    """The part that a name begins with: ``train.clean.100``, ``dev-other``, ``test_1``; ``None`` where it is no word.
+    """The split that a name begins with: ``train.clean.100``, ``dev-other``, ``test_1``; ``None`` where it is no word.
 
     Args:
         name: of a data set's split, or of a tar.
@@ -50,7 +50,7 @@ def part_led_by(name: object) -> Part | None:
 
 
 def parts_by_split(examples: Sequence[Example]) -> list[Part] | None:
-    """The part of each recording that its column ``split`` names; ``None`` where no recording has the column.
+    """The split of each recording that its column ``split`` names; ``None`` where no recording has the column.
 
     Args:
         examples: the recordings.
@@ -66,7 +66,7 @@ def parts_by_split(examples: Sequence[Example]) -> list[Part] | None:
     if unknown:
         known = ", ".join(word for word, part in part_of.items() if part is not None)
         raise DataError(
-            f"column split holds {listed(unknown)}, so that nobody knows which part these recordings are of"
+            f"column split holds {listed(unknown)}, so that nobody knows which split these recordings are of"
             + (f" (it also holds {known})" if known else "")
             + "; expected words that begin with train, valid or test in all rows: rename them, leave the recordings "
             "out, or take the column away"
@@ -76,14 +76,14 @@ def parts_by_split(examples: Sequence[Example]) -> list[Part] | None:
 
 @dataclass(frozen=True)
 class Splits:
-    """Examples divided into parts that share no recording.
+    """Examples divided into splits that share no recording.
 
     Attributes:
         train: to fit on.
         valid: to choose on.
         test: to report on; may be empty.
         notes: sentences for the user: how the parts came about, and what could not be done.
-        selects_on_test: the protocol chooses the best epoch on the test part, which makes the score optimistic.
+        selects_on_test: the protocol chooses the best epoch on the test split, which makes the score optimistic.
     """
 
     train: list[Example]
@@ -105,14 +105,14 @@ def make_splits(
     test_fraction: float | None = None,
     seed: int = 0,
 ) -> Splits:
-    """Divide examples into train, valid and test parts.
+    """Divide examples into train, valid and test splits.
 
     The first of these that applies decides:
 
     1. ``split_column``, or a column ``split`` that names at least two parts (train, training; valid, validation,
-       val, dev; test, testing, heldout; or words that begin so, as ``train.clean.100``). A valid part that it lacks
-       is drawn from train; a test part only when ``test_fraction`` asks for one.
-    2. ``fold_column``, or a column ``fold``: ``test_fold`` is the test part, ``valid_fold`` the valid part, the
+       val, dev; test, testing, heldout; or words that begin so, as ``train.clean.100``). A valid split that it lacks
+       is drawn from train; a test split only when ``test_fraction`` asks for one.
+    2. ``fold_column``, or a column ``fold``: ``test_fold`` is the test split, ``valid_fold`` the valid split, the
        other folds train. Asking for a fold puts this before a column ``split``.
     3. A draw, stratified by label: each class gives each part its fraction, rounded, but at least one recording,
        and keeps at least one for train. A class too small for that stays in train first, and a note says so.
@@ -122,12 +122,12 @@ def make_splits(
 
     Args:
         examples: with labels, or all without.
-        split_column: column that names the part; ``"none"`` ignores the columns ``split`` and ``fold``.
+        split_column: column that names the split; ``"none"`` ignores the columns ``split`` and ``fold``.
         fold_column: column that numbers the fold.
-        test_fold: fold of the test part; default the last.
-        valid_fold: fold of the valid part; default the one before the test fold, cyclically.
+        test_fold: fold of the test split; default the last.
+        valid_fold: fold of the valid split; default the one before the test fold, cyclically.
         group_column: column whose values must not straddle parts.
-        valid_fraction: share of the examples to draw from that becomes the valid part; 0 draws none.
+        valid_fraction: share of the examples to draw from that becomes the valid split; 0 draws none.
         test_fraction: the same for test; default 0.1 for a draw and 0 beside a split column. A part that the source
             has is taken as it is, whatever the fractions.
         seed: of the draw; the same examples and seed give the same parts.
@@ -147,7 +147,7 @@ def make_splits(
     if not folds_asked and _use_split_column(examples, split_column):
         column = split_column or "split"
         parts = _by_column(examples, column)
-        draw.notes.append(f"parts as column {column!r} says")
+        draw.notes.append(f"splits as column {column!r} says")
         test_fraction = test_fraction or 0.0
     elif folds_asked or (split_column is None and _has(examples, "fold")):
         parts, note = _by_fold(examples, fold_column or "fold", test_fold, valid_fold)
@@ -164,14 +164,14 @@ def make_splits(
         parts["train"], parts["valid"] = draw.take(parts["train"], share, "valid")
     check_parts(parts, group_column)
     if not parts["test"]:
-        draw.notes.append("no test part: the source has none, and none was asked for (--test-fraction)")
+        draw.notes.append("no test split: the source has none, and none was asked for (--test-fraction)")
     return Splits(parts["train"], parts["valid"], parts["test"], draw.notes)
 
 
 def draw_part(
     examples: Sequence[Example], part: Part, fraction: float, *, group_column: str | None = None, seed: int = 0
 ) -> tuple[list[Example], list[Example], list[str]]:
-    """Draw one part from the training recordings.
+    """Draw one split from the training recordings.
 
     Args:
         examples: to draw from.
@@ -263,13 +263,13 @@ def _by_column(examples: Sequence[Example], column: str) -> dict[Part, list[Exam
     if unknown:
         raise DataError(
             f"column {column!r} holds {listed(unknown)}; expected {', '.join(_WORDS)}. Rename them, name another "
-            "column with --split-column or --fold-column, or draw the parts at random with --split-column none"
+            "column with --split-column or --fold-column, or draw the splits at random with --split-column none"
         )
     for example, value in zip(examples, values, strict=True):
         if (part := words[value]) is not None:
             parts[part].append(example)
     if not parts["train"]:
-        raise DataError(f"column {column!r} holds {listed(sorted(set(values)))}, but no train part")
+        raise DataError(f"column {column!r} holds {listed(sorted(set(values)))}, but no train split")
     return parts
 
 
@@ -322,7 +322,7 @@ class _Draw:
         )
         if not chosen:
             raise DataError(
-                f"{len(examples)} recordings are too few to draw a {part} part without emptying train; "
+                f"{len(examples)} recordings are too few to draw a {part} split without emptying train; "
                 f"add recordings, or ask for none with --{part}-fraction 0"
             )
         self.notes.append(f"{part}: {len(chosen)} of {len(examples)} training recordings, drawn with seed {self.seed}")
@@ -372,7 +372,7 @@ class _Draw:
 
 
 def check_parts(parts: dict[Part, list[Example]], group_column: str | None = None) -> None:
-    """Check that parts share nothing and that train has every label.
+    """Check that splits share nothing and that train has every label.
 
     Args:
         parts: the examples of each part.
@@ -398,6 +398,6 @@ def _check_disjoint(what: str, values: Sequence[Hashable], parts: Sequence[Part]
     for value, part in zip(values, parts, strict=True):
         if part_of.setdefault(value, part) != part:
             raise DataError(
-                f"{what} {value} is in {part_of[value]} and in {part}; take it out of one of them, or draw parts "
+                f"{what} {value} is in {part_of[value]} and in {part}; take it out of one of them, or draw splits "
                 "that share none with --split-column none"
             )

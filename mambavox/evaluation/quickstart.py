@@ -27,7 +27,7 @@ _OPTIONS: Mapping[str, Mapping[str, int]] = {
     "bottleneck": {"bottleneck_dim": 4},
     "lora": {"r": 3, "lora_alpha": 6},
 }
-# The better of 2e-3 and 1e-2 (full: of 3e-4 and 2e-3) on the valid part.
+# The better of 2e-3 and 1e-2 (full: of 3e-4 and 2e-3) on the valid split.
 _LEARNING_RATES = {"mambadapter": 1e-2, "bottleneck": 1e-2, "lora": 1e-2, "linear": 1e-2, "full": 3e-4}
 
 RESULTS_FILE = "results.json"
@@ -45,13 +45,13 @@ def quickstart(
 ) -> dict[str, RunResult]:
     """Adapt the embedded backbone to synthesised spoken commands with every method, and compare them.
 
-    Writes ``results.json``, ``report.png``, ``example.wav`` (of the test part), the recordings (``data/``), a run
+    Writes ``results.json``, ``report.png``, ``example.wav`` (of the test split), the recordings (``data/``), a run
     folder a method (``methods/``) and, at its top, the run of ``SHOWN_METHOD``.
 
     Args:
         output: the folder.
         clips_per_word: recordings of each of the 12 commands.
-        epochs: passes over the training part.
+        epochs: passes over the training split.
         seed: of the recordings and the training.
         overwrite: replace what an earlier quickstart left there.
         console: where progress and the table go.

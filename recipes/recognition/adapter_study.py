@@ -44,7 +44,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "pilot": {"train_seconds": 600.0, "epochs": 3},
     "long": {"train_seconds": 1200.0, "epochs": 5},
 }
-"""How much is learned from: seconds of the train part and passes over them, four recordings a step."""
+"""How much is learned from: seconds of the train split and passes over them, four recordings a step."""
 
 # A straight path beside a normalised Mamba block, projections that start at unit variance, a gate that starts at 1.
 STRAIGHT = {"residual": "gelu", "mixer_norm": "rms", "down_init": "unit", "scale_init": 1.0}
@@ -204,7 +204,7 @@ class StudyTrainer(WhisperTrainer):
         return super().train(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Mean cross-entropy of the valid part's tokens."""
+        """Mean cross-entropy of the valid split's tokens."""
         metrics = {f"eval_{name}": value for name, value in self.token_loss().items()}
         self.log(dict(metrics))
         print(f"  epoch {self.state.epoch:g}: {metrics}", flush=True)
@@ -246,7 +246,7 @@ def without_test(data: Path, language: str, work: Path) -> Path:
 
 
 def run_cell(cell: Cell, data: Path, backbone: str, work: Path) -> dict[str, Any]:
-    """Adapt, transcribe the valid part, and say what came of it."""
+    """Adapt, transcribe the valid split, and say what came of it."""
     method, options = cell.method
     config = WhisperConfig(
         data=str(without_test(data, cell.language, work)),
@@ -337,7 +337,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def best(item: Mapping[str, Any]) -> Mapping[str, float]:
-    """The epoch with the lowest loss on the valid part."""
+    """The epoch with the lowest loss on the valid split."""
     return min((row for row in item["curve"] if "valid_loss" in row), key=lambda row: row["valid_loss"])
 
 

@@ -80,7 +80,7 @@ def real_speech(data: Path) -> list[tuple[Path, str]]:
 
 
 def read_texts(folder: Path, split: str, transcripts: Iterable[str] = ()) -> Texts:
-    """Sentences of a part, further transcripts among them; in training, the words are those of CMUdict."""
+    """Sentences of a split, further transcripts among them; in training, the words are those of CMUdict."""
     texts = Texts.read(folder, ("en",), held_out=split != "train")
     texts = Texts({"en": texts.sentences["en"] + list(transcripts)})
     if split == "train":

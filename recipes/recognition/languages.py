@@ -29,7 +29,7 @@ REAL = {
     "nl": ("multilingual_asr", "valid"),
     "en": ("librispeech_subset", "test_other"),
 }
-"""Folder of the real speech of a language, and its test part."""
+"""Folder of the real speech of a language, and its test split."""
 
 
 def synthesised(data: Path, folder: Path, language: str) -> Path:

@@ -192,7 +192,7 @@ class TestEsc50:
         assert Counter(example.label for example in splits.test) == dict.fromkeys(
             {example.label for example in examples}, 8
         )
-        with pytest.raises(DataError, match=r"the valid part of fold 1, fold 5, has no recordings: .*--fold"):
+        with pytest.raises(DataError, match=r"the valid split of fold 1, fold 5, has no recordings: .*--fold"):
             split_by_protocol(examples, CORPORA["esc10"].protocol(), "1")
 
 
@@ -210,7 +210,7 @@ class TestUrbanSound8k:
         splits = split_by_protocol(examples, CORPORA["urbansound8k"].protocol("paper"), 10)
         assert part_values(splits, "fold") == [{str(number) for number in range(1, 10)}, set(), {"10"}]
         assert splits.selects_on_test
-        assert splits.notes[1].startswith("OPTIMISTIC: protocol paper chooses the best epoch on the test part")
+        assert splits.notes[1].startswith("OPTIMISTIC: protocol paper chooses the best epoch on the test split")
 
     def test_fields(self, tmp_path):
         example = read_examples(tiny_corpora.write_urbansound8k(tmp_path))[0]
@@ -225,7 +225,7 @@ class TestSpeechCommands:
         assert Counter(example.label for example in examples) == {"bed": 4, "yes": 4}
         splits = split_by_protocol(examples, CORPORA["speech_commands"].protocol())
         assert part_values(splits, "speaker") == [{"0a2b400e", "0b56bcfe"}, {"ffa76c4a"}, {"fffcabd1"}]
-        assert splits.notes == ["protocol official: parts as the corpus's lists say"]
+        assert splits.notes == ["protocol official: splits as the corpus's lists say"]
 
     def test_a_file_in_both_lists_is_told_with_both_lines(self, tmp_path):
         folder = tiny_corpora.write_speech_commands(tmp_path)
@@ -305,7 +305,7 @@ class TestIemocap:
         (folder / "Session2").rename(tmp_path / "elsewhere")
         examples = read_examples(folder)
         assert len(split_by_protocol(examples, CORPORA["iemocap"].protocol(), "3").test) == 10
-        with pytest.raises(DataError, match=r"the test part of fold 2, session 2, has no recordings"):
+        with pytest.raises(DataError, match=r"the test split of fold 2, session 2, has no recordings"):
             split_by_protocol(examples, CORPORA["iemocap"].protocol(), "2")
 
 

@@ -152,7 +152,7 @@ def test_real_packs(recordings, pack, num_labels, sizes):
     assert (len(splits.train), len(splits.valid), len(splits.test)) == sizes
     assert len({example.label for example in splits.train}) == num_labels
     if not sizes[2]:
-        assert any(note.startswith("no test part") for note in splits.notes)
+        assert any(note.startswith("no test split") for note in splits.notes)
 
 
 def test_the_arabic_pack_is_speaker_disjoint(recordings):

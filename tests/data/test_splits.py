@@ -79,7 +79,7 @@ class TestDraw:
         assert "valid lacks rare, pair: one recording each, which train keeps" in splits.notes
 
     def test_too_few_for_any_part(self):
-        with pytest.raises(DataError, match="3 recordings are too few to draw a test part"):
+        with pytest.raises(DataError, match="3 recordings are too few to draw a test split"):
             make_splits(clips(["a", "b", "c"]))
         assert sizes(make_splits(clips(["a", "b", "c"]), valid_fraction=0, test_fraction=0)) == (3, 0, 0)
 
@@ -163,7 +163,7 @@ class TestSplitColumn:
         examples = clips(["a"] * 25, split=["train"] * 20 + ["dev"] * 5)
         splits = make_splits(examples)
         assert sizes(splits) == (20, 5, 0)
-        assert any("no test part" in note for note in splits.notes)
+        assert any("no test split" in note for note in splits.notes)
         assert sizes(make_splits(examples, test_fraction=0.25)) == (15, 5, 5)
 
     def test_another_column(self):
@@ -183,7 +183,7 @@ class TestSplitColumn:
             make_splits(clips(["a"] * 2, split=["train", None]))
 
     def test_no_train_part(self):
-        with pytest.raises(DataError, match="but no train part"):
+        with pytest.raises(DataError, match="but no train split"):
             make_splits(clips(["a"] * 2, split=["valid", "test"]))
 
     def test_a_column_that_only_says_train_does_not_divide(self):

@@ -10,7 +10,7 @@ _TABLES = {"train": "train", "dev": "valid", "test": "test"}
 
 
 def read_common_voice(folder: Path) -> list[Example]:
-    """Read the official parts of one language; what is in none of their tables is left out.
+    """Read the official splits of one language; what is in none of their tables is left out.
 
     Args:
         folder: of the language in a release, such as ``cv-corpus-13.0-2023-03-09/ckb``.

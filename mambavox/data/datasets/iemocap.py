@@ -80,6 +80,6 @@ IEMOCAP = Corpus(
     num_clips=5531,
     layout=("Session1/dialog/EmoEvaluation", "Session1/sentences/wav"),
     reader=read_iemocap,
-    # The next session validates: neither a speaker nor a conversation is in two parts.
+    # The next session validates: neither a speaker nor a conversation is in two splits.
     protocols=(cross_validation("sessions", "session", num_folds=5, valid_offset=1),),
 )

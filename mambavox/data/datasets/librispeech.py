@@ -16,7 +16,7 @@ SUBSETS = {
     "test-clean": "test",
     "test-other": "test",
 }
-"""Official subsets and the parts that they belong to."""
+"""Official subsets and the splits that they belong to."""
 
 
 def read_librispeech(folder: Path) -> list[Example]:

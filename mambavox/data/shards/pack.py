@@ -202,7 +202,7 @@ def _begin(folder: Path, packing: Packing) -> None:
 
 
 def _complete(folder: Path, part: str) -> list[Path]:
-    """Tars of a part that are complete: those before the first without an index."""
+    """Tars of a split that are complete: those before the first without an index."""
     found: list[Path] = []
     while index_path(folder / f"{part}-{len(found):06d}.tar").is_file():
         found.append(folder / f"{part}-{len(found):06d}.tar")

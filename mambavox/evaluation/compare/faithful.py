@@ -48,7 +48,7 @@ class Recipe:
 
     Attributes:
         frames: that its patches cover.
-        epochs: passes over the training part.
+        epochs: passes over the training split.
         batch_size: recordings a step.
         spec_augment: whether bands and frames are masked.
         more: further settings.

@@ -34,7 +34,7 @@ class Variant:
         name: what the tables call it.
         method: a key of ``METHODS``.
         options: of the method.
-        learning_rate: taken as it is; without it the rate is chosen on the valid part.
+        learning_rate: taken as it is; without it the rate is chosen on the valid split.
         line: name of the line that joins it with others in the plot of accuracy against parameters.
     """
 
@@ -53,7 +53,7 @@ class Task:
         name: what the tables call it.
         data: what a configuration's ``data`` takes.
         kind: name of the kind of task: ``classify``, ``ctc`` or ``whisper``.
-        folds: those to test in turn; ``None``: all that the data have, or their own parts where they have no folds.
+        folds: those to test in turn; ``None``: all that the data have, or their own splits where they have no folds.
         settings: fields of the configuration for this task, such as ``backbone``, ``epochs`` or ``group_column``. The
             language of a ``whisper`` task is its name where none is set.
     """

@@ -98,7 +98,7 @@ def test_plan_counts_what_is_trained_on(tmp_path: Path) -> None:
 
 
 def test_units_are_fitted_to_what_is_trained_on(tmp_path: Path) -> None:
-    """And the test part is neither read nor labelled."""
+    """And the test split is neither read nor labelled."""
     for number, part in enumerate(("train", "dev", "test")):
         write_speech(tmp_path / "data" / part, clips=4, seed=number)
     (tmp_path / "data" / "test" / "clip00.wav").write_bytes(b"RIFF and nothing else")
