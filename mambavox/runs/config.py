@@ -351,10 +351,10 @@ class TranscriptConfig(AdaptConfig):
     )
     valid_seconds: float | None = option(None, "Seconds to validate on at most.", group="Splits", unset="all", above=0)
     test_seconds: float | None = option(None, "Seconds to test on at most.", group="Splits", unset="all", above=0)
-    metric_for_best_model: Literal["wer", "cer"] = option(
+    metric_for_best_model: Literal["wer", "cer", "loss"] = option(
         "wer",
-        "Validation error rate by which the best epoch is kept: of words, or of characters, which says more while "
-        "hardly a word is right.",
+        "Figure of the valid split by which the best epoch is kept: word error rate; character error rate, which says "
+        "more while hardly a word is right; or loss, for which a Whisper transcribes nothing until training has ended.",
         group="Evaluation",
     )
 

@@ -41,6 +41,8 @@ def prediction_rows(name: str, scores: TranscriptScores) -> list[dict[str, Any]]
     return rows
 
 
-def error_rates_line(metrics: Mapping[str, float]) -> str:
-    """Error rates of the valid split in words."""
+def valid_line(metrics: Mapping[str, float]) -> str:
+    """Figures of the valid split in words: its error rates, or the loss where nothing was transcribed."""
+    if "eval_wer" not in metrics:
+        return f"loss {metrics['eval_loss']:.4f}"
     return f"WER {100 * metrics['eval_wer']:.2f} %  CER {100 * metrics['eval_cer']:.2f} %"

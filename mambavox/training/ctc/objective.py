@@ -21,7 +21,7 @@ from mambavox.runs.folder import RunFolder
 from mambavox.training.ctc.config import CtcConfig
 from mambavox.training.ctc.data import SpeechCollator, SpeechDataset
 from mambavox.training.engine import EpochTrainer
-from mambavox.training.recognition import error_rates_line
+from mambavox.training.recognition import valid_line
 
 _FINAL_SCALE = 0.05
 _HEAD = "lm_head"
@@ -69,9 +69,9 @@ class CtcTrainer(EpochTrainer):
             train=train,
             valid=valid,
             collate=SpeechCollator(base, extractor, config),
-            chooses="rank",
-            greater=True,
-            valid_line=error_rates_line,
+            chooses="loss" if config.metric_for_best_model == "loss" else "rank",
+            greater=config.metric_for_best_model != "loss",
+            valid_line=valid_line,
             console=console,
             schedule={},
             # Without a mask, padding would change what a recording's neighbours in the batch are heard as.
@@ -107,7 +107,7 @@ class CtcTrainer(EpochTrainer):
         return loss, best.masked_fill(beyond, _IGNORED), inputs["labels"]
 
     def _figures(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Error rates, and the rank by which the best epoch is chosen."""
+        """Error rates, and the rank by which the best epoch is chosen where the loss does not choose it."""
         texts = [self.vocabulary.text(collapse(row, self.vocabulary.blank)) for row in prediction.predictions]
         heard = [normalize_text(text, self.config.language) for text in texts]
         scores = score_transcripts(self.references, heard[: len(self.references)], language=self.config.language)

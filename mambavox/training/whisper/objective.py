@@ -4,19 +4,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from rich.console import Console
 from torch import nn
 from transformers import EvalPrediction, Seq2SeqTrainer
 
 from mambavox.runs.folder import RunFolder
 from mambavox.training.engine import EpochTrainer
-from mambavox.training.recognition import error_rates_line
+from mambavox.training.recognition import valid_line
 from mambavox.training.whisper.config import WhisperConfig
-from mambavox.training.whisper.data import TranscriptCollator, TranscriptDataset
+from mambavox.training.whisper.data import IGNORED, TranscriptCollator, TranscriptDataset
 
 
 class WhisperTrainer(EpochTrainer, Seq2SeqTrainer):
-    """Trains on tokens and transcribes the valid split once an epoch; keeps the epoch with the lowest error rate.
+    """Trains on tokens; keeps the epoch with the lowest error rate, or with the lowest loss.
+
+    For an error rate the valid split is transcribed once an epoch; for the loss nothing is transcribed in training.
 
     Args:
         model: what ``apply_method`` returned.
@@ -55,13 +59,13 @@ class WhisperTrainer(EpochTrainer, Seq2SeqTrainer):
             collate=TranscriptCollator(train.front_end),
             chooses=config.metric_for_best_model,
             greater=False,
-            valid_line=error_rates_line,
+            valid_line=valid_line,
             console=console,
             schedule={
                 # Of power 1: a line to lr_end.
                 "lr_scheduler_type": "polynomial",
                 "lr_scheduler_kwargs": {"power": 1.0, "lr_end": config.final_learning_rate},
-                "predict_with_generate": True,
+                "predict_with_generate": config.metric_for_best_model != "loss",
             },
             compute_metrics=self._figures,
         )
@@ -71,14 +75,32 @@ class WhisperTrainer(EpochTrainer, Seq2SeqTrainer):
         figures: dict[str, float] = super().evaluate(*args, **{**self.generation, **kwargs})
         return figures
 
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Tokens that are generated or, where the loss chooses, the cross-entropy of each target; and the targets."""
+        if self.args.predict_with_generate:
+            return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = model(**inputs).logits.float()
+        labels = inputs["labels"]
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        return None, loss.view_as(labels), labels
+
     def transcribe(self, split: TranscriptDataset) -> list[list[int]]:
         """Tokens generated for each recording of a split, filled up to one length."""
+        generates = self.args.predict_with_generate
         self.compute_metrics = None  # it knows the valid split's transcripts alone
+        self.args.predict_with_generate = True
         try:
             tokens: list[list[int]] = np.asarray(self.predict(split, **self.generation).predictions).tolist()
         finally:
-            self.compute_metrics = self._figures
+            self.compute_metrics, self.args.predict_with_generate = self._figures, generates
         return tokens
 
     def _figures(self, prediction: EvalPrediction) -> dict[str, float]:
-        return self.error_rates(np.asarray(prediction.predictions).tolist())
+        if self.args.predict_with_generate:
+            return self.error_rates(np.asarray(prediction.predictions).tolist())
+        # Over all targets alike, whatever batches they came in.
+        return {"loss": float(np.asarray(prediction.predictions)[np.asarray(prediction.label_ids) != IGNORED].mean())}
