@@ -272,8 +272,21 @@ class AudioFile:
             )
 
 
-def file_seconds(content: Path | bytes, name: str) -> float:
-    """Seconds of a file; what had to be looked through is remembered until the file changes.
+def stated_format(path: Path) -> tuple[int, int] | None:
+    """Rate in Hz and number of channels that a file's header states; ``None`` where it cannot be opened.
+
+    Args:
+        path: of the file.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            return int(file.samplerate), int(file.channels)
+    except (soundfile.LibsndfileError, TypeError, OSError):
+        return None
+
+
+def file_length(content: Path | bytes, name: str) -> tuple[int, int]:
+    """Samples of a file, and their rate; what had to be looked through is remembered until the file changes.
 
     Args:
         content: the file, or its bytes.
@@ -289,13 +302,13 @@ def file_seconds(content: Path | bytes, name: str) -> float:
 
 
 @lru_cache(maxsize=1 << 14)
-def _remembered(path: Path, name: str, changed: int, size: int) -> float:
+def _remembered(path: Path, name: str, changed: int, size: int) -> tuple[int, int]:
     return _measure(path, name)
 
 
-def _measure(content: Path | bytes, name: str) -> float:
+def _measure(content: Path | bytes, name: str) -> tuple[int, int]:
     with AudioFile(content, name) as file:
-        return file.length() / file.rate
+        return file.length(), file.rate
 
 
 def _mapped(path: Path) -> mmap.mmap:

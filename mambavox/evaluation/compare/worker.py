@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mambavox.errors import DivergedError, MambavoxError
+from mambavox.errors import DataWarning, DivergedError, MambavoxError
 from mambavox.evaluation.compare.cell import Cell, CellResult, CellStore, Measure
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def serve(connection: Connection, folder: str, gpu: str | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Said once, when the comparison was planned, and among the notes of every result.
-    warnings.filterwarnings("ignore", r".* recordings and \d+ were found")
+    warnings.simplefilter("ignore", DataWarning)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     else:

@@ -18,6 +18,7 @@ from mambavox.data import (
     split_by_protocol,
     take_shots,
 )
+from mambavox.data.segments import notes_on_segments
 from mambavox.errors import ConfigError, DataError
 from mambavox.training.classify.config import ClassifyConfig
 from mambavox.training.splits import ALL, RunData, Split, checking, left_out_rows
@@ -61,7 +62,7 @@ def load_labelled(config: ClassifyConfig, console: Console | None = None) -> Run
     return RunData(
         {name: _split(examples) for name, examples in named.items()},
         left_out_rows(problems),
-        splits.notes,
+        [*splits.notes, *notes_on_segments(named)],
         splits.selects_on_test,
     )
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mambavox.data import SAMPLING_RATE, AudioProblem, Example, ShardedExamples, read_recordings, recording_keys
 from mambavox.data.audio import dequantise, quantise
+from mambavox.data.checks import warn_of_lengths
 from mambavox.data.columns import listed
 from mambavox.data.splits import Part, parts_by_split
 from mambavox.errors import AudioError, DataError
@@ -241,6 +242,7 @@ def load_recordings(
             f"none of {len(examples)} recordings can be used: {short} are shorter than "
             f"{min_samples / SAMPLING_RATE:.2f} s, {len(problems)} cannot be read\n{reasons}".rstrip()
         )
+    warn_of_lengths(usable, [length / SAMPLING_RATE for length in lengths])
     keys = recording_keys(usable)
     return Recordings(usable, keys, np.arange(len(usable)), np.array(lengths, np.int64), kept, problems, short, found)
 
