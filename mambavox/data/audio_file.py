@@ -3,7 +3,7 @@
 import io
 import mmap
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -272,14 +272,36 @@ class AudioFile:
             )
 
 
-def stated_format(path: Path) -> tuple[int, int] | None:
+def can_open(content: Path | bytes) -> bool:
+    """Whether a file is a recording of a kind that is read, by its beginning.
+
+    Args:
+        content: the file, whatever its name, or its first bytes (64 KiB are enough).
+    """
+    try:
+        head = content[:4] if isinstance(content, bytes) else _head(content)
+        if head[:3] == b"ID3" or (len(head) == 4 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0):
+            # libsndfile takes some text for an mp3, and complains.
+            with nullcontext(content) if isinstance(content, bytes) else _mapped(content) as buffer:
+                return is_mp3(buffer)
+    except OSError:
+        return False
+    return bool(head) and stated_format(content) is not None
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4)
+
+
+def stated_format(content: Path | bytes) -> tuple[int, int] | None:
     """Rate in Hz and number of channels that a file's header states; ``None`` where it cannot be opened.
 
     Args:
-        path: of the file.
+        content: the file, or its bytes.
     """
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
             return int(file.samplerate), int(file.channels)
     except (soundfile.LibsndfileError, TypeError, OSError):
         return None

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
 from mambavox.data.audio import AudioSegment
-from mambavox.data.class_folders import audio_files, is_hidden, read_class_folders
+from mambavox.data.class_folders import (
+    FolderContent,
+    files_in,
+    folder_content,
+    holds_recordings,
+    is_hidden,
+    read_class_folders,
+)
 from mambavox.data.columns import listed
 from mambavox.data.datasets import CORPORA, SPEECH_CORPORA, Corpus
 from mambavox.data.example import Example
@@ -84,8 +91,8 @@ def read_examples(
             twice.
 
     Warns:
-        DataWarning: a corpus has not the number of recordings that it is published with, or a manifest has columns
-            that would change what is heard and are not read.
+        DataWarning: a corpus has not the number of recordings that it is published with, a manifest has columns that
+            would change what is heard and are not read, or a folder holds files that are no recordings.
     """
     corpus = find_corpus(data)
     if corpus is not None:
@@ -102,7 +109,9 @@ def read_examples(
     elif isinstance(data, (str, Path)):
         path = Path(data).expanduser()
         if path.is_dir():
-            examples = _read_folder(path, label_column, audio_column)
+            content = FolderContent()
+            examples = _read_folder(path, label_column, audio_column, content)
+            content.warn_of_left_out(path)
         elif path.suffix.lower() not in MANIFEST_SUFFIXES:
             raise DataError(
                 f"{path}: expected a folder, a manifest ({listed(sorted(MANIFEST_SUFFIXES))}), hf:owner/name, "
@@ -145,23 +154,36 @@ def is_sharded(data: object) -> bool:
     return path.is_dir() and find_manifest(path) is None and any(path.glob("[!.]*.tar"))
 
 
-def _read_folder(folder: Path, label_column: str | None, audio_column: str | None) -> list[Example]:
+def _read_folder(
+    folder: Path, label_column: str | None, audio_column: str | None, content: FolderContent
+) -> list[Example]:
     if is_saved_dataset(folder):
         dataset = load_saved(folder)
         return read_hf_dataset(dataset, label_column=label_column, audio_column=audio_column, where=str(folder))
     manifest = find_manifest(folder)
     if manifest is not None:
         return read_manifest(manifest, label_column=label_column, audio_column=audio_column)
-    parts = [path for path in sorted(folder.iterdir()) if path.is_dir() and not is_hidden(path) and audio_files(path)]
+    folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not is_hidden(path)]
+    parts = [path for path in folders if find_manifest(path) or holds_recordings(path)]
     named = {part_led_by(path.name) for path in parts}
     # Where labels do not matter, a folder beside train and test is of an unknown part rather than a class.
     if parts and (None not in named or (label_column is None and {"train", "test"} <= named)):
+        beside = files_in(folder)
+        if beside.recordings:
+            raise DataError(
+                f"{folder}: recordings lie beside the folders {listed([path.name for path in parts])} "
+                f"({listed([path.name for path in beside.recordings])}); move each into one of them"
+            )
+        content.left_out_with(beside)
+        for path in folders:
+            if path not in parts:
+                content.left_out_with(folder_content(path))
         return [
             replace(example, fields={**example.fields, "split": path.name})
             for path in parts
-            for example in _read_folder(path, label_column, audio_column)
+            for example in _read_folder(path, label_column, audio_column, content)
         ]
-    examples = read_class_folders(folder, labels_matter=label_column is not None)
+    examples = read_class_folders(folder, labels_matter=label_column is not None, content=content)
     return examples if label_column is not None else [replace(example, label=None) for example in examples]
 
 
