@@ -43,6 +43,11 @@ class _Group(TyperGroup):
                 raise
             print_error(f"{error.filename}: {error.strerror}")
             raise typer.Exit(1) from error
+        except RuntimeError as error:
+            if "home directory" not in str(error):  # pathlib's, about ~name
+                raise
+            print_error("a path begins with ~ and the name of nobody here; write the path of the folder")
+            raise typer.Exit(1) from error
         except typer.BadParameter as error:
             error.message = _with_nearest(error.message)
             raise

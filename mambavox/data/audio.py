@@ -204,6 +204,25 @@ def _bounds(segment: AudioSegment, rate: int) -> tuple[int, int | None]:
     return first, None if segment.end is None else max(first + 1, round(segment.end * rate))
 
 
+def check_samples(samples: Waveform, name: str = "the samples given") -> None:
+    """Check samples that come piece by piece, and that are taken as they are.
+
+    Args:
+        samples: ``(samples,)`` floats of full scale 1, any number of them.
+        name: what error messages call them.
+
+    Raises:
+        AudioError: they are no such array, or some are NaN or infinite.
+    """
+    if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
+        raise AudioError(
+            f"{name}: an array of {samples.dtype} and shape {samples.shape}; expected floats of shape (samples,) "
+            "(mambavox.data.read_audio makes them)"
+        )
+    if not np.isfinite(samples).all():
+        raise AudioError(f"{name}: some are NaN or infinite; leave them out, or put 0 in their place")
+
+
 def _check_finite(waveform: Waveform, before: int, rate: int, name: str) -> None:
     if not np.isfinite(waveform).all():
         bad = np.flatnonzero(~np.isfinite(waveform))
@@ -302,7 +321,10 @@ def _content(source: AudioSource, name: str) -> Path | bytes | NDArray[Any] | tu
         if source.get("bytes") is not None:
             return bytes(source["bytes"])
         if source.get("array") is not None and source.get("sampling_rate") is not None:
-            return np.asarray(source["array"]), int(source["sampling_rate"])
+            try:
+                return np.asarray(source["array"]), int(source["sampling_rate"])
+            except (TypeError, ValueError, OverflowError) as error:
+                raise AudioError(f"{name}: holds no array of samples and its rate in Hz ({error})") from error
         if source.get("path"):
             return Path(source["path"])
         raise AudioError(
