@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mambavox.errors import DataWarning, DivergedError, MambavoxError
-from mambavox.evaluation.compare.cell import Cell, CellResult, CellStore, Measure
+from mambavox.evaluation.compare.cell import Cell, CellResult, CellStore, Measure, metric_of
 
 if TYPE_CHECKING:
     from mambavox.runs.result import RunResult
@@ -88,7 +88,7 @@ def _train(cell: Cell, work: Path) -> CellResult:
     from mambavox.training.run import run
 
     config = cell.config
-    metric = getattr(config, "metric_for_best_model", "accuracy")
+    metric = metric_of(config)
     try:
         result = run(config.replace(output=str(work)), resume=True)
     except DivergedError as error:
