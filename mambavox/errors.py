@@ -31,3 +31,7 @@ class RunError(MambavoxError, RuntimeError):
 
 class DivergedError(RunError):
     """A training's loss is no number any more; the same run would diverge again."""
+
+
+class DataWarning(UserWarning):
+    """Something about a data set that a user should know: what is left out or not read; told on one line."""

@@ -14,6 +14,7 @@ from mambavox.asr.recognizer import SpeechRecognizer
 from mambavox.asr.tokenizer import Vocabulary
 from mambavox.asr.transcript import Segment, Word, mean_confidence
 from mambavox.data import Waveform
+from mambavox.data.audio import check_samples
 from mambavox.errors import ConfigError, DataError
 
 
@@ -328,7 +329,10 @@ class LiveRecognizer:
 
         Raises:
             ConfigError: a stream is not open.
+            AudioError: samples are no floats, or some are NaN or infinite; no stream has heard anything then.
         """
+        for key, samples in pieces.items():
+            check_samples(samples, f"the samples of stream {key}")
         for key in {*pieces, *last}:
             if key not in self._decoders or key not in pieces:
                 raise ConfigError(f"stream {key} is not open or has no samples; expected keys of open() in pieces")
@@ -339,12 +343,12 @@ class LiveRecognizer:
         chosen = [keys[row] for row in rows]
         state = self._state if len(rows) == len(keys) else self._state.reorder(rows)
         lengths = [len(pieces[key]) for key in chosen]
-        samples = np.zeros((len(rows), max(lengths)), dtype=np.float32)
+        batch = np.zeros((len(rows), max(lengths)), dtype=np.float32)
         for row, key in enumerate(chosen):
-            samples[row, : lengths[row]] = pieces[key]
+            batch[row, : lengths[row]] = pieces[key]
         model = self._recognizer.model
         output, state = model.stream(
-            torch.from_numpy(samples).to(next(model.parameters()).device),
+            torch.from_numpy(batch).to(next(model.parameters()).device),
             state,
             lengths=torch.tensor(lengths),
             final=torch.tensor([key in last for key in chosen]),

@@ -15,7 +15,8 @@ from mambavox.asr.decoding import words_in
 from mambavox.asr.live import Endpointing, LiveDecoder, LiveSegment
 from mambavox.asr.model import ctc_log_probs, shortest_input
 from mambavox.asr.recognizer import Search, SpeechRecognizer
-from mambavox.data import Waveform, read_blocks
+from mambavox.data import AudioSegment, Waveform, read_blocks
+from mambavox.data.audio import check_samples
 from mambavox.errors import ConfigError, DataError, HostError
 from mambavox.hubert.approximate_streaming import Chunks
 from mambavox.hubert.streaming import AttentionState
@@ -217,7 +218,11 @@ class LongFormStream:
 
         Returns:
             The segments that have ended.
+
+        Raises:
+            AudioError: they are no floats, or some are NaN or infinite.
         """
+        check_samples(samples)
         log_probs, self._heard = self._hearing.feed(samples, self._heard, final)
         self.samples += len(samples)
         if self._search is not None:
@@ -254,12 +259,14 @@ class LongFormStream:
             self._pending_begin += frames
 
 
-def hear_file(stream: LongFormStream, path: str | Path, sampling_rate: int) -> Iterator[list[LiveSegment]]:
+def hear_file(
+    stream: LongFormStream, path: str | Path | AudioSegment, sampling_rate: int
+) -> Iterator[list[LiveSegment]]:
     """Give a stream what it has not heard of a recording yet.
 
     Args:
         stream: new, or gone on from a state.
-        path: the recording.
+        path: the recording, or a stretch of one.
         sampling_rate: Hz of the model.
 
     Yields:

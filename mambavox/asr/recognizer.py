@@ -170,7 +170,12 @@ class SpeechRecognizer:
         """Transcribe waveforms ``(samples,)`` at the model's rate; see :meth:`__call__`.
 
         ``search``, such as a ``LanguageModelSearch``, takes the place of the beam search, without hot words.
+
+        Raises:
+            AudioError: a waveform is empty, has values that are NaN or infinite, or is no array of sound.
+            ConfigError: a value does not fit.
         """
+        waveforms = [read_audio(waveform, self.sampling_rate) for waveform in waveforms]
         found = self.search(beam_size=beam_size, hot_words=hot_words, hot_word_weight=hot_word_weight, search=search)
         transcripts = []
         for waveform, log_probs in zip(

@@ -3,6 +3,7 @@
 import difflib
 import logging
 import re
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ from mambavox.cli.adapt import adapt_command
 from mambavox.cli.bench import bench_app
 from mambavox.cli.command import Command, without_type
 from mambavox.cli.compare import compare_command
-from mambavox.cli.console import ERR, OUT, print_error
+from mambavox.cli.console import ERR, OUT, print_error, print_warning
 from mambavox.cli.evaluate import evaluate_command
 from mambavox.cli.export import export_command
 from mambavox.cli.info import info_command
@@ -23,8 +24,9 @@ from mambavox.cli.serve import serve_command
 from mambavox.cli.shards import shards_app
 from mambavox.cli.transcribe import transcribe_command
 from mambavox.cli.units import units_app
-from mambavox.errors import MambavoxError
+from mambavox.errors import DataWarning, MambavoxError
 
+_SHOW_WARNING = warnings.showwarning
 _WRONG_CHOICE = re.compile(r"'(?P<word>[^']*)' is not one of (?P<known>.*)\.")
 
 
@@ -45,6 +47,11 @@ class _Group(TyperGroup):
             if error.filename is None:
                 raise
             print_error(f"{error.filename}: {error.strerror}")
+            raise typer.Exit(1) from error
+        except RuntimeError as error:
+            if "home directory" not in str(error):  # pathlib's, about ~name
+                raise
+            print_error("a path begins with ~ and the name of nobody here; write the path of the folder")
             raise typer.Exit(1) from error
         except typer.BadParameter as error:
             error.message = _with_nearest(error.message)
@@ -80,6 +87,14 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _show_warning(message: Any, category: type[Warning], *place: Any, **options: Any) -> None:
+    """Print a warning about data on one line; others as Python does."""
+    if issubclass(category, DataWarning):
+        print_warning(str(message))
+    else:
+        _SHOW_WARNING(message, category, *place, **options)
+
+
 @app.callback()
 def main(
     version: Annotated[
@@ -94,6 +109,7 @@ def main(
     if quiet and verbose:
         raise typer.BadParameter("--quiet and --verbose contradict each other; leave out one of them")
     ERR.quiet = quiet
+    warnings.showwarning = _show_warning
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
 
 

@@ -97,7 +97,10 @@ def _print_classification(title: str, scores: "Classification", worst: int) -> N
         OUT.print("worst classes:")
     for row in scores.classes()[:worst]:
         mistaken = f", most often taken for {row.mistaken_for}" if row.mistaken_for else ""
-        OUT.print(f"  {row.label}: {row.correct} of {row.recordings} ({row.recall:.1%}){mistaken}", markup=False)
+        OUT.print(
+            f"  {row.label}: {row.correct} of {row.recordings} ({row.recall:.1%}), F1 {row.f1:.3f}{mistaken}",
+            markup=False,
+        )
 
 
 def _print_error_rates(title: str, scores: "TranscriptScores", worst: int) -> None:

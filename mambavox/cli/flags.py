@@ -101,9 +101,10 @@ def _flag(name: str, spec: "Field[Any]", owners: Sequence[type[RunConfig]], task
     """The parameter of a command for a field."""
     hint = get_type_hints(owners[0])[name]
     kind: Any = next((item for item in get_args(hint) if item is not type(None)), hint)
-    text, metavar = spec.metadata["help"], None
-    if get_origin(hint) is Literal:
-        kind = hint
+    text, metavar = _help(name, owners), None
+    if get_origin(hint) is Literal:  # of other tasks it may be other words
+        words = [word for owner in owners for word in get_args(get_type_hints(owner)[name])]
+        kind = Literal[tuple(dict.fromkeys(words))]
     elif name == "method":  # too many names for the narrow column of types
         kind, metavar = Literal[METHOD_NAMES], "<name>"
         text = f"{text} One of {', '.join(METHOD_NAMES)}."
@@ -116,6 +117,16 @@ def _flag(name: str, spec: "Field[Any]", owners: Sequence[type[RunConfig]], task
     )
     annotation = Annotated[kind | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _help(name: str, owners: Sequence[type[RunConfig]]) -> str:
+    """What a field is; where tasks differ, for each of them."""
+    texts: dict[str, list[str]] = {}
+    for config in owners:
+        texts.setdefault(config.__dataclass_fields__[name].metadata["help"], []).append(config.task)
+    return (
+        next(iter(texts)) if len(texts) == 1 else " ".join(f"{', '.join(who)}: {text}" for text, who in texts.items())
+    )
 
 
 def _remark(name: str, owners: Sequence[type[RunConfig]], tasks: int) -> str:

@@ -11,7 +11,7 @@ from mambavox.cli.flags import Device, chosen_device
 
 def predict_command(
     run: Annotated[Path, typer.Argument(help="Run folder that `mambavox adapt` wrote.")],
-    files: Annotated[list[Path], typer.Argument(help="Recordings: wav, flac, ogg, mp3.")],
+    files: Annotated[list[Path], typer.Argument(help="Recordings, folders of them, or manifests that list them.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes to print for each, the likeliest first.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON with every class.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Recordings at a time.")] = 32,
@@ -26,6 +26,7 @@ def predict_command(
 
     Example: mambavox predict runs/mine recording.wav
     """
+    from mambavox.cli.transcribe_output import find_recordings
     from mambavox.data import read_audio
     from mambavox.errors import AudioError
     from mambavox.evaluation.classifier import AudioClassifier
@@ -34,16 +35,17 @@ def predict_command(
     rate = classifier.front_end.sampling_rate
     failed = False
     rows: list[dict[str, Any]] = []
-    for start in range(0, len(files), batch_size):
+    sources = [recording.file for recording in find_recordings(files)]
+    for start in range(0, len(sources), batch_size):
         waveforms = {}
         errors = {}
-        for number, file in enumerate(files[start : start + batch_size]):
+        for number, file in enumerate(sources[start : start + batch_size]):
             try:
                 waveforms[number] = (read_audio(file, rate), rate)
             except AudioError as error:
                 errors[number] = str(error)
         predictions = dict(zip(waveforms, classifier(list(waveforms.values()), batch_size=batch_size), strict=True))
-        for number, file in enumerate(files[start : start + batch_size]):
+        for number, file in enumerate(sources[start : start + batch_size]):
             if number in errors:
                 failed = True
                 print_error(errors[number])

@@ -15,7 +15,7 @@ from mambavox.asr.long_form import LongFormState, LongFormStream, hear_file, hea
 from mambavox.asr.recognizer import Search, SpeechRecognizer
 from mambavox.asr.transcript import Transcript, clock, render_segment
 from mambavox.cli.console import ERR, OUT
-from mambavox.data import duration
+from mambavox.data import AudioSegment, duration
 from mambavox.errors import AudioError, DataError
 
 _CHECKPOINT_SECONDS = 10.0  # of work that a kill may cost
@@ -25,7 +25,7 @@ _CHECKPOINT_SECONDS = 10.0  # of work that a kill may cost
 class _Unfinished:
     """A recording that is being heard; without a journal it cannot be taken up again."""
 
-    file: Path
+    file: Path | AudioSegment
     seconds: float
     stream: LongFormStream
     segments: list[LiveSegment]
@@ -65,11 +65,11 @@ class LongRecordings:
         self._timestamps = timestamps
         self._quiet = quiet
 
-    def transcribe(self, file: Path, folder: Path) -> tuple[Transcript, AudioError | None]:
+    def transcribe(self, file: Path | AudioSegment, folder: Path) -> tuple[Transcript, AudioError | None]:
         """Transcribe a recording, from where an interrupted transcription of it was.
 
         Args:
-            file: the recording.
+            file: the recording, or a stretch of one.
             folder: where the journal of the unfinished transcription lies.
 
         Returns:
@@ -99,13 +99,13 @@ class LongRecordings:
         text = "\n".join(segment.text for segment in segments)
         return Transcript(text, segments, heard, self._recognizer.language), failure
 
-    def forget(self, file: Path, folder: Path) -> None:
+    def forget(self, file: Path | AudioSegment, folder: Path) -> None:
         """Remove the journal of a recording whose transcript is written."""
         Journal(_journal_folder(file, folder), {}).remove()
 
-    def _begin(self, file: Path, folder: Path) -> _Unfinished:
+    def _begin(self, file: Path | AudioSegment, folder: Path) -> _Unfinished:
         """Begin a recording, or go on where an interrupted transcription was."""
-        seconds, about = duration(file), file.stat()
+        seconds, about = duration(file), (file.path if isinstance(file, AudioSegment) else file).stat()
         settings = {**self._settings, "recording": [about.st_size, about.st_mtime_ns]}
         journal = Journal(_journal_folder(file, folder), settings)
         work = _Unfinished(file, seconds, self._stream(), [], journal)
@@ -174,5 +174,5 @@ class LongRecordings:
             OUT.print(render_segment(segment.to_segment(), timestamps=self._timestamps), end="", markup=False)
 
 
-def _journal_folder(file: Path, folder: Path) -> Path:
+def _journal_folder(file: Path | AudioSegment, folder: Path) -> Path:
     return folder / f".{file.name}.transcript"

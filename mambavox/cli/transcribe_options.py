@@ -33,7 +33,10 @@ class TranscribeOptions:
 
     files: Annotated[
         list[Path] | None,
-        typer.Argument(help="Recordings (wav, flac, ogg, mp3), or folders: every recording below them is taken."),
+        typer.Argument(
+            help="Recordings (wav, flac, ogg, mp3), folders (every recording below them is taken), or manifests that "
+            "list recordings."
+        ),
     ] = None
     model: Annotated[
         str | None,

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -14,18 +14,26 @@ from mambavox.cli.transcribe_options import TranscribeOptions
 from mambavox.errors import ConfigError, DataError
 from mambavox.files import write_atomically
 
+if TYPE_CHECKING:
+    from mambavox.data import AudioSegment
+
 
 @dataclass(frozen=True)
 class Recording:
     """A recording to transcribe.
 
     Attributes:
-        file: where it lies.
-        below: its folder as seen from the folder that was given, if one was.
+        file: where it lies, or the stretch of a file that it is.
+        below: its folder as seen from the folder, or the manifest's folder, that was given, if one was.
     """
 
-    file: Path
+    file: "Path | AudioSegment"
     below: Path = Path()
+
+    @property
+    def whole_file(self) -> Path:
+        """The file that it is, or is a stretch of."""
+        return self.file if isinstance(self.file, Path) else self.file.path
 
     def folder(self, output: Path | None) -> Path:
         """Where its files go.
@@ -33,26 +41,34 @@ class Recording:
         Args:
             output: the folder that was asked for; beside the recording where there is none.
         """
-        return self.file.parent if output is None else output / self.below
+        return self.whole_file.parent if output is None else output / self.below
 
     def path(self, form: Format, output: Path | None) -> Path:
         """Where a file of it goes."""
-        return self.folder(output) / f"{self.file.stem}.{form}"
+        return self.folder(output) / f"{self.file.name.removesuffix(self.whole_file.suffix)}.{form}"
 
 
 def find_recordings(paths: Sequence[Path]) -> list[Recording]:
-    """Recordings, and those below folders.
+    """Recordings, those below folders, and those that manifests list.
 
     Args:
-        paths: of files, which may not be there, and of folders.
+        paths: of files, which may not be there, of folders, and of manifests.
 
     Raises:
-        DataError: a folder holds no recordings.
+        DataError: a folder holds no recordings, or a manifest is malformed.
     """
     from mambavox.data.class_folders import audio_files
+    from mambavox.data.manifest import MANIFEST_SUFFIXES, read_manifest
 
     found = []
     for path in paths:
+        if path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
+            for example in read_manifest(path, label_column=None):
+                file: Any = example.audio
+                folder = Recording(file).whole_file.parent
+                inside = folder.is_relative_to(path.parent)
+                found.append(Recording(file, folder.relative_to(path.parent) if inside else Path()))
+            continue
         if not path.is_dir():
             found.append(Recording(path))
             continue
@@ -74,15 +90,15 @@ def check_outputs(recordings: Sequence[Recording], forms: Sequence[Format], outp
     Raises:
         ConfigError: two recordings would write the same file, or a folder cannot be written into.
     """
-    owners: dict[Path, Path] = {}
+    owners: dict[Path, Recording] = {}
     for recording in recordings:
         for form in forms:
             path = recording.path(form, output)
-            other = owners.setdefault(path.resolve(), recording.file)
-            if other.resolve() != recording.file.resolve():
+            other = owners.setdefault(path.resolve(), recording)
+            if other.whole_file.resolve() != recording.whole_file.resolve():
                 raise ConfigError(
-                    f"{other} and {recording.file} would both be written to {path}; rename one of them, or transcribe "
-                    "them one after the other, each with an --output of its own"
+                    f"{other.file} and {recording.file} would both be written to {path}; rename one of them, or "
+                    "transcribe them one after the other, each with an --output of its own"
                 )
     for folder in dict.fromkeys(recording.folder(output) for recording in recordings) if forms else ():
         # A recording whose folder does not exist is told of in its turn.
@@ -151,7 +167,7 @@ class Results:
             Whether they could be written.
         """
         options = self._options
-        row = transcript.to_mapping(recording.file)
+        row = transcript.to_mapping(str(recording.file))
         self._rows.append(row)
         if broken is not None:
             self._failed = True
@@ -159,7 +175,7 @@ class Results:
             row["error"] = str(broken)
         try:
             for form in options.formats:
-                content = render(transcript, form, timestamps=options.timestamps, file=recording.file)
+                content = render(transcript, form, timestamps=options.timestamps, file=str(recording.file))
                 write_atomically(recording.path(form, options.output), content)
         except OSError as error:
             self._failed = True

@@ -11,7 +11,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from mambavox.data.audio_file import MAX_HOURS, MAX_RATE, MIN_RATE, AudioFile, file_seconds
+from mambavox.data.audio_file import MAX_HOURS, MAX_RATE, MIN_RATE, AudioFile, file_length
 from mambavox.errors import AudioError
 
 SAMPLING_RATE = 16_000
@@ -30,7 +30,9 @@ Waveform: TypeAlias = NDArray[np.float32]
 """``(samples,)`` mono, full scale 1."""
 
 _BLOCK = 1 << 20  # samples a read
-_LACKING = 0.1  # seconds that may be missing at a segment's end: lists round
+
+LACKING = 0.1
+"""Seconds that may be missing at a stretch's end: lists round."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,17 @@ class AudioSegment:
     end: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.path} {self.start:.3f}-{'end' if self.end is None else format(self.end, '.3f')} s"
+        return f"{self.path} {self.times} s"
+
+    @property
+    def times(self) -> str:
+        """Start and end in seconds, such as ``0.100-2.500``; two stretches of a recording differ in them."""
+        return f"{_clock(self.start)}-{'end' if self.end is None else _clock(self.end)}"
+
+    @property
+    def name(self) -> str:
+        """What a file of this stretch alone would be called: ``meeting_0.100-2.500.wav``."""
+        return f"{self.path.stem}_{self.times}{self.path.suffix}"
 
     def load(self) -> tuple[Waveform, int]:
         """``(samples,)`` of the mean of the channels, and their rate in Hz.
@@ -61,6 +73,12 @@ class AudioSegment:
     def __iter__(self) -> Iterator[Any]:
         """Unpacked, it is what :meth:`load` gives."""
         return iter(self.load())
+
+
+def _clock(seconds: float) -> str:
+    """Milliseconds, and what is finer only where there is something finer."""
+    whole, _, decimals = f"{seconds:.6f}".partition(".")
+    return f"{whole}.{decimals.rstrip('0').ljust(3, '0')}"
 
 
 AudioSource: TypeAlias = str | Path | bytes | NDArray[Any] | tuple[NDArray[Any], int] | Mapping[str, Any] | AudioSegment
@@ -166,19 +184,43 @@ def _segment_blocks(file: AudioFile, segment: AudioSegment, name: str, size: int
         raise AudioError(
             f"{name}: goes from {segment.start:g} to {segment.end} s; expected a start of at least 0, before its end"
         )
-    first = round(segment.start * file.rate)
-    last = None if segment.end is None else max(first + 1, round(segment.end * file.rate))
+    first, last = _bounds(segment, file.rate)
     read = 0
     for block in file.stretch(first, last, size):
         read += len(block)
         yield block
     if not read:
         raise AudioError(f"{name}: the recording ends before {segment.start:g} s, where this stretch of it begins")
-    if last is not None and last - first - read > _LACKING * file.rate:
+    if last is not None and last - first - read > LACKING * file.rate:
         raise AudioError(
             f"{name}: the recording ends at {(first + read) / file.rate:.3f} s, before {segment.end:g} s, where this "
             "stretch of it ends; mend the list"
         )
+
+
+def _bounds(segment: AudioSegment, rate: int) -> tuple[int, int | None]:
+    """First sample of a stretch, and the one behind its last."""
+    first = round(segment.start * rate)
+    return first, None if segment.end is None else max(first + 1, round(segment.end * rate))
+
+
+def check_samples(samples: Waveform, name: str = "the samples given") -> None:
+    """Check samples that come piece by piece, and that are taken as they are.
+
+    Args:
+        samples: ``(samples,)`` floats of full scale 1, any number of them.
+        name: what error messages call them.
+
+    Raises:
+        AudioError: they are no such array, or some are NaN or infinite.
+    """
+    if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
+        raise AudioError(
+            f"{name}: an array of {samples.dtype} and shape {samples.shape}; expected floats of shape (samples,) "
+            "(mambavox.data.read_audio makes them)"
+        )
+    if not np.isfinite(samples).all():
+        raise AudioError(f"{name}: some are NaN or infinite; leave them out, or put 0 in their place")
 
 
 def _check_finite(waveform: Waveform, before: int, rate: int, name: str) -> None:
@@ -252,10 +294,13 @@ def duration(source: AudioSource) -> float:
     name = _name_of(source, None)
     content = _content(source, name)
     if isinstance(content, AudioSegment):
-        whole = file_seconds(content.path, name)
-        return max(0.0, min(whole, whole if content.end is None else content.end) - content.start)
+        # One name for all stretches of a file, which is measured once.
+        samples, rate = file_length(content.path, str(content.path))
+        first, last = _bounds(content, rate)
+        return max(0, min(samples, samples if last is None else last) - first) / rate
     if isinstance(content, (Path, bytes)):
-        return file_seconds(content, name)
+        samples, rate = file_length(content, name)
+        return samples / rate
     frames, rate = _frames(content, SAMPLING_RATE, name)
     return len(frames) / rate
 
@@ -276,7 +321,10 @@ def _content(source: AudioSource, name: str) -> Path | bytes | NDArray[Any] | tu
         if source.get("bytes") is not None:
             return bytes(source["bytes"])
         if source.get("array") is not None and source.get("sampling_rate") is not None:
-            return np.asarray(source["array"]), int(source["sampling_rate"])
+            try:
+                return np.asarray(source["array"]), int(source["sampling_rate"])
+            except (TypeError, ValueError, OverflowError) as error:
+                raise AudioError(f"{name}: holds no array of samples and its rate in Hz ({error})") from error
         if source.get("path"):
             return Path(source["path"])
         raise AudioError(

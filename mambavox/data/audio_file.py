@@ -3,7 +3,7 @@
 import io
 import mmap
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -272,8 +272,43 @@ class AudioFile:
             )
 
 
-def file_seconds(content: Path | bytes, name: str) -> float:
-    """Seconds of a file; what had to be looked through is remembered until the file changes.
+def can_open(content: Path | bytes) -> bool:
+    """Whether a file is a recording of a kind that is read, by its beginning.
+
+    Args:
+        content: the file, whatever its name, or its first bytes (64 KiB are enough).
+    """
+    try:
+        head = content[:4] if isinstance(content, bytes) else _head(content)
+        if head[:3] == b"ID3" or (len(head) == 4 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0):
+            # libsndfile takes some text for an mp3, and complains.
+            with nullcontext(content) if isinstance(content, bytes) else _mapped(content) as buffer:
+                return is_mp3(buffer)
+    except OSError:
+        return False
+    return bool(head) and stated_format(content) is not None
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4)
+
+
+def stated_format(content: Path | bytes) -> tuple[int, int] | None:
+    """Rate in Hz and number of channels that a file's header states; ``None`` where it cannot be opened.
+
+    Args:
+        content: the file, or its bytes.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
+            return int(file.samplerate), int(file.channels)
+    except (soundfile.LibsndfileError, TypeError, OSError):
+        return None
+
+
+def file_length(content: Path | bytes, name: str) -> tuple[int, int]:
+    """Samples of a file, and their rate; what had to be looked through is remembered until the file changes.
 
     Args:
         content: the file, or its bytes.
@@ -289,13 +324,13 @@ def file_seconds(content: Path | bytes, name: str) -> float:
 
 
 @lru_cache(maxsize=1 << 14)
-def _remembered(path: Path, name: str, changed: int, size: int) -> float:
+def _remembered(path: Path, name: str, changed: int, size: int) -> tuple[int, int]:
     return _measure(path, name)
 
 
-def _measure(content: Path | bytes, name: str) -> float:
+def _measure(content: Path | bytes, name: str) -> tuple[int, int]:
     with AudioFile(content, name) as file:
-        return file.length() / file.rate
+        return file.length(), file.rate
 
 
 def _mapped(path: Path) -> mmap.mmap:

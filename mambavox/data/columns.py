@@ -1,11 +1,13 @@
 """Find the audio and label columns of a table."""
 
+import math
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 from mambavox.errors import DataError
 
-AUDIO_COLUMNS = ("audio", "path", "file", "filename", "file_name", "wav")
+AUDIO_COLUMNS = ("audio", "path", "file", "filename", "file_name", "wav", "audio_filepath", "audio_path", "audio_file")
 """Names under which a table's audio column is found, in this order."""
 
 _SHOWN = 20  # items of a list that an error message prints
@@ -59,8 +61,11 @@ def find_audio_column(audio_column: str | None, columns: Sequence[str], where: s
 def to_labels(values: Sequence[Any], places: Sequence[str], column: str, where: str) -> list[str | None]:
     """Turn a label column into class names.
 
+    White space around a name is no part of it, and letters with marks are written in one way (NFC), so that no two
+    classes look the same.
+
     Args:
-        values: the column, a value a row; ``None`` and the empty string mean none.
+        values: the column, a value a row; ``None``, NaN and text without letters mean none.
         places: where each row is ("line 3"), for messages.
         column: its name, for messages.
         where: the table, for messages.
@@ -77,7 +82,8 @@ def to_labels(values: Sequence[Any], places: Sequence[str], column: str, where: 
             f"{where}: column {column!r} holds lists or objects ({listed(compound)}); expected one class a recording. "
             "Name another column with --label-column"
         )
-    missing = [place for place, value in zip(places, values, strict=True) if value is None or value == ""]
+    labels = [to_label(value) for value in values]
+    missing = [place for place, label in zip(places, labels, strict=True) if label is None]
     if len(missing) == len(values):
         return [None] * len(values)
     if missing:
@@ -85,4 +91,11 @@ def to_labels(values: Sequence[Any], places: Sequence[str], column: str, where: 
             f"{where}: no {column!r} in {listed(missing)} ({len(missing)} of {len(values)} rows); "
             "label them or take them out"
         )
-    return [str(value) for value in values]
+    return labels
+
+
+def to_label(value: Any) -> str | None:
+    """A class name as it is written everywhere; ``None`` where there is none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return unicodedata.normalize("NFC", str(value)).strip() or None

@@ -42,12 +42,14 @@ class Example:
         label: its class; ``None`` where the source has no labels.
         fields: every column of the source for this recording (speaker, split, fold, ...).
         name: what messages call it; default the path.
+        stated_seconds: length that the source states, which is compared with what is read; ``None``: it states none.
     """
 
     audio: Path | bytes | tuple[NDArray[np.generic], int] | DatasetAudio | AudioSegment | ShardAudio
     label: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
+    stated_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if not self.name:

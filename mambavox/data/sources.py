@@ -2,22 +2,30 @@
 
 import os
 import warnings
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
-from mambavox.data.class_folders import audio_files, is_hidden, read_class_folders
+from mambavox.data.audio import AudioSegment
+from mambavox.data.class_folders import (
+    FolderContent,
+    files_in,
+    folder_content,
+    holds_recordings,
+    is_hidden,
+    read_class_folders,
+)
 from mambavox.data.columns import listed
 from mambavox.data.datasets import CORPORA, SPEECH_CORPORA, Corpus
 from mambavox.data.example import Example
 from mambavox.data.examples import Examples, ListedExamples
 from mambavox.data.hf_dataset import is_saved_dataset, load_hub, load_saved, read_hf_dataset
+from mambavox.data.keys import file_of
 from mambavox.data.manifest import MANIFEST_NAMES, MANIFEST_SUFFIXES, find_manifest, read_manifest
 from mambavox.data.shards.examples import read_shards
 from mambavox.data.shards.find import SCHEME
 from mambavox.data.splits import part_led_by
-from mambavox.errors import DataError
+from mambavox.errors import DataError, DataWarning
 
 if TYPE_CHECKING:
     import datasets
@@ -83,14 +91,15 @@ def read_examples(
             twice.
 
     Warns:
-        UserWarning: a corpus has not the number of recordings that it is published with.
+        DataWarning: a corpus has not the number of recordings that it is published with, a manifest has columns that
+            would change what is heard and are not read, or a folder holds files that are no recordings.
     """
     corpus = find_corpus(data)
     if corpus is not None:
         examples = corpus[0].read(corpus[1], label_column)
         miscount = corpus[0].miscount(len(examples))
         if miscount is not None:
-            warnings.warn(miscount, stacklevel=2)
+            warnings.warn(miscount, DataWarning, stacklevel=2)
         return examples
     if is_sharded(data):
         return read_shards(str(data)).with_fields(label_column)
@@ -100,7 +109,9 @@ def read_examples(
     elif isinstance(data, (str, Path)):
         path = Path(data).expanduser()
         if path.is_dir():
-            examples = _read_folder(path, label_column, audio_column)
+            content = FolderContent()
+            examples = _read_folder(path, label_column, audio_column, content)
+            content.warn_of_left_out(path)
         elif path.suffix.lower() not in MANIFEST_SUFFIXES:
             raise DataError(
                 f"{path}: expected a folder, a manifest ({listed(sorted(MANIFEST_SUFFIXES))}), hf:owner/name, "
@@ -143,23 +154,36 @@ def is_sharded(data: object) -> bool:
     return path.is_dir() and find_manifest(path) is None and any(path.glob("[!.]*.tar"))
 
 
-def _read_folder(folder: Path, label_column: str | None, audio_column: str | None) -> list[Example]:
+def _read_folder(
+    folder: Path, label_column: str | None, audio_column: str | None, content: FolderContent
+) -> list[Example]:
     if is_saved_dataset(folder):
         dataset = load_saved(folder)
         return read_hf_dataset(dataset, label_column=label_column, audio_column=audio_column, where=str(folder))
     manifest = find_manifest(folder)
     if manifest is not None:
         return read_manifest(manifest, label_column=label_column, audio_column=audio_column)
-    parts = [path for path in sorted(folder.iterdir()) if path.is_dir() and not is_hidden(path) and audio_files(path)]
+    folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not is_hidden(path)]
+    parts = [path for path in folders if find_manifest(path) or holds_recordings(path)]
     named = {part_led_by(path.name) for path in parts}
     # Where labels do not matter, a folder beside train and test is of an unknown split rather than a class.
     if parts and (None not in named or (label_column is None and {"train", "test"} <= named)):
+        beside = files_in(folder)
+        if beside.recordings:
+            raise DataError(
+                f"{folder}: recordings lie beside the folders {listed([path.name for path in parts])} "
+                f"({listed([path.name for path in beside.recordings])}); move each into one of them"
+            )
+        content.left_out_with(beside)
+        for path in folders:
+            if path not in parts:
+                content.left_out_with(folder_content(path))
         return [
             replace(example, fields={**example.fields, "split": path.name})
             for path in parts
-            for example in _read_folder(path, label_column, audio_column)
+            for example in _read_folder(path, label_column, audio_column, content)
         ]
-    examples = read_class_folders(folder, labels_matter=label_column is not None)
+    examples = read_class_folders(folder, labels_matter=label_column is not None, content=content)
     return examples if label_column is not None else [replace(example, label=None) for example in examples]
 
 
@@ -169,12 +193,19 @@ def _check_files(examples: list[Example], where: str) -> None:
             f"{where}: holds no recordings; expected a manifest ({', '.join(MANIFEST_NAMES)}), "
             "a folder per class, or a saved datasets.Dataset"
         )
-    files = [example.audio for example in examples if isinstance(example.audio, Path)]
+    found = {id(example): file for example in examples if (file := file_of(example)) is not None}
+    files = dict.fromkeys(found.values())
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise DataError(f"{where}: {len(missing)} of {len(files)} audio files do not exist: {listed(missing)}")
-    times_listed = Counter(os.path.normpath(file) for file in files)
-    repeated = [file for file, times in times_listed.items() if times > 1]
+    # Links to one file are one recording; but where the hub's files lie, they link to what has the same content.
+    real = {file: os.path.normpath(file) if where.startswith("hf:") else os.path.realpath(file) for file in files}
+    times_listed: dict[tuple[str, str], list[str]] = {}
+    for example in examples:
+        if id(example) in found:
+            times = example.audio.times if isinstance(example.audio, AudioSegment) else ""
+            times_listed.setdefault((real[found[id(example)]], times), []).append(str(example.audio))
+    repeated = [" = ".join(dict.fromkeys(names)) for names in times_listed.values() if len(names) > 1]
     if repeated:
         raise DataError(
             f"{where}: lists {len(repeated)} recordings more than once: {listed(repeated)}; keep one line each"

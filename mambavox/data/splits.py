@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from mambavox.data.audio import AudioSegment
 from mambavox.data.columns import listed
 from mambavox.data.example import Example
 from mambavox.errors import DataError
@@ -382,7 +383,9 @@ def check_parts(parts: dict[Part, list[Example]], group_column: str | None = Non
         DataError: a recording or group is in two parts, or valid or test has a label that train lacks.
     """
     every = [(part, example) for part, examples in parts.items() for example in examples]
-    recordings = [str(example.audio) if isinstance(example.audio, Path) else id(example) for _, example in every]
+    recordings = [
+        str(example.audio) if isinstance(example.audio, (Path, AudioSegment)) else id(example) for _, example in every
+    ]
     _check_disjoint("the recording", recordings, [part for part, _ in every])
     if group_column is not None:
         groups = _column([example for _, example in every], group_column, "--group-column")

@@ -183,6 +183,8 @@ class EpochTrainer(RunTrainer):
         valid_line: the figures of the valid split in words.
         console: where progress goes, or ``None``.
         schedule: ``lr_scheduler_type`` and what goes with it.
+        classes: class of each recording that is learned from, to hear all classes equally often; ``None``: each
+            recording is heard once an epoch.
         options: further keywords of ``Trainer``.
 
     Raises:
@@ -204,6 +206,7 @@ class EpochTrainer(RunTrainer):
         console: Console | None,
         schedule: Mapping[str, Any],
         evaluation_batch: int | None = None,
+        classes: Sequence[int] | None = None,
         **options: Any,
     ) -> None:
         if config.patience is not None and not len(valid):
@@ -237,6 +240,7 @@ class EpochTrainer(RunTrainer):
             **options,
         )
         self.config = config
+        self.classes = classes
         # Some hosts take **kwargs and pass the number of items on to layers that have no use for it.
         self.model_accepts_loss_kwargs = False
         self.divergence = Divergence(console)
@@ -306,7 +310,7 @@ class EpochTrainer(RunTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         size = self.args.per_device_train_batch_size if self.config.length_buckets else None
-        return EpochSampler(train_dataset or self.train_dataset, self.args.seed, bucketed=size)
+        return EpochSampler(train_dataset or self.train_dataset, self.args.seed, bucketed=size, classes=self.classes)
 
 
 def save_trained(model: Any, folder: Path) -> None:

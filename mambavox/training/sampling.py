@@ -16,12 +16,16 @@ class EpochSampler(Sampler[int]):
         dataset: has a length and, for buckets, ``lengths`` of its recordings; is told the epoch, too.
         seed: of the order.
         bucketed: size of the batches that are to hold recordings of like length; ``None``: any recordings.
+        classes: class of each recording, to draw all classes equally often; ``None`` draws each recording once.
     """
 
-    def __init__(self, dataset: Any, seed: int, bucketed: int | None = None) -> None:
+    def __init__(
+        self, dataset: Any, seed: int, bucketed: int | None = None, classes: Sequence[int] | None = None
+    ) -> None:
         self.dataset = dataset
         self.seed = seed
         self.bucketed = bucketed
+        self.classes = classes
 
     def set_epoch(self, epoch: int) -> None:
         """Begin another pass over the data; accelerate calls this."""
@@ -32,10 +36,34 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = np.random.default_rng((self.seed, self.dataset.epoch))
-        order = generator.permutation(len(self.dataset)).tolist()
+        if self.classes is None:
+            order = generator.permutation(len(self.dataset)).tolist()
+        else:
+            order = draw_classes_alike(self.classes, generator)
         if self.bucketed is None:
             return iter(order)
         return iter(bucket_by_length(order, self.dataset.lengths, self.bucketed, generator))
+
+
+def draw_classes_alike(classes: Sequence[int], generator: np.random.Generator) -> list[int]:
+    """A random order, as long as there are recordings, in which all classes occur equally often, to one.
+
+    Of a class none is drawn again before all of it are; of a large class, some are not drawn.
+
+    Args:
+        classes: of each recording.
+        generator: draws.
+    """
+    found, places = np.unique(np.asarray(classes), return_inverse=True)
+    shares = np.full(len(found), len(places) // len(found))
+    shares[generator.permutation(len(found))[: len(places) % len(found)]] += 1  # anew in each epoch
+    drawn = []
+    for number, share in enumerate(shares.tolist()):
+        rows = np.flatnonzero(places == number)
+        rounds = [generator.permutation(rows) for _ in range(-(-share // len(rows)))]
+        drawn.append(np.concatenate(rounds)[:share])
+    order: list[int] = generator.permutation(np.concatenate(drawn)).tolist()
+    return order
 
 
 def bucket_by_length(

@@ -8,6 +8,7 @@ from rich.console import Console
 from mambavox.asr.text import language_code, normalize_text
 from mambavox.data import Example, check_audio, duration, make_splits, read_examples
 from mambavox.data.columns import listed, require_column
+from mambavox.data.segments import notes_on_segments
 from mambavox.data.splits import draw_part
 from mambavox.errors import AudioError, ConfigError, DataError
 from mambavox.runs.config import TranscriptConfig
@@ -60,7 +61,8 @@ def load_transcripts(
     if not len(splits["train"]):
         first = f", such as {left_out[0]['name']}: {left_out[0]['reason']}" if left_out else ""
         raise DataError(f"{config.data}: no training recording is left{first}")
-    return RunData(splits, left_out, [*notes, *_shared_speakers(splits)])
+    segments = notes_on_segments({name: split.examples for name, split in splits.items()})
+    return RunData(splits, left_out, [*notes, *segments, *_shared_speakers(splits)])
 
 
 def load_all(config: TranscriptConfig, console: Console | None = None) -> RunData:

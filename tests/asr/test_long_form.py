@@ -14,7 +14,7 @@ from transformers import Wav2Vec2FeatureExtractor
 
 from mambavox.adapters import MambAdapterConfig
 from mambavox.asr.journal import Journal
-from mambavox.asr.live import Endpointing
+from mambavox.asr.live import Endpointing, LiveRecognizer
 from mambavox.asr.long_form import ChunkedHearing, ExactHearing, LongFormState, LongFormStream, hear_file, hearing_of
 from mambavox.asr.recognizer import SpeechRecognizer
 from mambavox.asr.tokenizer import train_tokenizer
@@ -251,3 +251,38 @@ def test_a_journal_is_whole_whenever_it_was_left(tmp_path):
     assert Journal(tmp_path / "journal", {"model": "b"}).open() == ([], None)
     again.remove()
     assert not (tmp_path / "journal").exists()
+
+
+BAD = {
+    "NaN": np.array([0.1] * 200 + [np.nan], np.float32),
+    "infinite": np.array([0.1] * 200 + [np.inf]),
+    "int64": np.full(201, 100),
+    "uint8": np.full(201, 100, np.uint8),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_samples_that_are_no_sound_are_refused_and_not_heard(kind):
+    samples, message = BAD[kind], {"NaN": "NaN or infinite", "infinite": "NaN or infinite"}.get(kind, kind)
+    recognizer = recognizer_of()
+    with pytest.raises(AudioError, match=message):
+        recognizer.transcribe([noise(300), samples])
+    with pytest.raises(AudioError, match=message):
+        recognizer((samples, 16_000))
+    stream = LongFormStream(recognizer)
+    live = LiveRecognizer(recognizer, ENDLESS)
+    first, second = live.open(), live.open()
+    for feed in (lambda: stream.feed(samples), lambda: live.feed({first: noise(300), second: samples})):
+        with pytest.raises(AudioError, match=message):
+            feed()
+    # Nothing of it was heard.
+    assert_same_words(words_of(hear(stream, noise(900), [200])), recognizer.transcribe([noise(900)])[0].words)
+    heard = live.feed({first: noise(900)}, [first])[first]
+    assert_same_words(words_of(heard), recognizer.transcribe([noise(900)])[0].words)
+
+
+def test_integers_of_16_bits_are_scaled():
+    recognizer = recognizer_of()
+    samples = (1000 * noise(900)).astype(np.int16)
+    heard, expected = recognizer.transcribe([samples, samples.astype(np.float32) / 32768])
+    assert heard == expected

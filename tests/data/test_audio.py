@@ -170,6 +170,19 @@ def test_bad_arrays():
         read_audio(np.zeros(3, np.uint8))
     with pytest.raises(AudioError, match="int64, which has no full scale"):
         read_audio(np.array([-3, 100]))
+    for kind in (np.int64, np.uint64):
+        array = np.array([3, 100], kind)
+        for source in ({"array": array, "sampling_rate": 16_000}, (array, 16_000)):
+            with pytest.raises(AudioError, match=f"array of {kind.__name__}"):
+                read_audio(source)
+    for bad in (np.nan, np.inf, -np.inf):
+        with pytest.raises(AudioError, match=r"given as an array: some samples are NaN or infinite, .* at 0\.000 s"):
+            read_audio(np.array([0, bad]))
+    with pytest.raises(AudioError, match="an array of object"):
+        read_audio({"array": [0.1, None], "sampling_rate": 16_000})
+    for source in ({"array": [[0.1], [0.1, 0.2]], "sampling_rate": 16_000}, {"array": [0.1], "sampling_rate": "high"}):
+        with pytest.raises(AudioError, match="no array of samples and its rate"):
+            read_audio(source)
     with pytest.raises(AudioError, match="0 Hz"):
         read_audio((tone(), 0))
     with pytest.raises(AudioError, match="'bytes', 'path', or 'array' and 'sampling_rate'"):

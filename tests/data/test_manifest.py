@@ -1,6 +1,7 @@
 """Manifests: the three formats, labels, and messages that name the line and the column."""
 
 import json
+import unicodedata
 
 import pytest
 
@@ -105,3 +106,58 @@ def test_a_malformed_manifest_names_the_line(tmp_path, name, text, message):
 def test_another_encoding_is_named(tmp_path):
     with pytest.raises(DataError, match="is not UTF-8"):
         read_manifest(write(tmp_path / "m.csv", "path,label\né.wav,x\n", "latin-1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("m.csv", "path,label,label\na.wav,x,z\n", r"m\.csv: its header has 'label' more than once; rename"),
+        ("m.csv", "path,label, label\na.wav,x,z\n", r"its header has 'label' more than once"),
+        ("m.tsv", "path\tpath\tlabel\na.wav\tb.wav\tx\n", r"its header has 'path' more than once"),
+        ("m.jsonl", '{"path": "a.wav", "label": "x", "label": "y"}\n', r"m\.jsonl, line 1: has 'label' more than once"),
+        ("m.jsonl", '{"path": "a.wav", "label": ' + "[" * 100_000 + "]" * 100_000 + "}", r"line 1: holds more than 32"),
+        (
+            "m.jsonl",
+            '{"path": "a.wav", "label": 1, "more": ' + "[" * 40 + "]" * 40 + "}",
+            r"line 1: holds more than 32",
+        ),
+        ("m.jsonl", '{"path": "a.wav", "label": ' + "9" * 5000 + "}", r"line 1: holds a number of 5000 digits"),
+        ("m.jsonl", '{"path": "~nosuchuser/a.wav", "label": 1}', r"line 1: 'path' is '~nosuchuser/a\.wav', and nobody"),
+        ("m.jsonl", '{"path": "a\\u0000.wav", "label": 1}', r"line 1: 'path' holds a NUL character"),
+        ("m.jsonl", '{"path": "' + "a" * (1 << 24) + '"}', r"line 1: is longer than 16777216 characters"),
+        ("m.csv", "path,label\na.wav,x\nb.wav, \n", r"no 'label' in line 3 \(1 of 2 rows\)"),
+        ("m.jsonl", '{"path": "a.wav", "label": NaN}\n{"path": "b.wav", "label": "x"}', r"no 'label' in line 1"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_what_would_be_read_otherwise_than_meant_is_refused(tmp_path, name, text, message):
+    with pytest.raises(DataError, match=message):
+        read_manifest(write(tmp_path / name, text))
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_a_csv_may_be_divided_by_other_marks(tmp_path, mark):
+    text = f'path{mark}label{mark}\n"a{mark} b.wav"{mark}dog, big{mark}\n  \nc.wav{mark}cat{mark}\n'
+    text = text if mark != "," else text.replace("dog, big", '"dog, big"')
+    first, second = read_manifest(write(tmp_path / "m.csv", text))
+    assert (first.audio.name, first.label, second.label) == (f"a{mark} b.wav", "dog, big", "cat")
+
+
+def test_labels_that_look_the_same_are_the_same(tmp_path):
+    lines = ["a.wav,dog", "b.wav,dog ", "c.wav,\u00a0dog", "d.wav,cafe\u0301", "e.wav,caf\u00e9"]
+    examples = read_manifest(write(tmp_path / "m.csv", "path, label\n" + "\n".join(lines)))
+    assert [example.label for example in examples] == ["dog"] * 3 + ["caf\u00e9"] * 2
+
+
+@pytest.mark.parametrize("there", ["NFC", "NFD"])
+@pytest.mark.parametrize("listed", ["NFC", "NFD"])
+def test_a_file_is_found_in_either_form_of_its_letters(tmp_path, listed, there):
+    name = "m\u00fc\u00df/\u00fcn\u00ef \u97f3.wav"
+    file = tmp_path / unicodedata.normalize(there, name)
+    file.parent.mkdir()
+    file.write_bytes(b"")
+    for written in (unicodedata.normalize(listed, name), f" {unicodedata.normalize(there, name)}"):
+        (example,) = read_manifest(write(tmp_path / "m.csv", f"label,path\nx,{written}\n"))
+        assert example.audio == file
+    (example,) = read_manifest(write(tmp_path / "m.csv", "label,path\nx,m\u00fc\u00df/g\u00f6ne.wav\n"))
+    assert example.audio == tmp_path / "m\u00fc\u00df/g\u00f6ne.wav"  # is told as missing, as it was written

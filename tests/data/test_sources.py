@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from mambavox.data import Example, make_splits, read_examples
+from mambavox.data import Example, check_audio, make_splits, read_examples
 from mambavox.data.splits import parts_by_split
-from mambavox.errors import DataError
+from mambavox.errors import DataError, DataWarning
 
 
 def summary(examples):
@@ -20,14 +20,47 @@ def test_a_folder_per_class(tmp_path, write_tone):
     (tmp_path / "dog" / "notes.txt").write_text("x")
     (tmp_path / "docs").mkdir()
     (tmp_path / "LICENSE").write_text("x")
-    examples = read_examples(str(tmp_path))
+    left_out = (
+        "2 that no reader opens .1 without ending, 1 .txt., .*; 1 recordings under a name that begins with _, .*d.wav"
+    )
+    with pytest.warns(DataWarning, match=left_out):
+        examples = read_examples(str(tmp_path))
     assert [(example.audio.name, example.label) for example in examples] == [
         ("c.ogg", "big cat"),
         ("a.wav", "dog"),
         ("b.FLAC", "dog"),
     ]
     assert all(isinstance(example, Example) for example in examples)
-    assert [example.label for example in read_examples(tmp_path, label_column=None)] == [None] * 3
+    with pytest.warns(DataWarning):
+        assert [example.label for example in read_examples(tmp_path, label_column=None)] == [None] * 3
+
+
+KINDS = {".caf": "CAF", ".sph": "NIST", ".w64": "W64", ".rf64": "RF64", ".aifc": "AIFF", ".au": "AU", "": "WAV"}
+
+
+def test_every_recording_is_found_whatever_it_is_called(tmp_path, write_tone):
+    for suffix, kind in KINDS.items():
+        write_tone(tmp_path / "dog" / f"a{suffix}", format=kind)
+    write_tone(tmp_path / "dog" / "b.dat", format="MP3")
+    for name in ("c.mov", "c.3gp", "c.m4a"):  # are named, since nothing here reads them
+        (tmp_path / "dog" / name).write_bytes(b"film")
+    for name in ("notes.txt", "wide.txt", "c.npy", "list.m3u"):  # UTF-16 begins as an mp3 does
+        (tmp_path / "dog" / name).write_text("a,b\n" * 5000, encoding="utf-16" if name == "wide.txt" else "utf-8")
+    (tmp_path / "dog" / "loop").symlink_to("..")
+    with pytest.warns(DataWarning, match=r"4 that no reader opens \(2 \.txt, 1 \.npy, 1 \.m3u\)"):
+        examples = read_examples(tmp_path, label_column=None)
+    assert len(examples) == len(KINDS) + 1 + 3
+    usable, problems = check_audio(examples, on_error="skip")
+    assert len(usable) == len(KINDS) + 1
+    assert {problem.name.rpartition(".")[2] for problem in problems} == {"mov", "3gp", "m4a"}
+
+
+def test_recordings_beside_the_folders_of_parts_are_refused(tmp_path, write_tone):
+    for path in ("train/dog/a.wav", "test/dog/a.wav", "stray.caf"):
+        write_tone(tmp_path / path, **({"format": "CAF"} if path.endswith("caf") else {}))
+    for label_column in ("label", None):
+        with pytest.raises(DataError, match=r"beside the folders test, train \(stray\.caf\); move each into one"):
+            read_examples(tmp_path, label_column=label_column)
 
 
 def test_a_recording_of_an_unread_format_is_not_overlooked(tmp_path, write_tone):

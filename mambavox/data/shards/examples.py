@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mambavox.data.checks import AudioProblem
-from mambavox.data.columns import listed
+from mambavox.data.columns import listed, to_label
 from mambavox.data.example import Example
 from mambavox.data.examples import Examples
 from mambavox.data.shards.archive import OpenTars, ShardAudio
@@ -164,19 +164,19 @@ class ShardedExamples(Examples):
                 fields |= self._read_fields(self.tars[shard], start, size, example.name)
             label = None
             if label_column is not None:
-                if fields.get(label_column) in (None, ""):
+                label = to_label(fields.get(label_column))
+                if label is None:
                     raise DataError(
                         f"{example.name}: has no {label_column!r} in its JSON; it has {', '.join(fields) or 'none'}. "
                         "Name the right one with --label-column"
                     )
-                label = str(fields[label_column])
             examples.append(Example(example.audio, label, fields, example.name))
         return examples
 
     def _read_fields(self, path: Path, start: int, size: int, name: str) -> dict[str, Any]:
         try:
             content = json.loads(self._table.tars.read(path, start, size))
-        except (ValueError, AudioError) as error:
+        except (ValueError, RecursionError, AudioError) as error:
             raise DataError(f"{name}: the JSON beside it cannot be read ({error}); pack the tar anew") from error
         if not isinstance(content, dict):
             raise DataError(f"{name}: the JSON beside it is {type(content).__name__}; expected an object")

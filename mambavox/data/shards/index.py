@@ -3,6 +3,8 @@
 import json
 import os
 import tarfile
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,14 +17,17 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from mambavox.data.audio import AUDIO_SUFFIXES, read_audio
+from mambavox.data.audio import read_audio
+from mambavox.data.audio_file import can_open
 from mambavox.data.checks import AudioProblem
-from mambavox.errors import AudioError, DataError
+from mambavox.data.class_folders import counted, ending, is_named_as_sound
+from mambavox.errors import AudioError, DataError, DataWarning
 from mambavox.files import replacing
 
 INDEX_SUFFIX = ".index.safetensors"
 """Of the index, in place of the tar's ``.tar``."""
 
+_BEGINNING = 1 << 16  # bytes by which a recording is known
 _BLOCK = 512  # bytes, in which tars count
 _LISTED = 20  # problems in one error message
 
@@ -128,8 +133,8 @@ def index_shards(
     """Make the index of tars that were packed elsewhere; those that have one that fits are passed over.
 
     Each tar is read once from beginning to end, and every recording is decoded, so that training needs no check of its
-    own. A recording is any member with an audio file's ending; a member ``.json`` of the same name tells about it, as
-    in WebDataset and in lhotse's Shar (``recording.*.tar``).
+    own. A recording is any member that can be opened as one, or is named as sound or film; a member ``.json`` of the
+    same name tells about it, as in WebDataset and in lhotse's Shar (``recording.*.tar``). Other members are not read.
 
     Args:
         tars: their paths.
@@ -144,24 +149,36 @@ def index_shards(
     Raises:
         AudioError: recordings cannot be used and ``on_error`` is ``"raise"``.
         DataError: a tar is missing, cut off, compressed, or holds no recordings.
+
+    Warns:
+        DataWarning: tars hold members that are neither recordings nor JSON.
     """
     found = []
+    others: Counter[str] = Counter()
+    work = partial(_ensure_index, on_error=on_error, others=others)
     with ThreadPoolExecutor(num_workers or min(os.cpu_count() or 1, 8)) as pool:
         try:
-            for done, index in enumerate(pool.map(partial(_ensure_index, on_error=on_error), tars), start=1):
+            for done, index in enumerate(pool.map(work, tars), start=1):
                 found.append(index)
                 if progress is not None:
                     progress(done, len(tars))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    if others:
+        warnings.warn(
+            f"{sum(others.values())} members of the tars are neither recordings nor JSON and are left out: "
+            f"{counted(others)}",
+            DataWarning,
+            stacklevel=2,
+        )
     return found
 
 
-def _ensure_index(tar: Path, on_error: Literal["raise", "skip"]) -> ShardIndex:
+def _ensure_index(tar: Path, on_error: Literal["raise", "skip"], others: Counter[str]) -> ShardIndex:
     if index_path(tar).is_file():
         return ShardIndex.load(tar)
-    index = scan_tar(tar)
+    index = scan_tar(tar, others)
     if index.left_out and on_error == "raise":
         raise AudioError(unusable(index.left_out, len(index.left_out) + len(index.keys), str(tar)))
     if not index.keys:
@@ -186,11 +203,12 @@ def unusable(problems: Sequence[AudioProblem], number: int, where: str) -> str:
     )
 
 
-def scan_tar(tar: Path) -> ShardIndex:
+def scan_tar(tar: Path, others: Counter[str] | None = None) -> ShardIndex:
     """Read a tar from beginning to end and decode its recordings.
 
     Args:
         tar: its path.
+        others: receives the endings of the members that are neither recordings nor JSON.
 
     Raises:
         DataError: the tar is missing, cut off, compressed, or no tar.
@@ -209,9 +227,11 @@ def scan_tar(tar: Path) -> ShardIndex:
                 path = PurePosixPath(member.name)
                 if path.suffix.lower() == ".json":
                     beside[_stem(member.name)] = (member.offset_data, member.size)
-                elif path.suffix.lower() in AUDIO_SUFFIXES:
-                    content = file.extractfile(member)
-                    assert content is not None
+                    continue
+                content = file.extractfile(member)
+                assert content is not None
+                if is_named_as_sound(member.name) or can_open(content.read(_BEGINNING)):
+                    content.seek(0)
                     name = f"{tar}: {member.name}"
                     try:
                         samples = len(read_audio(content.read(), name=name))
@@ -219,6 +239,8 @@ def scan_tar(tar: Path) -> ShardIndex:
                         left_out.append(AudioProblem(name, str(error)))
                     else:
                         rows.append((member.name, member.offset_data, member.size, samples))
+                elif others is not None:
+                    others[ending(member.name)] += 1
     except FileNotFoundError as error:
         raise DataError(f"{tar}: no such tar; bring it back, or leave it out of the list of shards") from error
     except (tarfile.TarError, OSError) as error:

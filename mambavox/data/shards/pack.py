@@ -16,7 +16,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import soundfile
 
-from mambavox.data.audio import AUDIO_SUFFIXES, READABLE_SUFFIXES, SAMPLING_RATE, Waveform, quantise
+from mambavox.data.audio import (
+    AUDIO_SUFFIXES,
+    READABLE_SUFFIXES,
+    SAMPLING_RATE,
+    AudioSegment,
+    Waveform,
+    quantise,
+)
 from mambavox.data.checks import AudioProblem
 from mambavox.data.columns import AUDIO_COLUMNS
 from mambavox.data.example import Example
@@ -238,11 +245,12 @@ def _items(example: Example, name: str, audio: str, cut_seconds: float | None) -
     stored = _stored(example) if audio == "keep" and count == 1 else None
     fields = {column: value for column, value in example.fields.items() if column not in AUDIO_COLUMNS}
     items, first = [], 0
+    begin = example.audio.start if isinstance(example.audio, AudioSegment) else 0.0
     for number, piece in enumerate(np.array_split(waveform, count)):
         content, suffix = stored or (_flac(piece), ".flac")
         about = {**fields, "samples": len(piece), "sampling_rate": SAMPLING_RATE}
         if count > 1:
-            about["start"] = first / SAMPLING_RATE
+            about["start"] = begin + first / SAMPLING_RATE
         text = json.dumps(about, ensure_ascii=False, default=str).encode()
         place = f"{name}_{number:04d}" if count > 1 else name
         items.append(_Item(place + suffix, content, len(piece), text))

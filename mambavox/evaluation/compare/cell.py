@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from mambavox import __version__
 from mambavox.errors import RunError
 from mambavox.files import to_json, write_atomically
-from mambavox.runs.config import TASK_KEY, AdaptConfig
+from mambavox.runs.config import TASK_KEY, AdaptConfig, RunConfig
 from mambavox.training.configs import config_class
 
 # Where things lie, and how they are loaded, changes no result.
@@ -82,6 +82,11 @@ class Measure(NamedTuple):
     def score(self) -> float:
         """Over all recordings."""
         return sum(self.values) / max(sum(self.counts), 1)
+
+
+def metric_of(config: RunConfig) -> str:
+    """By which runs are compared: classifiers by accuracy, recognisers by the rate that chooses their epoch."""
+    return "accuracy" if config.task == "classify" else str(getattr(config, "metric_for_best_model", "accuracy"))
 
 
 HIGHER_IS_BETTER = {"accuracy": True, "wer": False, "cer": False}

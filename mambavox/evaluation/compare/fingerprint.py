@@ -5,13 +5,14 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mambavox import assets
-from mambavox.data import Example
+from mambavox.data import AudioSegment, Example
 from mambavox.hub import load_config
 
 _SCHEME = re.compile(r"^\w{2,}:")  # not a drive letter
@@ -84,12 +85,26 @@ def _content(example: Example) -> bytes:
             source = source["array"], source["sampling_rate"]
         else:
             source = source["bytes"] if source.get("bytes") is not None else Path(source["path"])
+    if isinstance(source, AudioSegment):
+        whole = _known_hash(source.path, *_state(source.path)) if source.path.is_file() else b"missing"
+        return hashlib.sha256(whole + source.times.encode()).digest()
     if isinstance(source, Path):
         return _file_hash(source) if source.is_file() else b"missing"
     if isinstance(source, bytes):
         return hashlib.sha256(source).digest()
     samples, sampling_rate = source
     return hashlib.sha256(np.ascontiguousarray(samples).tobytes() + str(sampling_rate).encode()).digest()
+
+
+def _state(path: Path) -> tuple[int, int]:
+    about = path.stat()
+    return about.st_mtime_ns, about.st_size
+
+
+@lru_cache(maxsize=1 << 12)
+def _known_hash(path: Path, changed: int, size: int) -> bytes:
+    """Hash of a file of which many stretches are recordings."""
+    return _file_hash(path)
 
 
 def _file_hash(path: Path) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mambavox.errors import RunError
-from mambavox.evaluation.compare.cell import HIGHER_IS_BETTER, Cell, CellResult, CellStore
+from mambavox.evaluation.compare.cell import HIGHER_IS_BETTER, Cell, CellResult, CellStore, metric_of
 from mambavox.evaluation.compare.grid import Grid, Task, Variant
 from mambavox.evaluation.compare.plan import Plan
 from mambavox.evaluation.compare.statistics import FoldValues, Interval, bootstrap
@@ -201,7 +201,7 @@ def summarise(plan: Plan, store: CellStore) -> Summary:
                 variant.name,
                 task.name,
                 rate,
-                metric=getattr(plan.grid.config(variant, task, 0, 1.0), "metric_for_best_model", "accuracy"),
+                metric=metric_of(plan.grid.config(variant, task, 0, 1.0)),
                 parameters=next((result.parameters["adapter"] for result in good if result.parameters), None),
                 seconds=statistics.mean(result.seconds for result in good) if good else None,
                 failures=failures,
@@ -249,7 +249,7 @@ def _reference(grid: Grid, folds: Mapping[str, Sequence[FoldValues]], config: Ad
     """Name of the variant that the others of a task are compared with."""
     if grid.reference is not None:
         return grid.reference if grid.reference in folds else None
-    sign = 1 if HIGHER_IS_BETTER[getattr(config, "metric_for_best_model", "accuracy")] else -1
+    sign = 1 if HIGHER_IS_BETTER[metric_of(config)] else -1
     means = {name: sign * float(np.mean([fold.by_seed.mean() for fold in own])) for name, own in folds.items()}
     baselines = [variant.name for variant in grid.variants if variant.method != OUR_METHOD and variant.name in means]
     return max(baselines, key=lambda name: means[name], default=None)

@@ -15,8 +15,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mambavox.errors import DivergedError, MambavoxError
-from mambavox.evaluation.compare.cell import Cell, CellResult, CellStore, Measure
+from mambavox.errors import DataWarning, DivergedError, MambavoxError
+from mambavox.evaluation.compare.cell import Cell, CellResult, CellStore, Measure, metric_of
 
 if TYPE_CHECKING:
     from mambavox.runs.result import RunResult
@@ -34,7 +34,7 @@ def serve(connection: Connection, folder: str, gpu: str | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Said once, when the comparison was planned, and among the notes of every result.
-    warnings.filterwarnings("ignore", r".* recordings and \d+ were found")
+    warnings.simplefilter("ignore", DataWarning)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     else:
@@ -88,7 +88,7 @@ def _train(cell: Cell, work: Path) -> CellResult:
     from mambavox.training.run import run
 
     config = cell.config
-    metric = getattr(config, "metric_for_best_model", "accuracy")
+    metric = metric_of(config)
     try:
         result = run(config.replace(output=str(work)), resume=True)
     except DivergedError as error:

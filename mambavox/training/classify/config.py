@@ -39,6 +39,18 @@ class ClassifyConfig(AdaptConfig, backbone="nano-ast", warmup_ratio=0.05):
     spec_augment: bool = option(
         False, "Mask random frames and mel bands in training (backbones that hear spectrograms).", group="Training"
     )
+    class_balance: Literal["none", "weights", "sampling"] = option(
+        "none",
+        "What is done where classes have different numbers of training recordings: nothing; weights in the loss, so "
+        "that each class counts the same; or sampling, which draws each class equally often.",
+        group="Training",
+    )
+    metric_for_best_model: Literal["accuracy", "macro_f1", "loss"] = option(
+        "accuracy",
+        "Validation figure by which the best epoch is kept: accuracy, macro_f1 (F1 averaged over the classes, each of "
+        "which counts the same), or the loss.",
+        group="Evaluation",
+    )
     cache_features: bool = option(
         False,
         "Run what lies before the first trained layer once for each clip, not once an epoch; takes disk space.",

@@ -1,6 +1,9 @@
 """Recordings with labels, divided and checked."""
 
 import re
+import warnings
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Console
@@ -18,11 +21,13 @@ from mambavox.data import (
     split_by_protocol,
     take_shots,
 )
-from mambavox.errors import ConfigError, DataError
+from mambavox.data.segments import notes_on_segments
+from mambavox.errors import ConfigError, DataError, DataWarning
 from mambavox.training.classify.config import ClassifyConfig
 from mambavox.training.splits import ALL, RunData, Split, checking, left_out_rows
 
 _FITTING = 0.98
+_UNBALANCED = 4  # times the recordings of another class
 
 
 def load_labelled(config: ClassifyConfig, console: Console | None = None) -> RunData:
@@ -61,9 +66,39 @@ def load_labelled(config: ClassifyConfig, console: Console | None = None) -> Run
     return RunData(
         {name: _split(examples) for name, examples in named.items()},
         left_out_rows(problems),
-        splits.notes,
+        [*splits.notes, *notes_on_segments(named)],
         splits.selects_on_test,
     )
+
+
+def notes_on_classes(targets: Sequence[str], config: ClassifyConfig) -> list[str]:
+    """A sentence about classes of very different size, and on what is done about it.
+
+    Args:
+        targets: class of each training recording.
+        config: of the run.
+
+    Warns:
+        DataWarning: there are such classes, and nothing is done about it.
+    """
+    counts = Counter(targets)
+    (largest, most), (smallest, fewest) = max(counts.items(), key=_size), min(counts.items(), key=_size)
+    if most < _UNBALANCED * fewest:
+        return []
+    note = f"unbalanced classes: train has {most} recordings of {largest} and {fewest} of {smallest}"
+    if config.class_balance == "none":
+        mend = (
+            "a classifier that never says the small ones can have a high accuracy: look at macro F1, choose the epoch "
+            "by it (--metric-for-best-model macro_f1), or count the classes alike (--class-balance weights or sampling)"
+        )
+        warnings.warn(f"{config.data}: {note}; {mend}", DataWarning, stacklevel=3)
+        return [f"{note}; nothing is done about it (--class-balance)"]
+    how = {"weights": "weighted in the loss", "sampling": "drawn equally often"}[config.class_balance]
+    return [f"{note}; the classes are {how} (--class-balance {config.class_balance})"]
+
+
+def _size(item: tuple[str, int]) -> int:
+    return item[1]
 
 
 def load_all(config: ClassifyConfig, console: Console | None = None) -> RunData:

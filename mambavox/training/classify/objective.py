@@ -15,6 +15,8 @@ from transformers import EvalPrediction
 
 from mambavox.training.features import Collator, FeatureDataset
 
+_LESS_THAN_F1 = 1e-9  # than two different values of it lie apart
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -27,6 +29,8 @@ class Scores:
         accuracy_low: lower end of its 95 % Wilson interval.
         accuracy_high: upper end.
         macro_f1: F1 averaged over the classes that occur, 0 to 1.
+        classes: for each class that occurs its name (``label``), how many ``recordings`` it has, and ``precision``,
+            ``recall`` and ``f1``, 0 to 1.
     """
 
     recordings: int
@@ -35,31 +39,46 @@ class Scores:
     accuracy_low: float
     accuracy_high: float
     macro_f1: float
+    classes: list[dict[str, Any]]
 
     def to_mapping(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 
 
-def score(targets: Sequence[Any] | NDArray[Any], predictions: Sequence[Any] | NDArray[Any]) -> Scores:
+def score(
+    targets: Sequence[Any] | NDArray[Any], predictions: Sequence[Any] | NDArray[Any], labels: Sequence[str] = ()
+) -> Scores:
     """Score predicted classes.
 
     Args:
         targets: right class of each recording, at least one.
         predictions: predicted class of each.
+        labels: names of the classes, where those are numbers.
 
     Source:
         Wilson 1927, the interval that stays inside 0 to 1 and is right for small samples.
     """
     # Here, because both take seconds to import, which predicting need not wait for.
     from scipy.stats import binomtest
-    from sklearn.metrics import f1_score
+    from sklearn.metrics import precision_recall_fscore_support
 
     right, predicted = np.asarray(targets), np.asarray(predictions)
     correct, total = int((right == predicted).sum()), len(right)
     low, high = binomtest(correct, total).proportion_ci(0.95, method="wilson")
-    f1 = f1_score(right, predicted, labels=np.unique(right), average="macro", zero_division=0)
-    return Scores(total, correct, correct / total, float(low), float(high), float(f1))
+    occurring = np.unique(right)
+    figures = precision_recall_fscore_support(right, predicted, labels=occurring, zero_division=0)
+    classes = [
+        {
+            "label": labels[name] if labels else str(name),
+            "recordings": int(count),
+            "precision": float(precision),
+            "recall": float(recall),
+            "f1": float(f1),
+        }
+        for name, precision, recall, f1, count in zip(occurring.tolist(), *figures, strict=True)
+    ]
+    return Scores(total, correct, correct / total, float(low), float(high), float(figures[2].mean()), classes)
 
 
 def mean_cross_entropy(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
@@ -74,13 +93,52 @@ def mean_cross_entropy(outputs: Any, labels: Tensor, num_items_in_batch: Tensor 
     return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
 
-def valid_figures(prediction: EvalPrediction) -> dict[str, float]:
-    """Accuracy, and the rank by which the best epoch is chosen: accuracy and, among equals, the lower loss."""
+def weighted_cross_entropy(
+    outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None, *, weights: Sequence[float]
+) -> Tensor:
+    """:func:`mean_cross_entropy` with a weight for each class in training, and without in evaluation.
+
+    Args:
+        outputs: of the model, with ``logits (batch, classes)``.
+        labels: ``(batch,)`` class of each recording.
+        num_items_in_batch: see :func:`mean_cross_entropy`.
+        weights: of the classes.
+    """
+    if not torch.is_grad_enabled():
+        return mean_cross_entropy(outputs, labels, num_items_in_batch)
+    logits = outputs["logits"].float()
+    each = F.cross_entropy(logits, labels, reduction="none")
+    total = (each * logits.new_tensor(weights)[labels]).sum()
+    return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+
+def class_weights(targets: Sequence[int]) -> list[float]:
+    """A weight for each class under which all of them count the same, and a recording 1 on average.
+
+    Args:
+        targets: class of each training recording; every class occurs.
+    """
+    counts = np.bincount(targets)
+    return (len(targets) / (len(counts) * counts)).tolist()
+
+
+def valid_figures(prediction: EvalPrediction, *, metric: str = "accuracy") -> dict[str, float]:
+    """Accuracy, macro F1, and the rank by which the best epoch is chosen: a figure and, among equals, the lower loss.
+
+    Args:
+        prediction: logits and classes.
+        metric: the figure: ``accuracy``, ``macro_f1`` or ``loss``.
+    """
+    from sklearn.metrics import f1_score  # as in score
+
     logits, targets = torch.from_numpy(prediction.predictions), torch.from_numpy(prediction.label_ids)
-    correct = int((logits.argmax(dim=-1) == targets).sum())
-    # Between 0 and 1, like less than a recording.
-    likelihood = math.exp(-float(F.cross_entropy(logits.float(), targets)))
-    return {"accuracy": correct / len(targets), "rank": correct + likelihood}
+    predicted = logits.argmax(dim=-1)
+    correct = int((predicted == targets).sum())
+    f1 = float(f1_score(targets, predicted, labels=targets.unique(), average="macro", zero_division=0))
+    loss = float(F.cross_entropy(logits.float(), targets))
+    likelihood = math.exp(-loss)  # between 0 and 1: like less than a recording
+    rank = {"accuracy": correct + likelihood, "macro_f1": f1 + _LESS_THAN_F1 * likelihood, "loss": -loss}
+    return {"accuracy": correct / len(targets), "macro_f1": f1, "rank": rank[metric]}
 
 
 @torch.inference_mode()

@@ -1,6 +1,8 @@
 """The steps of a classification run."""
 
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,8 +16,15 @@ from mambavox.runs.folder import LABELS_FILE
 from mambavox.runs.result import RunResult
 from mambavox.training.classify.backbone import backbone_limit, load_backbone
 from mambavox.training.classify.config import ClassifyConfig
-from mambavox.training.classify.data import fitting_seconds, load_labelled, natural_order
-from mambavox.training.classify.objective import mean_cross_entropy, predict_logits, score, valid_figures
+from mambavox.training.classify.data import fitting_seconds, load_labelled, natural_order, notes_on_classes
+from mambavox.training.classify.objective import (
+    class_weights,
+    mean_cross_entropy,
+    predict_logits,
+    score,
+    valid_figures,
+    weighted_cross_entropy,
+)
 from mambavox.training.engine import EpochTrainer
 from mambavox.training.features import Collator, FeatureDataset
 from mambavox.training.frozen_front import CachedCollator, CachedFeatures, FrozenFront
@@ -44,7 +53,7 @@ class ClassifyTask(AdaptTask[ClassifyConfig, EpochTrainer]):
     """Adapts a backbone with a classification head."""
 
     config_class = ClassifyConfig
-    curve: ClassVar = ("accuracy",)
+    curve: ClassVar = ("accuracy", "macro_f1")
 
     def read(self) -> RunData:
         """Labelled recordings; the classes are those of the training split."""
@@ -54,6 +63,7 @@ class ClassifyTask(AdaptTask[ClassifyConfig, EpochTrainer]):
             raise DataError(
                 f"{self.config.data}: the only class is {self.labels[0]!r}; expected two or more: --label-column"
             )
+        data.notes.extend(notes_on_classes(data.train.targets, self.config))
         return data
 
     def make_model(self) -> nn.Module:
@@ -89,7 +99,12 @@ class ClassifyTask(AdaptTask[ClassifyConfig, EpochTrainer]):
         return model
 
     def make_trainer(self) -> EpochTrainer:
-        """Cross-entropy, a cosine to zero, the best epoch by accuracy."""
+        """Cross-entropy, a cosine to zero, the best epoch by accuracy or what is asked for."""
+        balance, metric = self.config.class_balance, self.config.metric_for_best_model
+        targets = self.datasets["train"].targets or []
+        loss = mean_cross_entropy
+        if balance == "weights":
+            loss = partial(weighted_cross_entropy, weights=class_weights(targets))
         trainer = EpochTrainer(
             self.model,
             self.config,
@@ -99,11 +114,12 @@ class ClassifyTask(AdaptTask[ClassifyConfig, EpochTrainer]):
             collate=Collator(self.front_end),
             chooses="rank",
             greater=True,
-            valid_line=lambda metrics: f"accuracy {100 * metrics['eval_accuracy']:.1f} %",
+            valid_line=partial(_valid_line, metric=metric),
             console=self.console,
             schedule={"lr_scheduler_type": "cosine"},
-            compute_metrics=valid_figures,
-            compute_loss_func=mean_cross_entropy,
+            classes=targets if balance == "sampling" else None,
+            compute_metrics=partial(valid_figures, metric=metric),
+            compute_loss_func=loss,
         )
         if self.front is not None:
             self._cache(trainer, self.front)
@@ -153,7 +169,7 @@ class ClassifyTask(AdaptTask[ClassifyConfig, EpochTrainer]):
             summary=f"An audio classifier for {len(self.labels)} classes: {', '.join(self.labels)}. Recordings longer "
             f"than {self.front_end.crop_seconds:.2f} s are cut.",
             loading=_LOADING.format(run=run, more=" ".join(loading)),
-            training=self.training_text(result),
+            training=self.training_text(result) + _class_table(result),
             pipeline_tag="audio-classification",
             tags=(config.method,),
         )
@@ -162,3 +178,23 @@ class ClassifyTask(AdaptTask[ClassifyConfig, EpochTrainer]):
         """The feature extractor and the classes."""
         self.front_end.extractor.save_pretrained(path)
         (path / LABELS_FILE).write_text(to_json(self.labels), encoding="utf-8")
+
+
+def _valid_line(metrics: Mapping[str, float], metric: str) -> str:
+    """The figures of the valid split in words."""
+    more = {"macro_f1": ", macro F1 {eval_macro_f1:.3f}", "loss": ", loss {eval_loss:.4f}"}.get(metric, "")
+    return f"accuracy {100 * metrics['eval_accuracy']:.1f} %" + more.format(**metrics)
+
+
+def _class_table(result: RunResult) -> str:
+    """Scores of each class on the split that is reported, in Markdown."""
+    split = next((name for name in ("test", "valid") if name in result.scores), None)
+    if split is None:
+        return ""
+    rows = []
+    for row in result.scores[split]["classes"]:
+        label = row["label"].replace("|", "\\|")
+        figures = " | ".join(f"{row[name]:.3f}" for name in ("precision", "recall", "f1"))
+        rows.append(f"| {label} | {row['recordings']} | {figures} |")
+    head = f"| class ({split}) | recordings | precision | recall | F1 |\n|---|---|---|---|---|"
+    return "\n\n" + "\n".join([head, *rows])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mambavox.data import SAMPLING_RATE, AudioProblem, Example, Examples, read_recordings
 from mambavox.data.audio import dequantise, quantise
+from mambavox.data.checks import warn_of_lengths
 from mambavox.data.splits import Part
 from mambavox.errors import AudioError, DataError
 from mambavox.hubert import MambaHubertConfig
@@ -233,6 +234,7 @@ def load_recordings(
             f"{min_samples / SAMPLING_RATE:.2f} s, {len(problems)} cannot be read\n{reasons}".rstrip()
         )
     chosen = examples.select(usable)
+    warn_of_lengths(chosen, [length / SAMPLING_RATE for length in lengths])
     places = np.arange(len(usable))
     return Recordings(chosen, chosen.keys, places, np.array(lengths, np.int64), kept, problems, short, found)
 
