@@ -29,6 +29,14 @@ def evaluate_command(
     audio_column: Annotated[str | None, typer.Option(help="Column of the recordings (default: the run's).")] = None,
     on_error: Annotated[OnError, typer.Option(help="What to do about recordings that cannot be used.")] = "raise",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Recordings at a time (default: the run's).")] = None,
+    whole: Annotated[
+        bool,
+        typer.Option(
+            "--whole",
+            help="Classifiers: hear recordings whole, window by window, that are longer than what the model hears at "
+            "once (default: their beginnings, as in training).",
+        ),
+    ] = False,
     beam_size: Annotated[
         int | None, typer.Option(min=1, help="CTC: texts that the search keeps (default: 1, greedy).")
     ] = None,
@@ -62,6 +70,7 @@ def evaluate_command(
         audio_column=audio_column,
         on_error=on_error,
         batch_size=batch_size,
+        whole=whole or None,
         beam_size=beam_size,
         backbone=backbone,
         trim_encoder=trim_encoder,
@@ -93,6 +102,8 @@ def _print_classification(title: str, scores: "Classification", worst: int) -> N
 
     OUT.print(f"{title}: {scores.figures['recordings']} recordings", markup=False)
     OUT.print(describe_scores(scores.figures), markup=False)
+    if longer := scores.describe_longer():
+        OUT.print(longer, markup=False)
     if worst:
         OUT.print("worst classes:")
     for row in scores.classes()[:worst]:

@@ -9,6 +9,7 @@ from mambavox.data.protocol import Fold, Protocol, split_by_protocol
 from mambavox.data.shards.examples import ShardedExamples
 from mambavox.data.sources import find_corpus, read_examples, read_recordings
 from mambavox.data.splits import Splits, make_splits, take_shots
+from mambavox.data.windows import Window, cut_windows
 
 __all__ = [
     "CORPORA",
@@ -26,7 +27,9 @@ __all__ = [
     "ShardedExamples",
     "Splits",
     "Waveform",
+    "Window",
     "check_audio",
+    "cut_windows",
     "duration",
     "find_corpus",
     "make_splits",

@@ -1,21 +1,23 @@
 """The classifier that a run saved."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict, overload
+from typing import Any, Literal, TypedDict, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from mambavox.data import AudioSource, Example, read_audio
-from mambavox.errors import RunError
+from mambavox.data import AudioSource, Example, Window, cut_windows
+from mambavox.errors import AudioError, RunError
 from mambavox.hub import load_adapter, quiet_transformers
 from mambavox.runs.folder import LABELS_FILE, read_run
 from mambavox.training.classify.backbone import load_backbone
-from mambavox.training.classify.objective import predict_logits
+from mambavox.training.classify.objective import batch_logits, predict_logits
 from mambavox.training.features import FeatureDataset
 from mambavox.training.front_end import FrontEnd
 
@@ -32,11 +34,41 @@ class Prediction(TypedDict):
     score: float
 
 
+class WindowPrediction(TypedDict):
+    """What a classifier makes of a stretch of a recording.
+
+    Attributes:
+        start: of the stretch, in seconds.
+        end: seconds.
+        predictions: every class with its probability, the likeliest first.
+    """
+
+    start: float
+    end: float
+    predictions: list[Prediction]
+
+
+@dataclass(frozen=True)
+class RecordingPrediction:
+    """What a classifier makes of a whole recording.
+
+    Attributes:
+        seconds: length of the recording.
+        predictions: every class with its probability, the likeliest first: the mean over the windows.
+        windows: what it makes of each window, in the order of time.
+    """
+
+    seconds: float
+    predictions: list[Prediction]
+    windows: list[WindowPrediction]
+
+
 class AudioClassifier:
     """Names the class of recordings.
 
     ``classifier("some.wav")`` gives every class with its probability, the likeliest first; a list of recordings gives a
-    list of that.
+    list of that. A recording is heard whole, whatever its length: one that is longer than what the model hears at once
+    (``front_end.crop_seconds``) is cut into windows of that length, whose probabilities are averaged.
 
     Args:
         model: gives logits.
@@ -98,7 +130,7 @@ class AudioClassifier:
         Args:
             audio: a recording in any form that ``mambavox.data.read_audio`` takes, or a list of them. An array without
                 a rate counts as at ``front_end.sampling_rate``.
-            batch_size: recordings at a time.
+            batch_size: windows at a time.
 
         Returns:
             Every class with its probability, the likeliest first; for a list of recordings a list of that.
@@ -107,14 +139,66 @@ class AudioClassifier:
             AudioError: a recording cannot be read.
         """
         if not isinstance(audio, list):
-            return self._predict([audio], batch_size)[0]
-        return self._predict(audio, batch_size)
+            return next(self.predict([audio], batch_size=batch_size)).predictions
+        return [found.predictions for found in self.predict(audio, batch_size=batch_size)]
 
-    def logits(self, examples: Sequence[Example], batch_size: int = 32) -> NDArray[np.float32]:
-        """Logits of recordings.
+    @overload
+    def predict(
+        self, recordings: Iterable[Any], *, batch_size: int = ..., on_error: Literal["raise"] = ...
+    ) -> Iterator[RecordingPrediction]: ...
+
+    @overload
+    def predict(
+        self, recordings: Iterable[Any], *, batch_size: int = ..., on_error: Literal["return"]
+    ) -> Iterator[RecordingPrediction | AudioError]: ...
+
+    def predict(
+        self, recordings: Iterable[Any], *, batch_size: int = 32, on_error: Literal["raise", "return"] = "raise"
+    ) -> Iterator[RecordingPrediction | AudioError]:
+        """Classify recordings of any length, window by window.
+
+        Files are read in blocks; memory grows with the batch, not with their length.
 
         Args:
-            examples: the recordings; their labels are not looked at.
+            recordings: in any form that ``mambavox.data.read_audio`` takes, or of ``Example``.
+            batch_size: windows at a time, of one recording or of several.
+            on_error: what to do about a recording that cannot be read: raise the error, or give it in the place of the
+                prediction and go on.
+
+        Yields:
+            What was found, in the order of the recordings.
+
+        Raises:
+            AudioError: a recording cannot be read and ``on_error`` is ``"raise"``.
+        """
+        pending: deque[_Heard] = deque()
+        batch: list[tuple[_Heard, Window]] = []
+        for recording in recordings:
+            heard = _Heard()
+            pending.append(heard)
+            try:
+                for window in self._windows(recording):
+                    batch.append((heard, window))
+                    if len(batch) >= batch_size:
+                        self._hear(batch)
+            except AudioError as error:
+                if on_error == "raise":
+                    raise
+                heard.error = error
+                batch = [pair for pair in batch if pair[0] is not heard]
+            heard.waiting = sum(pair[0] is heard for pair in batch)
+            while pending and not pending[0].waiting:
+                yield pending.popleft().result(self.labels)
+        if batch:
+            self._hear(batch)
+        for heard in pending:
+            yield heard.result(self.labels)
+
+    def logits(self, examples: Sequence[Example], batch_size: int = 32) -> NDArray[np.float32]:
+        """Logits of the beginnings of recordings, as training and its scores hear them.
+
+        Args:
+            examples: the recordings, cut at ``front_end.crop_seconds``; their labels are not looked at.
             batch_size: recordings at a time.
 
         Returns:
@@ -127,21 +211,52 @@ class AudioClassifier:
         with quiet_transformers():
             return predict_logits(self.model, dataset, batch_size)
 
-    def _predict(self, sources: Sequence[AudioSource], batch_size: int) -> list[list[Prediction]]:
-        if not sources:
-            return []
-        logits = torch.from_numpy(self.logits([self._example(source) for source in sources], batch_size))
-        return [
-            [Prediction(label=self.labels[index], score=float(row[index])) for index in row.argsort(descending=True)]
-            for row in logits.softmax(dim=-1)
-        ]
+    def _windows(self, recording: Any) -> Iterator[Window]:
+        source, name = (recording.source, recording.name) if isinstance(recording, Example) else (recording, None)
+        return cut_windows(source, self.front_end.max_samples, self.front_end.sampling_rate, name=name)
 
-    def _example(self, source: AudioSource) -> Example:
-        if isinstance(source, str | Path):
-            return Example(Path(source).expanduser())
-        if isinstance(source, Mapping | np.ndarray):
-            return Example((read_audio(source, self.front_end.sampling_rate), self.front_end.sampling_rate))
-        return Example(source)
+    def _hear(self, batch: list[tuple["_Heard", Window]]) -> None:
+        """Classify a batch of windows, and empty it."""
+        features = [self.front_end.features(window.waveform) for _, window in batch]
+        with quiet_transformers():
+            logits = batch_logits(self.model, self.front_end.collate(features))
+        for (heard, window), row in zip(batch, logits.softmax(dim=-1), strict=True):
+            heard.times.append((window.start, window.end))
+            heard.probabilities.append(row)
+            heard.waiting = 0
+        batch.clear()
+
+
+@dataclass(eq=False)
+class _Heard:
+    """What was heard of a recording so far.
+
+    Attributes:
+        times: start and end of each window.
+        probabilities: ``(classes,)`` of each window.
+        waiting: windows that were read and not yet classified.
+        error: why it could not be read.
+    """
+
+    times: list[tuple[float, float]] = field(default_factory=list)
+    probabilities: list[Tensor] = field(default_factory=list)
+    waiting: int = 0
+    error: AudioError | None = None
+
+    def result(self, labels: Sequence[str]) -> RecordingPrediction | AudioError:
+        if self.error is not None:
+            return self.error
+        rows = torch.stack(self.probabilities)
+        windows = [
+            WindowPrediction(start=start, end=end, predictions=_ranked(row, labels))
+            for (start, end), row in zip(self.times, rows, strict=True)
+        ]
+        return RecordingPrediction(self.times[-1][1], _ranked(rows.mean(dim=0), labels), windows)
+
+
+def _ranked(probabilities: Tensor, labels: Sequence[str]) -> list[Prediction]:
+    order = probabilities.argsort(descending=True)
+    return [Prediction(label=labels[index], score=float(probabilities[index])) for index in order]
 
 
 def _read_json(path: Path) -> Any:

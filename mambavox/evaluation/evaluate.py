@@ -61,11 +61,31 @@ class Classification:
         figures: accuracy with its interval, macro F1 and counts.
         labels: the classes, in the order of the confusion counts.
         confusion: ``(classes, classes)`` recordings of the row's class that were taken for the column's.
+        crop_seconds: what the model hears at once.
+        longer: recordings that are longer than that.
+        whole: whether these were heard whole, in windows, and not their first ``crop_seconds`` alone, as in training.
     """
 
     figures: Mapping[str, Any]
     labels: tuple[str, ...]
     confusion: NDArray[np.int64]
+    crop_seconds: float
+    longer: int
+    whole: bool
+
+    def describe_longer(self) -> str:
+        """What was done about recordings that are longer than what the model hears at once; empty without such."""
+        if not self.longer:
+            return ""
+        those = (
+            f"{self.longer} of {self.figures['recordings']} recordings are longer than the {self.crop_seconds:.2f} s"
+        )
+        if self.whole:
+            return f"{those} that the model hears at once: they were heard whole, as the mean over windows"
+        return (
+            f"{those} that the model hears at once: only their beginnings were scored, as in training; --whole hears "
+            "all of them, as `mambavox predict` does"
+        )
 
     def classes(self) -> list[ClassScores]:
         """Figures of each class that occurs, the worst first."""
@@ -82,7 +102,8 @@ class Classification:
 
     def to_mapping(self) -> dict[str, Any]:
         """For JSON."""
-        return {**self.figures, "labels": list(self.labels), "confusion": self.confusion.tolist()}
+        longer = {"crop_seconds": self.crop_seconds, "longer": self.longer, "whole": self.whole}
+        return {**self.figures, **longer, "labels": list(self.labels), "confusion": self.confusion.tolist()}
 
 
 SplitScores: TypeAlias = Classification | TranscriptScores
@@ -145,6 +166,8 @@ class EvaluationOptions:
         audio_column: column of the recordings; default as in the run.
         on_error: what to do about recordings that cannot be used.
         batch_size: recordings at a time; default as in the run.
+        whole: a classifier hears recordings whole, as the mean over windows, where they are longer than what it hears
+            at once; default: their beginnings, as in training.
         beam_size: of a CTC model's search; default 1, greedy.
         backbone: where the run's backbone lies now, if no longer where it was.
         trim_encoder: Whisper: encode no more than the longest recording of a batch; default as in the run.
@@ -158,6 +181,7 @@ class EvaluationOptions:
     audio_column: str | None = None
     on_error: Literal["raise", "skip"] = "raise"
     batch_size: int | None = None
+    whole: bool | None = None
     beam_size: int | None = None
     backbone: str | None = None
     trim_encoder: bool | None = None
@@ -166,6 +190,7 @@ class EvaluationOptions:
 
 _ONLY = {
     "label_column": ("classify",),
+    "whole": ("classify",),
     "text_column": ("ctc", "whisper"),
     "beam_size": ("ctc",),
     "trim_encoder": ("whisper",),
@@ -244,11 +269,7 @@ def _read(config: AdaptConfig, predictor: _Predictor, console: Console | None, *
 def _score(split: Split, predictor: _Predictor, config: AdaptConfig, options: EvaluationOptions) -> SplitScores:
     batch = options.batch_size or config.evaluation_batch
     if isinstance(predictor, AudioClassifier):
-        targets = class_indices(split.examples, predictor.labels)
-        predicted = predictor.logits(split.examples, batch).argmax(axis=1)
-        confusion = np.zeros((len(predictor.labels), len(predictor.labels)), dtype=np.int64)
-        np.add.at(confusion, (targets, predicted), 1)
-        return Classification(score(targets, predicted, predictor.labels).to_mapping(), predictor.labels, confusion)
+        return _score_classes(split, predictor, batch, whole=bool(options.whole))
     assert isinstance(config, TranscriptConfig)
     heard: list[str] = []
     for start in range(0, len(split), _AT_ONCE):
@@ -261,3 +282,19 @@ def _score(split: Split, predictor: _Predictor, config: AdaptConfig, options: Ev
             found = predictor.transcribe(waveforms, batch_size=batch)
         heard += [item.text for item in found]
     return score_split(split, heard, config.language)
+
+
+def _score_classes(split: Split, classifier: AudioClassifier, batch: int, *, whole: bool) -> Classification:
+    labels = classifier.labels
+    targets = np.array(class_indices(split.examples, labels))
+    if whole:
+        place = {label: number for number, label in enumerate(labels)}
+        found = classifier.predict(split.examples, batch_size=batch)
+        predicted = np.array([place[item.predictions[0]["label"]] for item in found])
+    else:
+        predicted = classifier.logits(split.examples, batch).argmax(axis=1)
+    confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)
+    np.add.at(confusion, (targets, predicted), 1)
+    crop = classifier.front_end.crop_seconds
+    longer = sum(seconds > crop for seconds in split.seconds)
+    return Classification(score(targets, predicted, labels).to_mapping(), labels, confusion, crop, longer, whole)

@@ -1,5 +1,7 @@
 """The commands, as a user types them."""
 
+import csv
+import io
 import json
 from collections.abc import Callable
 from dataclasses import fields
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import typer
 from tiny import FAMILIES
 from tiny_corpora import write_urbansound8k
@@ -166,8 +169,48 @@ def test_predict(run: str, tones: str, tmp_path: Path) -> None:
     out, _ = _run("predict", run, files[0], "--top", "2")
     assert " low 0." in out
     assert " high 0." in out
+    assert len(_run("predict", run, tones)[0].splitlines()) == 12
     _, err = _run("predict", str(tmp_path), files[0], code=1)
     assert "holds no run" in err
+
+
+def test_predict_hears_a_long_recording_to_its_end(run: str, tones: str, tmp_path: Path) -> None:
+    """High tones behind a low one: what is heard first is not what the recording is."""
+    pieces = [soundfile.read(f"{tones}/{name}.wav")[0] for name in ("low_0", *["high_0"] * 8)]
+    file = tmp_path / "long.wav"
+    soundfile.write(file, np.concatenate(pieces), 16_000)
+    seconds = sum(map(len, pieces)) / 16_000
+    out, _ = _run("predict", run, str(file))
+    assert out.startswith(f"{file}  high 0.")
+    rows = json.loads(_run("predict", run, str(file), "--windows", "--json", "--batch-size", "3")[0])
+    windows = rows[0]["windows"]
+    assert rows[0]["seconds"] == pytest.approx(seconds)
+    assert f"(mean of {len(windows)} windows of {windows[0]['end']:.2f} s)" in out
+    assert (windows[0]["start"], windows[-1]["end"]) == (0, pytest.approx(seconds))
+    assert windows[0]["predictions"][0]["label"] == "low"
+    lines = list(csv.DictReader(io.StringIO(_run("predict", run, str(file), "--windows", "--csv")[0])))
+    assert [line["predicted"] for line in lines] == [item["predictions"][0]["label"] for item in windows]
+    mean = np.mean([float(line["p(high)"]) for line in lines])
+    assert rows[0]["predictions"][0] == {"label": "high", "score": pytest.approx(mean, abs=1e-5)}
+    (line,) = csv.DictReader(io.StringIO(_run("predict", run, str(file), "--csv")[0]))
+    assert (line["start"], line["end"], line["predicted"]) == ("0.000", f"{seconds:.3f}", "high")
+    assert len(_run("predict", run, str(file), "--windows")[0].splitlines()) == len(windows) + 1
+    assert "expected one of them" in _run("predict", run, str(file), "--csv", "--json", code=1)[1]
+
+
+def test_evaluate_says_that_recordings_are_longer(run: str, tones: str, tmp_path: Path) -> None:
+    for label in ("low", "high"):
+        (tmp_path / label).mkdir()
+        other = "high" if label == "low" else "low"
+        pieces = [soundfile.read(f"{tones}/{name}_0.wav")[0] for name in (other, *[label] * 8)]
+        soundfile.write(tmp_path / label / "0.wav", np.concatenate(pieces), 16_000)
+    out, _ = _run("evaluate", run, "--data", str(tmp_path), "--device", "cpu")
+    assert "accuracy 0.0 %" in out
+    assert "2 of 2 recordings are longer" in out
+    assert "--whole" in out
+    out, _ = _run("evaluate", run, "--data", str(tmp_path), "--device", "cpu", "--whole")
+    assert "accuracy 100.0 %" in out
+    assert "mean over windows" in out
 
 
 def test_evaluate(run: str, tones: str) -> None:

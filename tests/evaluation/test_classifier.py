@@ -110,6 +110,29 @@ def test_every_form_of_a_recording(runs: Callable[..., Path], tones: str) -> Non
         classifier("gone.wav")
 
 
+def test_a_broken_recording_among_long_ones(runs: Callable[..., Path], tmp_path: Path) -> None:
+    """Windows of several recordings share batches; one that breaks off takes none of its neighbours' along."""
+    classifier = AudioClassifier.from_pretrained(runs("ast"), device="cpu")
+    generator = np.random.default_rng(0)
+    sound = [0.1 * generator.standard_normal(size).astype(np.float32) for size in (20_000, 3_000, 20_000)]
+    broken = sound[0].copy()
+    broken[15_000] = np.nan
+    sources = [sound[0], tmp_path / "gone.wav", sound[1], broken, sound[2]]
+    found = list(classifier.predict(sources, batch_size=4, on_error="return"))
+    assert [isinstance(item, AudioError) for item in found] == [False, True, False, True, False]
+    for source, item in zip(sources, found, strict=True):
+        if isinstance(item, AudioError):
+            continue
+        assert item.seconds == len(source) / 16_000
+        for window in item.windows:
+            part = source[round(window["start"] * 16_000) : round(window["end"] * 16_000)]
+            assert len(part) == min(len(source), classifier.front_end.max_samples)
+            alone = {row["label"]: row["score"] for row in classifier(part)}
+            assert {row["label"]: row["score"] for row in window["predictions"]} == pytest.approx(alone, abs=1e-5)
+    with pytest.raises(AudioError, match=r"gone\.wav"):
+        list(classifier.predict(sources))
+
+
 def test_no_run(tmp_path: Path, runs: Callable[..., Path]) -> None:
     with pytest.raises(RunError, match="holds no run"):
         AudioClassifier.from_pretrained(tmp_path)

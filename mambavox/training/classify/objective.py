@@ -1,7 +1,7 @@
 """What a classifier learns and how it is scored: cross-entropy, accuracy, macro F1."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -141,27 +141,40 @@ def valid_figures(prediction: EvalPrediction, *, metric: str = "accuracy") -> di
     return {"accuracy": correct / len(targets), "macro_f1": f1, "rank": rank[metric]}
 
 
-@torch.inference_mode()
 def predict_logits(model: nn.Module, dataset: FeatureDataset, batch_size: int = 32) -> NDArray[np.float32]:
     """Logits of every recording, in evaluation mode and full precision.
 
     Args:
         model: the classifier; its training mode is restored.
-        dataset: the recordings.
+        dataset: the recordings, of which the front end hears the beginning.
         batch_size: recordings at a time.
 
     Returns:
         ``(recordings, classes)``, on the scale of the model's loss.
     """
-    device = next(model.parameters()).device
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        logits = [
-            model(**{name: value.to(device) for name, value in batch.items() if name != "labels"}).logits.float().cpu()
-            for batch in DataLoader(dataset, batch_size, collate_fn=Collator(dataset.front_end))
-        ]
+        batches = DataLoader(dataset, batch_size, collate_fn=Collator(dataset.front_end))
+        logits = [batch_logits(model, batch) for batch in batches]
     finally:
         for module, training in modes.items():
             module.training = training
     return np.asarray(torch.cat(logits).numpy(), dtype=np.float32)
+
+
+@torch.inference_mode()
+def batch_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Logits of one batch, on the CPU.
+
+    Args:
+        model: the classifier, in evaluation mode.
+        batch: its keyword arguments; ``labels`` are not looked at.
+
+    Returns:
+        ``(recordings, classes)``.
+    """
+    device = next(model.parameters()).device
+    inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+    logits: Tensor = model(**inputs).logits.float().cpu()
+    return logits

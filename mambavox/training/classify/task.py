@@ -166,8 +166,9 @@ class ClassifyTask(AdaptTask[ClassifyConfig, EpochTrainer]):
             loading.append(_WHOLE)
         return CardText(
             title=f"{result.backbone} adapted with {config.method}: {Path(config.given_data).name}",
-            summary=f"An audio classifier for {len(self.labels)} classes: {', '.join(self.labels)}. Recordings longer "
-            f"than {self.front_end.crop_seconds:.2f} s are cut.",
+            summary=f"An audio classifier for {len(self.labels)} classes: {', '.join(self.labels)}. It hears "
+            f"{self.front_end.crop_seconds:.2f} s at once: of longer recordings the beginnings were learned and "
+            "scored; `mambavox predict` and `AudioClassifier` hear them whole, as the mean over windows.",
             loading=_LOADING.format(run=run, more=" ".join(loading)),
             training=self.training_text(result) + _class_table(result),
             pipeline_tag="audio-classification",
