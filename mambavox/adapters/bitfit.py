@@ -95,7 +95,7 @@ class BiasLayer(AdapterLayer):
         """The bias that acts now, ``(channels,)``, in the host's dtype."""
         if self.row_adapters is not None:
             raise HostError(
-                "the host reads this module's bias without calling it, so that the rows of a batch cannot have one "
+                "the backbone reads this module's bias without calling it, so that the rows of a batch cannot have one "
                 "each; expected adapter_names to be left out, and set_adapter(name)"
             )
         acting = self._acting_bias()
@@ -197,7 +197,7 @@ class BitFitModel(AdapterModel):
                 for name in ("where", "layers_to_transform", "target_modules", "exclude_modules")
                 if getattr(peft_config, name) is not None
             )
-            raise HostError(f"no module with a bias fits {asked}; the host has: {describe_stacks(stacks)}")
+            raise HostError(f"no module with a bias fits {asked}; the backbone has: {describe_stacks(stacks)}")
 
     def _check_target_module_exists(self, peft_config: BitFitConfig, key: str) -> bool:
         return key in self._targets

@@ -41,9 +41,9 @@ def check_reaches_output(model: nn.Module, inputs: Mapping[str, Any] | None = No
         more = f" and {len(cut_off) - _NAMED} more" if len(cut_off) > _NAMED else ""
         raise HostError(
             f"{len(cut_off)} of {len(trainable)} trainable tensors do not reach the model's output and would never "
-            f"learn: {', '.join(cut_off[:_NAMED])}{more}. The host bypasses the module they were attached to (WavLM's "
-            "attention, for one, reads the weights of q_proj, k_proj, v_proj and out_proj without calling them); "
-            "choose other target_modules, such as the feed-forward layers"
+            f"learn: {', '.join(cut_off[:_NAMED])}{more}. The backbone bypasses the module they were attached to "
+            "(WavLM's attention, for one, reads the weights of q_proj, k_proj, v_proj and out_proj without calling "
+            "them); choose other target_modules, such as the feed-forward layers"
         )
 
 

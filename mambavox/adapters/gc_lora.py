@@ -136,7 +136,7 @@ class GCLoraModel(AdapterModel):
         if not found:
             raise HostError(
                 f"no self-attention of an encoder fits layers_to_transform={peft_config.layers_to_transform!r}; the "
-                f"host has: {describe_stacks(stacks)}"
+                f"backbone has: {describe_stacks(stacks)}"
             )
         self._sublayers = {projection.target: projection for projection in found}
         self._groups: dict[str, str] = {}
@@ -149,8 +149,8 @@ def _output_projection(model: nn.Module, attention: Sublayer) -> Sublayer:
     if attention.stack.forms[attention.layer].is_mamba:
         raise HostError(
             f"GC-LoRA cannot be put at the output projection of {attention.target}, a Mamba block, whose input is not "
-            "as wide as the host; expected layers with attention, chosen by layers_to_transform, or an adapter beside "
-            "the whole block, such as MambAdapter with placement='attention'"
+            "as wide as the backbone; expected layers with attention, chosen by layers_to_transform, or an adapter "
+            "beside the whole block, such as MambAdapter with placement='attention'"
         )
     if reads_raw_weights(module):
         raise HostError(

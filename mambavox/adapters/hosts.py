@@ -272,7 +272,7 @@ def find_stacks(model: nn.Module) -> list[Stack]:
         )
     if not found:
         raise HostError(
-            f"{type(model).__name__} is not a known host; expected a transformers model of {HOSTS} "
+            f"{type(model).__name__} is not a known backbone; expected a transformers model of {HOSTS} "
             "(any size, with or without a head), or a module that contains one"
         )
     return found
@@ -305,8 +305,8 @@ def valid_keys(attention_mask: Any) -> Tensor:
         row = attention_mask[:, 0, -1]
         return row if row.dtype == torch.bool else row == 0
     raise HostError(
-        f"the host's attention was given a {type(attention_mask).__name__} as its mask, of which a temporal adapter "
-        "cannot tell the rows' lengths; expected attn_implementation 'sdpa', 'eager' or 'flash_attention_2'"
+        f"the backbone's attention was given a {type(attention_mask).__name__} as its mask, of which a temporal "
+        "adapter cannot tell the rows' lengths; expected attn_implementation 'sdpa', 'eager' or 'flash_attention_2'"
     )
 
 
@@ -351,7 +351,7 @@ def window_lengths(input_features: Tensor) -> Tensor:
 
 
 def describe_stacks(stacks: Iterable[Stack]) -> str:
-    """What a host has, for error messages."""
+    """What a backbone has, for error messages."""
     return "; ".join(_describe(stack) for stack in stacks)
 
 
@@ -359,7 +359,7 @@ def _describe(stack: Stack) -> str:
     words = [f"{stack.kind} {stack.holder or 'model'!r}: layers 0..{stack.num_layers - 1}"]
     for role in ("ffn", "attention"):
         found = next((sublayer.target for sublayer in stack.sublayers() if sublayer.role == role), None)
-        words.append(f"no {role}" if found is None else f"{role} {found!r}..")
+        words.append(f"no {role}" if found is None else f"{role} such as {found!r}")
     return ", ".join(words)
 
 

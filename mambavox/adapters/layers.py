@@ -14,7 +14,7 @@ from mambavox.errors import ConfigError, HostError
 from mambavox.nn.streaming import StreamStep
 
 CANNOT_MERGE = (
-    "these adapters cannot be merged into the host: what they add is not linear in their input. "
+    "these adapters cannot be merged into the backbone: what they add is not linear in their input. "
     "Keep them attached, or take them off with unload()"
 )
 

@@ -52,8 +52,8 @@ class MethodConfig(PeftConfig):
                 setattr(self, name, sorted(value))
         if self.task_type in ("SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS"):
             raise ConfigError(
-                f"task_type is {self.task_type!r}; expected none: with it PEFT calls the host with input_ids, which "
-                "audio models do not take. Leave task_type out"
+                f"task_type is {self.task_type!r}; expected none: with it PEFT calls the backbone with input_ids, "
+                "which audio models do not take. Leave task_type out"
             )
 
     def _check_choice(self, name: str, choices: Sequence[str]) -> None:

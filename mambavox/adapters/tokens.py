@@ -56,6 +56,6 @@ class TokenGrid:
         if patches < self.bands or patches % self.bands:
             raise HostError(
                 f"an adapter was given {tokens.shape[1]} tokens; expected {self.special_tokens} special tokens and a "
-                f"multiple of the {self.bands} frequency bands that the host's configuration says"
+                f"multiple of the {self.bands} frequency bands that the backbone's configuration says"
             )
         return tokens[:, : self.special_tokens], tokens[:, self.special_tokens :].unflatten(1, (self.bands, -1))

@@ -59,7 +59,13 @@ def choose_sublayers(stacks: list[Stack], config: SublayerConfig) -> list[Sublay
             for name in ("where", "placement", "layers_to_transform", "target_modules", "exclude_modules")
             if getattr(config, name) is not None
         )
-        raise HostError(f"no sublayer fits {asked}; the host has: {describe_stacks(stacks)}")
+        roles = {sublayer.role for stack in stacks for sublayer in stack.sublayers()}
+        hint = (
+            ""
+            if config.placement in (*roles, "both")
+            else f". Put them at {' or '.join(sorted(roles))} instead, with placement"
+        )
+        raise HostError(f"no sublayer fits {asked}; the backbone has: {describe_stacks(stacks)}{hint}")
     if isinstance(config, TemporalAdapterConfig) and config.token_order != "frequency":
         for stack in {sublayer.stack for sublayer in chosen}:
             if stack.tokens.bands == 1:

@@ -56,7 +56,7 @@ def extend_mask(mask: Any, number: int) -> Tensor | None:
         return None
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
         raise HostError(
-            f"the host's attention was given a {type(mask).__name__} as its mask, in which there is no room for "
+            f"the backbone's attention was given a {type(mask).__name__} as its mask, in which there is no room for "
             "virtual tokens; expected attn_implementation 'sdpa', 'eager' or 'flash_attention_2'"
         )
     added_to_scores = mask.dim() == 4 and mask.is_floating_point()
@@ -141,7 +141,7 @@ class VirtualTokenModel(AdapterModel):
         stacks = find_stacks(model)
         encoders = [stack for stack in stacks if stack.kind == "encoder"]
         if not encoders:
-            raise HostError(f"there is no encoder for virtual tokens; the host has: {describe_stacks(stacks)}")
+            raise HostError(f"there is no encoder for virtual tokens; the backbone has: {describe_stacks(stacks)}")
         if not all(stack.takes_masks for stack in encoders):
             raise HostError(
                 "virtual tokens cannot be put into a Mamba-HuBERT, whose layers are told lengths that do not count "

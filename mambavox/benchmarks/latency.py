@@ -142,7 +142,7 @@ class LatencyReport(Report):
             f"{self.machine}, torch {torch.__version__}, {precision}. Medians of {load.repeats} repetitions, each "
             f"through all methods in turn; random weights, features not counted. Training step: {load.batch_size} "
             f"clips of {load.train_seconds:g} s, AdamW included; memory: what the step takes beyond the model. "
-            f"Inference: one clip. In brackets multiples of {LORA}'s step and of the frozen host's inference, which "
+            f"Inference: one clip. In brackets multiples of {LORA}'s step and of the frozen model's inference, which "
             f"{FROZEN} is.",
         ]
         for figures in self.hosts:

@@ -48,7 +48,7 @@ def test_whispers_keys_have_no_bias_to_train() -> None:
 def test_choice_of_layers_and_modules() -> None:
     names = trainable(get_peft_model(HOSTS[0].model(), BitFitConfig(layers_to_transform=1, target_modules=["fc1"])))
     assert [name.split(".bitfit_")[0].split("layers.")[1] for name in names] == ["1.mlp.fc1"]
-    with pytest.raises(HostError, match=r"no module with a bias fits where='decoder'.*the host has: encoder"):
+    with pytest.raises(HostError, match=r"no module with a bias fits where='decoder'.*the backbone has: encoder"):
         get_peft_model(HOSTS[0].model(), BitFitConfig(where="decoder"))
     with pytest.raises(ConfigError, match="where is 'middle'; expected one of encoder, decoder, both"):
         BitFitConfig(where="middle")  # type: ignore[arg-type]

@@ -59,7 +59,7 @@ def test_row_alone_and_in_a_padded_batch(attention: str) -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(HostError, match=r"cannot be put at the output projection of WavLM.*placement='attention'"):
         get_peft_model(make_wavlm(), GCLoraConfig())
-    with pytest.raises(HostError, match=r"fits layers_to_transform=\[5\].*the host has: encoder"):
+    with pytest.raises(HostError, match=r"fits layers_to_transform=\[5\].*the backbone has: encoder"):
         get_peft_model(HOSTS[0].model(), GCLoraConfig(layers_to_transform=[5]))
     with pytest.raises(ConfigError, match="kernel_size is 0; expected a whole number of at least 1"):
         GCLoraConfig(kernel_size=0)

@@ -14,6 +14,7 @@ from mambavox.adapters.hosts import find_stacks, head_modules
 from mambavox.adapters.layers import AdaptedNorm
 from mambavox.adapters.sublayer import SublayerAdapter
 from mambavox.errors import HostError
+from mambavox.hubert import MambaHubertConfig, MambaHubertModel
 
 
 def adapted(model: nn.Module, kind: type) -> list[str]:
@@ -84,15 +85,23 @@ def test_choice_of_sublayers(options: dict[str, Any], expected: list[str]) -> No
     assert adapted(model, SublayerAdapter) == expected
 
 
+def test_a_backbone_without_feed_forward_layers_names_what_it_has() -> None:
+    model = MambaHubertModel(MambaHubertConfig.nano(encoder="mamba", num_hidden_layers=1, hidden_size=32))
+    with pytest.raises(
+        HostError, match=r"no ffn, attention such as .*\. Put them at attention instead, with placement"
+    ):
+        get_peft_model(model, MambAdapterConfig(bottleneck_dim=2))
+
+
 @pytest.mark.parametrize("options", [{"where": "decoder"}, {"layers_to_transform": [7]}, {"target_modules": ["fc9"]}])
 def test_nothing_fits(options: dict[str, Any]) -> None:
-    with pytest.raises(HostError, match=r"no sublayer fits.*the host has: encoder.*layers 0\.\.1.*mlp"):
+    with pytest.raises(HostError, match=r"no sublayer fits.*the backbone has: encoder.*layers 0\.\.1.*mlp"):
         get_peft_model(HOSTS[0].model(), MambAdapterConfig(**options))
 
 
 def test_unknown_host() -> None:
     config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
-    with pytest.raises(HostError, match=r"BertModel is not a known host; expected .*AST, Whisper, wav2vec2"):
+    with pytest.raises(HostError, match=r"BertModel is not a known backbone; expected .*AST, Whisper, wav2vec2"):
         get_peft_model(BertModel(config), MambAdapterConfig())
 
 

@@ -82,7 +82,7 @@ def test_linear_without_a_head_is_refused() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_unknown_host_is_refused(method: str) -> None:
     config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
-    with pytest.raises(HostError, match="not a known host"):
+    with pytest.raises(HostError, match="not a known backbone"):
         apply_method(BertModel(config), method)
 
 

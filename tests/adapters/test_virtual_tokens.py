@@ -204,7 +204,7 @@ def test_what_is_refused() -> None:
             eos_token_id=2,
         )
     )
-    with pytest.raises(HostError, match="no encoder for virtual tokens; the host has: decoder"):
+    with pytest.raises(HostError, match="no encoder for virtual tokens; the backbone has: decoder"):
         get_peft_model(decoder, PromptConfig())
     with pytest.raises(ConfigError, match="depth is 'flat'; expected one of shallow, deep"):
         PromptConfig(depth="flat")  # type: ignore[arg-type]
