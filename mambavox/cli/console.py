@@ -23,3 +23,8 @@ _ERRORS = Console(stderr=True, highlight=False, soft_wrap=True)
 def print_error(message: str) -> None:
     """Print an error in red, even where progress is silenced."""
     _ERRORS.print(f"error: {message}", style="red", markup=False)
+
+
+def print_warning(message: str) -> None:
+    """Print what a user should know of a result, even where progress is silenced."""
+    _ERRORS.print(f"note: {message}", style="yellow", markup=False)

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from mambavox.asr.transcript import Format, Transcript, render
-from mambavox.cli.console import OUT, print_error, print_json
+from mambavox.cli.console import OUT, print_error, print_json, print_warning
 from mambavox.cli.transcribe_options import TranscribeOptions
 from mambavox.errors import ConfigError, DataError
 from mambavox.files import write_atomically
@@ -153,6 +153,8 @@ class Results:
         options = self._options
         row = transcript.to_mapping(recording.file)
         self._rows.append(row)
+        for note in transcript.notes:
+            print_warning(f"{recording.file}: {note}")
         if broken is not None:
             self._failed = True
             print_error(f"{broken}. What was heard before is kept")
