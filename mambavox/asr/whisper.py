@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from mambavox import assets
-from mambavox.adapters.token_rows import lighten_token_rows
 from mambavox.asr.speech_windows import SpeechDetector
 from mambavox.asr.transcript import Transcript
 from mambavox.asr.whisper_decoding import WhisperDecoding
@@ -30,6 +28,7 @@ from mambavox.hub import (
     load_model,
     loading,
     quiet_transformers,
+    without_adapters,
 )
 from mambavox.runs.config import RUN_FILE
 from mambavox.runs.folder import METRICS_FILE, is_run, read_run, task_of
@@ -131,7 +130,7 @@ class WhisperTranscriber:
         self.languages = dict(languages)
         self.mixes_languages = mixes_languages
         self.num_beams = num_beams
-        self.host = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.host = without_adapters(model)
         most = self.host.config.max_target_positions - 4
         self.max_new_tokens = most if max_new_tokens is None else min(max_new_tokens, most)
         extractor = processor.feature_extractor
@@ -177,8 +176,7 @@ class WhisperTranscriber:
         else:
             model, processor = _adapted(known, backbone or first.backbone)
             names = {_adapter_name(run.language): run.language for run in known}
-        host = model.get_base_model() if isinstance(model, PeftModel) else model
-        _trimmed(host, first.trim_encoder if trim_encoder is None else trim_encoder)
+        _trimmed(without_adapters(model), first.trim_encoder if trim_encoder is None else trim_encoder)
         mixes = first.method in _OF_ROWS
         return cls(model.to(place), processor, names, num_beams=first.num_beams, mixes_languages=mixes)
 
@@ -212,7 +210,7 @@ class WhisperTranscriber:
             ConfigError: there is no adapter of that language.
         """
         name, start = self.adapter_of(language), time.perf_counter()
-        if isinstance(self.model, PeftModel):
+        if self.model is not self.host:
             self.model.set_adapter(name, inference_mode=True)
         return time.perf_counter() - start
 
@@ -371,6 +369,8 @@ def _trimmed(host: Any, trim: bool | None) -> Any:
 
 def _adapted(runs: Sequence[WhisperRun], backbone: str) -> tuple[Any, Any]:
     """One Whisper with the adapters of several runs, and a processor."""
+    from mambavox.adapters.token_rows import lighten_token_rows
+
     model, _ = load_whisper(backbone)
     processors = []
     for run in runs:

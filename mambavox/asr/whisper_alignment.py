@@ -137,7 +137,7 @@ def words_of_tokens(
     spaced = language_code(language) not in UNSPACED
     texts, _, groups = _combine_tokens_into_words(tokenizer, list(tokens), "english" if spaced else "chinese")
     words: list[Word] = []
-    for text, group in zip(texts, groups, strict=True):
+    for text, group in _whole_words(texts, groups) if spaced else zip(texts, groups, strict=True):
         if text.strip():
             # A full stop or comma takes the pause behind it.
             last = _last_letter(tokens, group, tokenizer)
@@ -146,6 +146,17 @@ def words_of_tokens(
             start, end = round(max(start, end - _LONGEST_WORD), 3), round(end, 3)
             words.append(Word(text.strip(), start, end, round(min(confidence, 1.0), 4)))
     return tuple(words)
+
+
+def _whole_words(texts: Sequence[str], groups: Sequence[list[int]]) -> list[tuple[str, list[int]]]:
+    """Words with what follows them without a space, such as the second half behind a hyphen."""
+    words: list[tuple[str, list[int]]] = []
+    for text, group in zip(texts, groups, strict=True):
+        if words and not text.startswith(" ") and not words[-1][0].endswith(" "):
+            words[-1] = (words[-1][0] + text, words[-1][1] + group)
+        else:
+            words.append((text, group))
+    return words
 
 
 def _last_letter(tokens: Sequence[int], group: Sequence[int], tokenizer: Any) -> int:

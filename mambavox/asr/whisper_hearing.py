@@ -15,6 +15,7 @@ from mambavox.asr.whisper_alignment import AlignmentHeads, token_times, words_of
 from mambavox.asr.whisper_decoding import RepetitionGuard, WhisperDecoding, without_repetition
 from mambavox.asr.whisper_language import generation_options, known_languages, prefix_ids
 from mambavox.errors import ConfigError
+from mambavox.hub import without_adapters
 
 _LOGITS = 2**25  # numbers in the logits of the texts that are judged at once
 
@@ -86,7 +87,7 @@ class WindowHearing:
         self, model: Any, tokenizer: Any, decoding: WhisperDecoding, max_new_tokens: int | None = None
     ) -> None:
         self.model = model
-        self.host = host = model.get_base_model() if hasattr(model, "peft_config") else model
+        self.host = host = without_adapters(model)
         self.tokenizer = tokenizer
         self.decoding = decoding
         config = host.generation_config

@@ -72,6 +72,7 @@ def test_words_of_several_scripts(loaded: tuple[Any, Any]) -> None:
     tokenizer = loaded[1].tokenizer
     for text, language, expected in (
         (" ab, cd.", "en", ["ab,", "cd."]),
+        (" ab-cd 'e (f) g", "en", ["ab-cd", "'e", "(f)", "g"]),
         (" ይህ ነው", "am", ["ይህ", "ነው"]),
         ("你好", "zh", ["你", "好"]),
     ):

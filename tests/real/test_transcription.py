@@ -16,6 +16,7 @@ from mambavox.asr.text import normalize_text
 from mambavox.asr.transcript import Transcript
 from mambavox.asr.whisper import BASE, WhisperTranscriber
 from mambavox.asr.whisper_decoding import WhisperDecoding
+from mambavox.asr.whisper_hearing import Asked, WindowHearing
 from mambavox.data import read_audio
 from mambavox.hub import quiet_transformers
 
@@ -87,29 +88,29 @@ def check_times(transcript: Transcript) -> None:
     assert all(word.confidence is not None and 0 < word.confidence <= 1 for word in words)
 
 
-def test_words_come_when_transformers_says_so(
-    transcriber: WhisperTranscriber, loaded: tuple[Any, Any], weights: str, clips: list[np.ndarray]
-) -> None:
-    """By the same heads; the path through them is read in another pass, of the text without its end's duplicate."""
-    from transformers import WhisperForConditionalGeneration, pipeline
-
-    model = WhisperForConditionalGeneration.from_pretrained(weights, attn_implementation="eager", dtype=torch.float32)
-    with quiet_transformers():
-        heard = pipeline(
-            "automatic-speech-recognition",
-            model=model,
-            tokenizer=loaded[1].tokenizer,
-            feature_extractor=loaded[1].feature_extractor,
-        )
-        expected = heard(
-            {"raw": clips[0], "sampling_rate": RATE},
-            return_timestamps="word",
-            generate_kwargs={"language": "en", "task": "transcribe"},
-        )["chunks"]
-    (found,) = transcriber.transcribe(clips[:1], "en", timestamps=True)
-    assert [word.text for word in found.words] == [chunk["text"].strip() for chunk in expected]
-    starts = [abs(word.start - chunk["timestamp"][0]) for word, chunk in zip(found.words, expected, strict=True)]
-    assert np.median(starts) <= 0.06 and np.mean(np.array(starts) < 0.3) > 0.8, starts
+def test_tokens_end_when_transformers_says_so(loaded: tuple[Any, Any], clips: list[np.ndarray]) -> None:
+    """By the same heads; transformers reads the attention of each step, not of the text as a whole."""
+    model, processor = loaded
+    found = WindowHearing(model, processor.tokenizer, WhisperDecoding())
+    extracted = processor.feature_extractor(clips, sampling_rate=RATE, return_tensors="pt", return_attention_mask=True)
+    frames = extracted.attention_mask.sum(-1).tolist()
+    heard = found.hear(extracted.input_features, frames, Asked(["en"] * len(clips), words=True))
+    assert model.config._attn_implementation == "sdpa"
+    for row, item in enumerate(heard):
+        options = {"language": "en", "task": "transcribe", "return_token_timestamps": True}
+        try:
+            with torch.inference_mode(), quiet_transformers():
+                theirs = model.generate(
+                    input_features=extracted.input_features[row : row + 1],
+                    attention_mask=extracted.attention_mask[row : row + 1],
+                    **options,
+                )
+        finally:
+            model.set_attn_implementation("sdpa")  # which transformers leaves changed
+        assert tuple(theirs["sequences"][0].tolist()) == item.tokens
+        times = theirs["token_timestamps"][0].numpy()
+        apart = np.abs(times[: len(item.tokens)] - np.array(item.times[1:]))[1:]  # it leaves out the first
+        assert np.median(apart) <= 0.021 and np.mean(apart < 0.1) > 0.9, apart
 
 
 def test_the_language_is_detected(transcriber: WhisperTranscriber, loaded: tuple[Any, Any], recordings: Path) -> None:
