@@ -145,3 +145,8 @@ def without_repetition(tokens: Sequence[int], timestamp_begin: int | None = None
         if len(ids) - start + period >= period * _repeats(period):
             return list(tokens[:start]), True
     return list(tokens), False
+
+
+def repeated_line(repeats: int, recordings: int) -> str:
+    """How many transcripts repeated themselves, for the user."""
+    return f"{repeats} of {recordings} transcripts repeated themselves without end and were cut behind the first round"

@@ -30,7 +30,8 @@ def evaluate_command(
     on_error: Annotated[OnError, typer.Option(help="What to do about recordings that cannot be used.")] = "raise",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Recordings at a time (default: the run's).")] = None,
     beam_size: Annotated[
-        int | None, typer.Option(min=1, help="CTC: texts that the search keeps (default: 1, greedy).")
+        int | None,
+        typer.Option(min=1, help="Recognisers: texts that the search keeps (default: as in the run; CTC: 1)."),
     ] = None,
     trim_encoder: Annotated[
         bool | None,
@@ -74,6 +75,10 @@ def evaluate_command(
         return
     for row in evaluation.left_out:
         OUT.print(f"left out: {row['name']}: {row['reason']}", markup=False)
+    for row in evaluation.notes[:worst]:
+        OUT.print(f"note: {row['name']}: {row['note']}", markup=False)
+    if more := len(evaluation.notes[worst:]):
+        OUT.print(f"note: {more} more texts are not whole; --json has them all", markup=False)
     for name, scores in evaluation.scores.items():
         warning = f" ({OPTIMISTIC})" if evaluation.selects_on_test and name == "test" else ""
         if isinstance(scores, Classification):
