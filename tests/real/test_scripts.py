@@ -8,7 +8,11 @@ import pytest
 from real.conftest import rows_of
 
 from mambavox.asr.text import normalize_text
-from mambavox.training.whisper.data import as_written
+from mambavox.asr.whisper_decoding import CAREFUL
+from mambavox.data import read_examples
+from mambavox.errors import DataError
+from mambavox.training.front_end import FrontEnd
+from mambavox.training.whisper.data import TranscriptDataset, as_written
 
 pytestmark = pytest.mark.real
 LANGUAGES = ("hsb", "ckb", "yo", "am", "lb")
@@ -34,3 +38,30 @@ def test_every_transcript_comes_back_from_its_tokens(
         assert any(not c.isalnum() and c not in " '" for text in texts for c in text), "punctuation"
     if not normalized and language == "lb":
         assert any(text != text.lower() for text in texts), "case"
+
+
+def test_a_transcript_of_more_tokens_than_the_decoder_takes_is_an_error(
+    loaded: tuple[Any, Any], recordings: Path
+) -> None:
+    """Half a minute of Amharic may have more than 448, of which a letter takes three."""
+    model, processor = loaded
+    rows = rows_of(recordings / "lowresource_asr", language="am")
+    longest = max((row["text"] for row in rows), key=len)
+    text = f"{longest} {longest}"
+    assert len(text) < 448 < len(processor.tokenizer(text).input_ids)
+    examples = read_examples(str(recordings / "lowresource_asr"), label_column=None)[:1]
+    with pytest.raises(DataError, match=r"transcripts of 1 recordings have more than the 448 tokens .* shorter ones"):
+        TranscriptDataset(
+            examples,
+            [text],
+            FrontEnd(processor.feature_extractor, model.config, 480_000),
+            prefix=[50258, 50334, 50359, 50363],
+            tokenizer=processor.tokenizer,
+            max_tokens=model.config.max_target_positions,
+        )
+
+
+def test_no_true_transcript_passes_for_endless_repetition(recordings: Path) -> None:
+    for language in LANGUAGES:
+        texts = [row["text"] for row in rows_of(recordings / "lowresource_asr", language=language)]
+        assert not any(CAREFUL.fails(text, 0.0) for text in texts), language
