@@ -181,6 +181,11 @@ def load_adapter(model: Any, folder: str | Path, adapter_name: str = "default") 
         ) from error
 
 
+def without_adapters(model: Any) -> Any:
+    """The model itself, of one that PEFT may have put adapters around."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def adapter_config(folder: str | Path) -> Mapping[str, Any]:
     """What ``adapter_config.json`` of a folder says.
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCTC
 import mambavox.hubert  # noqa: F401  the import is what makes transformers know Mamba-HuBERT
 from mambavox.data import Waveform
 from mambavox.errors import HostError
-from mambavox.hub import load_model
+from mambavox.hub import load_model, without_adapters
 
 
 def load_ctc_model(name: str | Path, vocab_size: int | None = None, blank: int | None = None, **options: Any) -> Any:
@@ -52,11 +52,6 @@ def shortest_input(config: Any) -> int:
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
         samples = (samples - 1) * stride + kernel
     return int(samples)
-
-
-def without_adapters(model: Any) -> Any:
-    """The CTC model itself, of one that PEFT may have put adapters around."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def num_frames(model: Any, samples: int) -> int:

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from mambavox import assets
 from mambavox.asr.decoding import HotWords, greedy_search, prefix_beam_search, words_in
-from mambavox.asr.model import ctc_log_probs, load_ctc_model, without_adapters
+from mambavox.asr.model import ctc_log_probs, load_ctc_model
 from mambavox.asr.text import normalize_text
 from mambavox.asr.tokenizer import Vocabulary
 from mambavox.asr.transcript import Transcript, group_words
 from mambavox.data import AudioSource, Waveform, read_audio
 from mambavox.devices import find_device
 from mambavox.errors import AudioError, ConfigError, HostError
-from mambavox.hub import backbone_under, load_adapter, load_extractor, load_tokenizer
+from mambavox.hub import backbone_under, load_adapter, load_extractor, load_tokenizer, without_adapters
 from mambavox.runs.folder import is_run, read_run
 
 WHOLE_SECONDS = 600.0

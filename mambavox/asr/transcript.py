@@ -54,9 +54,14 @@ class Segment:
     words: tuple[Word, ...] = ()
 
     @classmethod
-    def of_words(cls, words: Sequence[Word]) -> "Segment":
-        """The segment of some words, at least one."""
-        return cls(words[0].start, words[-1].end, " ".join(word.text for word in words), tuple(words))
+    def of_words(cls, words: Sequence[Word], separator: str = " ") -> "Segment":
+        """The segment of some words, at least one.
+
+        Args:
+            words: in their order.
+            separator: what is written between two.
+        """
+        return cls(words[0].start, words[-1].end, separator.join(word.text for word in words), tuple(words))
 
     @property
     def confidence(self) -> float | None:
@@ -65,7 +70,7 @@ class Segment:
 
     def lines(self) -> "list[Segment]":
         """The segment in lines of subtitles; a single one where the words have no times."""
-        return group_words(self.words) or [self]
+        return group_words(self.words, " " if " " in self.text else "") or [self]
 
     def to_mapping(self) -> dict[str, Any]:
         """For JSON."""
@@ -87,12 +92,14 @@ class Transcript:
         segments: its stretches, in their order.
         seconds: length of the recording.
         language: code of the language; ``None`` where it is not known.
+        notes: what is wrong with it, such as text that is missing, each with its place.
     """
 
     text: str
     segments: tuple[Segment, ...]
     seconds: float
     language: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def words(self) -> tuple[Word, ...]:
@@ -111,9 +118,9 @@ class Transcript:
             file: the recording; ``None`` where there is no file, as with a microphone.
 
         Returns:
-            ``file, text, language, seconds, confidence, segments: [{start, end, text, confidence, words: [{text, start,
-            end, confidence}]}]``. Times are in seconds, confidences between 0 and 1. Where a model gives no words, as
-            Whisper, ``words`` are empty and confidences ``null``; a language that is not known is ``null``, too.
+            ``file, text, language, seconds, confidence, notes: [...], segments: [{start, end, text, confidence, words:
+            [{text, start, end, confidence}]}]``. Times are in seconds, confidences between 0 and 1; both are ``null``
+            or missing only where words were not asked for. A language that is not known is ``null``.
         """
         return {
             "file": None if file is None else str(file),
@@ -121,6 +128,7 @@ class Transcript:
             "language": self.language,
             "seconds": self.seconds,
             "confidence": self.confidence,
+            "notes": list(self.notes),
             "segments": [segment.to_mapping() for segment in self.segments],
         }
 
@@ -131,21 +139,26 @@ def mean_confidence(words: Sequence[Word]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def group_words(words: Sequence[Word]) -> list[Segment]:
-    """Words in lines of subtitles: a line ends with a pause, or when it is full or long enough."""
+def group_words(words: Sequence[Word], separator: str = " ") -> list[Segment]:
+    """Words in lines of subtitles: a line ends with a pause, or when it is full or long enough.
+
+    Args:
+        words: in their order.
+        separator: what is written between two.
+    """
     lines: list[list[Word]] = []
     for word in words:
         line = lines[-1] if lines else []
         if (
             not line
             or word.start - line[-1].end > _PAUSE_SECONDS
-            or sum(len(other.text) + 1 for other in line) + len(word.text) > _LINE_CHARACTERS
+            or sum(len(other.text) + len(separator) for other in line) + len(word.text) > _LINE_CHARACTERS
             or word.end - line[0].start > _LINE_SECONDS
         ):
             lines.append([word])
         else:
             line.append(word)
-    return [Segment.of_words(line) for line in lines]
+    return [Segment.of_words(line, separator) for line in lines]
 
 
 def render(transcript: Transcript, form: Format, *, timestamps: bool = False, file: str | Path | None = None) -> str:

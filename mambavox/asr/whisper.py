@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from peft import PeftModel
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from mambavox import assets
-from mambavox.adapters.token_rows import lighten_token_rows
-from mambavox.asr.transcript import Segment, Transcript
+from mambavox.asr.speech_windows import SpeechDetector
+from mambavox.asr.transcript import Transcript
+from mambavox.asr.whisper_decoding import WhisperDecoding
+from mambavox.asr.whisper_hearing import WindowHearing
 from mambavox.asr.whisper_language import generation_options, known_languages, language_token, prepare_for
+from mambavox.asr.whisper_long import LongForm, LongFormHearing, Recording
 from mambavox.asr.whisper_window import TrimmedEncoder
 from mambavox.data import AudioSource, read_audio
 from mambavox.devices import find_device
@@ -27,6 +28,7 @@ from mambavox.hub import (
     load_model,
     loading,
     quiet_transformers,
+    without_adapters,
 )
 from mambavox.runs.config import RUN_FILE
 from mambavox.runs.folder import METRICS_FILE, is_run, read_run, task_of
@@ -128,7 +130,7 @@ class WhisperTranscriber:
         self.languages = dict(languages)
         self.mixes_languages = mixes_languages
         self.num_beams = num_beams
-        self.host = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.host = without_adapters(model)
         most = self.host.config.max_target_positions - 4
         self.max_new_tokens = most if max_new_tokens is None else min(max_new_tokens, most)
         extractor = processor.feature_extractor
@@ -174,8 +176,7 @@ class WhisperTranscriber:
         else:
             model, processor = _adapted(known, backbone or first.backbone)
             names = {_adapter_name(run.language): run.language for run in known}
-        host = model.get_base_model() if isinstance(model, PeftModel) else model
-        _trimmed(host, first.trim_encoder if trim_encoder is None else trim_encoder)
+        _trimmed(without_adapters(model), first.trim_encoder if trim_encoder is None else trim_encoder)
         mixes = first.method in _OF_ROWS
         return cls(model.to(place), processor, names, num_beams=first.num_beams, mixes_languages=mixes)
 
@@ -209,7 +210,7 @@ class WhisperTranscriber:
             ConfigError: there is no adapter of that language.
         """
         name, start = self.adapter_of(language), time.perf_counter()
-        if isinstance(self.model, PeftModel):
+        if self.model is not self.host:
             self.model.set_adapter(name, inference_mode=True)
         return time.perf_counter() - start
 
@@ -242,12 +243,15 @@ class WhisperTranscriber:
         *,
         timestamps: bool = False,
         batch_size: int = 16,
+        decoding: WhisperDecoding | None = None,
+        long_form: LongForm = "batched",
+        detector: SpeechDetector | None = None,
     ) -> list[Transcript]:
         """Transcribe recordings of any length.
 
-        Recordings that fit into Whisper's window go through the model in batches, which mix languages where the method
-        can (LoRA and the methods of sublayers; greedy search without timestamps) and are of one language elsewhere;
-        longer ones one by one, window after window, with timestamps.
+        What is longer than Whisper's window is heard in windows. The windows of all recordings go through the model in
+        batches, which mix languages where the method can (LoRA and the methods of sublayers; in greedy search) and are
+        of one language elsewhere.
 
         Args:
             sources: recordings in any form that ``mambavox.data.read_audio`` takes. An array without a rate counts as
@@ -255,34 +259,48 @@ class WhisperTranscriber:
             language: code of the language, one for all recordings or one for each; ``"auto"``: that of the adapters
                 under which the transcript is the likeliest, each of which is tried, and without adapters the one that
                 Whisper itself detects; default that of the only adapter, or as ``"auto"`` without adapters.
-            timestamps: divide the transcripts into segments by the timestamps that the model gives.
-            batch_size: recordings at a time.
+            timestamps: find out when each word is said.
+            batch_size: windows at a time.
+            decoding: how texts are searched; default once, with ``num_beams``.
+            long_form: ``"batched"``: windows are cut in pauses, or where it is quietest, and heard together;
+                ``"sequential"``: each window begins where the last sentence of the one before ended, which needs
+                timestamps that an adapter may have forgotten, and recordings alone are heard together.
+            detector: finds speech, so that silence is not heard at all; not for ``"sequential"``.
 
         Raises:
             AudioError: a recording cannot be read.
-            ConfigError: there is no adapter of a language.
+            ConfigError: there is no adapter of a language, or the options do not go together.
         """
+        if detector is not None and long_form == "sequential":
+            raise ConfigError("voice activity detection cuts windows itself; leave out long_form=sequential")
         asked = self._languages(sources, language)
         waveforms = [read_audio(source, self.sampling_rate) for source in sources]
         if self.languages == {BASE: None}:
             asked = [None if code == AUTO else code for code in asked]
         if AUTO in asked:
             self._decide(waveforms, asked, batch_size)
-        transcripts: dict[int, Transcript] = {}
-        short = [index for index, waveform in enumerate(waveforms) if len(waveform) <= self.window]
-        # Beam search repeats the rows of a batch, and with timestamps transformers takes finished rows out of it.
-        mixed = self.mixes_languages and self.num_beams == 1 and not timestamps
-        if not mixed:
-            short.sort(key=lambda index: str(asked[index]))
-        for start in range(0, len(short), batch_size):
-            rows = short[start : start + batch_size]
-            for group in [rows] if mixed else _runs_of_equals(rows, asked):
-                heard = self._short([waveforms[i] for i in group], [asked[i] for i in group], timestamps)
-                transcripts.update(zip(group, heard, strict=True))
-        for index, waveform in enumerate(waveforms):
-            if index not in transcripts:
-                transcripts[index] = self._long(waveform, asked[index])
-        return [transcripts[index] for index in range(len(waveforms))]
+        decoding = decoding or WhisperDecoding(num_beams=self.num_beams)
+        # Beam search repeats the rows of a batch.
+        mixed = self.mixes_languages and decoding.num_beams == 1
+        long = LongFormHearing(
+            WindowHearing(self.model, self.processor.tokenizer, decoding, self.max_new_tokens),
+            self.processor.feature_extractor,
+            batch_size=batch_size,
+            batches=lambda languages, size: _batches(languages, size, mixed),
+            activate=self._activate,
+            timestamps=timestamps,
+            detector=detector,
+        )
+        recordings = [Recording(waveform, code) for waveform, code in zip(waveforms, asked, strict=True)]
+        return long.transcribe(recordings, long_form)
+
+    def _activate(self, languages: Sequence[str | None]) -> list[str] | None:
+        """Let the adapter of a batch act; names of the rows' adapters where these differ."""
+        if len(set(languages)) > 1 and self.languages != {BASE: None}:
+            return [self.adapter_of(str(code)) for code in languages]
+        if languages[0] is not None:
+            self.switch(languages[0])
+        return None
 
     def _languages(self, sources: Sequence[Any], language: str | Sequence[str] | None) -> list[str | None]:
         if language is None:
@@ -342,73 +360,6 @@ class WhisperTranscriber:
         features: torch.Tensor = extracted.input_features.to(like.device, like.dtype)
         return features
 
-    def _short(self, waveforms: Sequence[Any], asked: Sequence[str | None], timestamps: bool) -> list[Transcript]:
-        options: dict[str, Any] = {
-            "max_new_tokens": self.max_new_tokens,
-            "num_beams": self.num_beams,
-            "do_sample": False,
-        }
-        if len(set(asked)) > 1:
-            names = [self.adapter_of(str(code)) for code in asked]
-            tokens = {language_token(str(code)) for code in asked}
-            prompts = [generation_options(self.host, str(code)) for code in asked]
-            options["adapter_names"] = names
-            if len(tokens) > 1 and prompts[0]:
-                options.update(language=[prompt["language"] for prompt in prompts], task="transcribe")
-        else:
-            if asked[0] is not None:
-                self.switch(asked[0])
-            options.update(generation_options(self.host, asked[0]))
-        if timestamps:
-            options.update(return_timestamps=True, return_segments=True)
-        output = self.model.generate(input_features=self._features(waveforms), **options)
-        lengths = [len(waveform) / self.sampling_rate for waveform in waveforms]
-        if timestamps:
-            return [
-                self._transcript(segments, code, length)
-                for segments, code, length in zip(output["segments"], asked, lengths, strict=True)
-            ]
-        texts = [text.strip() for text in self.processor.batch_decode(output, skip_special_tokens=True)]
-        return [
-            Transcript(text, (Segment(0.0, length, text),), length, code)
-            for text, code, length in zip(texts, asked, lengths, strict=True)
-        ]
-
-    def _long(self, waveform: Any, language: str | None) -> Transcript:
-        if language is not None:
-            self.switch(language)
-        extracted = self.processor.feature_extractor(
-            waveform,
-            sampling_rate=self.sampling_rate,
-            truncation=False,
-            padding="longest",
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
-        like = next(self.host.parameters())
-        output = self.model.generate(
-            input_features=extracted.input_features.to(like.device, like.dtype),
-            attention_mask=extracted.attention_mask.to(like.device),
-            **generation_options(self.host, language),
-            max_new_tokens=self.max_new_tokens,
-            num_beams=self.num_beams,
-            return_timestamps=True,
-            return_segments=True,
-        )
-        return self._transcript(output["segments"][0], language, len(waveform) / self.sampling_rate)
-
-    def _transcript(self, segments: Sequence[Mapping[str, Any]], language: str | None, length: float) -> Transcript:
-        found: list[Segment] = []
-        for segment in segments:
-            text = self.processor.tokenizer.decode(
-                _words(segment["tokens"], self.host), skip_special_tokens=True
-            ).strip()
-            start, end = (min(max(float(segment[key]), 0.0), length) for key in ("start", "end"))
-            # What Whisper says of the padding behind a short recording is not in it.
-            if text and (start < length or not found):
-                found.append(Segment(start, max(start, end), text))
-        return Transcript(" ".join(segment.text for segment in found), tuple(found), length, language)
-
 
 def _trimmed(host: Any, trim: bool | None) -> Any:
     if trim:
@@ -418,6 +369,8 @@ def _trimmed(host: Any, trim: bool | None) -> Any:
 
 def _adapted(runs: Sequence[WhisperRun], backbone: str) -> tuple[Any, Any]:
     """One Whisper with the adapters of several runs, and a processor."""
+    from mambavox.adapters.token_rows import lighten_token_rows
+
     model, _ = load_whisper(backbone)
     processors = []
     for run in runs:
@@ -436,14 +389,6 @@ def _is_whisper_run(folder: Path) -> bool:
         return task_of(folder) == "whisper"
     except RunError:
         return False
-
-
-def _words(tokens: Any, host: Any) -> list[int]:
-    """Tokens without timestamps, and without the language tokens that lie behind these."""
-    special = set(known_languages(host).values())
-    first = getattr(host.generation_config, "no_timestamps_token_id", None)
-    ids = np.asarray(torch.as_tensor(tokens).cpu()).tolist()
-    return [i for i in ids if i not in special and (first is None or i < first)]
 
 
 def _adapter_name(language: str | None) -> str:
@@ -470,11 +415,9 @@ def _check_together(runs: Sequence[WhisperRun]) -> None:
         )
 
 
-def _runs_of_equals(rows: Sequence[int], asked: Sequence[str | None]) -> list[list[int]]:
-    groups: list[list[int]] = []
-    for row in rows:
-        if groups and asked[groups[-1][0]] == asked[row]:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    return groups
+def _batches(languages: Sequence[str | None], size: int, mixed: bool) -> list[list[int]]:
+    """Rows of each batch, in their order; where languages are not mixed, of one each."""
+    groups: dict[str | None, list[int]] = {}
+    for row, language in enumerate(languages):
+        groups.setdefault(None if mixed else language, []).append(row)
+    return [rows[start : start + size] for rows in groups.values() for start in range(0, len(rows), size)]

@@ -4,8 +4,7 @@ import re
 from typing import Any
 
 import torch
-from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 from transformers.tokenization_utils_base import AddedToken
 
@@ -141,7 +140,7 @@ def generation_options(model: Any, language: str | None, task: str = "transcribe
     return {"language": language_token(language), "task": task}
 
 
-def token_rows(model: PeftModel, adapter: str = "default") -> Tensor | None:
+def token_rows(model: nn.Module, adapter: str = "default") -> Tensor | None:
     """The trained rows of an adapter's language tokens, ``(tokens, d_model)``; ``None`` where it trains none."""
     for name, parameter in model.named_parameters():
         if name.endswith(f"trainable_tokens_delta.{adapter}"):

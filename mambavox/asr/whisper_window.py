@@ -5,9 +5,6 @@ from typing import Any
 
 from torch import Tensor
 
-from mambavox.adapters.hosts import window_lengths
-from mambavox.adapters.taps import WINDOW_PADDING
-
 
 class TrimmedEncoder:
     """Lets a Whisper's encoder run on the frames up to the end of the longest clip of a batch, not on the whole window.
@@ -33,6 +30,10 @@ class TrimmedEncoder:
         self.encoder.__dict__.pop("forward", None)
 
     def _trimmed(self, input_features: Tensor, *args: Any, **kwargs: Any) -> Any:
+        # With peft, seconds of import that an untrimmed Whisper does without.
+        from mambavox.adapters.hosts import window_lengths
+        from mambavox.adapters.taps import WINDOW_PADDING
+
         encoder = self.encoder
         longest = (int(window_lengths(input_features).max()) + 1) // 2
         frames = min(-(-longest // self.step) * self.step, encoder.config.max_source_positions)

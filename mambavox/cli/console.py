@@ -26,5 +26,5 @@ def print_error(message: str) -> None:
 
 
 def print_warning(message: str) -> None:
-    """Print what a user should know of the data in yellow, even where progress is silenced."""
+    """Print in yellow what a user should know of the data or a result, even where progress is silenced."""
     _ERRORS.print(f"warning: {message}", style="yellow", markup=False)

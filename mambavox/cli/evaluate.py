@@ -38,7 +38,8 @@ def evaluate_command(
         ),
     ] = False,
     beam_size: Annotated[
-        int | None, typer.Option(min=1, help="CTC: texts that the search keeps (default: 1, greedy).")
+        int | None,
+        typer.Option(min=1, help="Recognisers: texts that the search keeps (default: as in the run; CTC: 1)."),
     ] = None,
     trim_encoder: Annotated[
         bool | None,
@@ -89,6 +90,10 @@ def _print(evaluation: "Evaluation", worst: int) -> None:
 
     for row in evaluation.left_out:
         OUT.print(f"left out: {row['name']}: {row['reason']}", markup=False)
+    for row in evaluation.notes[:worst]:
+        OUT.print(f"note: {row['name']}: {row['note']}", markup=False)
+    if more := len(evaluation.notes[worst:]):
+        OUT.print(f"note: {more} more texts are not whole; --json has them all", markup=False)
     for name, scores in evaluation.scores.items():
         warning = f" ({OPTIMISTIC})" if evaluation.selects_on_test and name == "test" else ""
         if isinstance(scores, Classification):

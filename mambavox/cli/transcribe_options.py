@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -10,8 +10,12 @@ from mambavox import assets
 from mambavox.asr.transcript import FORMATS, Format
 from mambavox.cli.flags import Device
 
-_SEARCH = "Search with a CTC model"
+LongForm: TypeAlias = Literal["batched", "sequential"]
+"""As ``mambavox.asr.whisper_long.LongForm``, which takes seconds to import."""
+
+_SEARCH = "Search"
 _WHISPER = "Whisper"
+_FAILED = "Whisper: when a text has failed"
 _LONG = "Long recordings and the microphone"
 _RARE = "Rarely used"
 
@@ -82,7 +86,30 @@ class TranscribeOptions:
             rich_help_panel=_WHISPER,
         ),
     ] = None
-    batch_size: Annotated[int, typer.Option(min=1, help="Recordings at a time.", rich_help_panel=_WHISPER)] = 16
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Windows of all recordings at a time.", rich_help_panel=_WHISPER)
+    ] = 16
+    long_form: Annotated[
+        LongForm | None,
+        typer.Option(
+            help="What is longer than the window: batched, in windows that end in pauses; or sequential, each window "
+            "where the last sentence ended, as Whisper's authors do (default: batched).",
+            rich_help_panel=_WHISPER,
+        ),
+    ] = None
+    vad: Annotated[
+        bool,
+        typer.Option("--vad", help="Hear only where silero finds speech (extra vad).", rich_help_panel=_WHISPER),
+    ] = False
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="Text before each window, whose names, spelling and style are gone on with.", rich_help_panel=_WHISPER
+        ),
+    ] = None
+    translate: Annotated[
+        bool, typer.Option("--translate", help="Write in English what is said.", rich_help_panel=_WHISPER)
+    ] = False
     trim_encoder: Annotated[
         bool | None,
         typer.Option(
@@ -92,11 +119,44 @@ class TranscribeOptions:
         ),
     ] = None
 
+    temperature: Annotated[
+        str | None,
+        typer.Option(
+            help="Temperatures of the search, separated by commas: each but the first where the text before it has "
+            "failed; 0 alone searches once (default: 0,0.2,0.4,0.6,0.8,1).",
+            rich_help_panel=_FAILED,
+        ),
+    ] = None
+    compression_ratio_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="A text that shrinks by more repeats itself and has failed; inf: none has (default: 2.4).",
+            rich_help_panel=_FAILED,
+        ),
+    ] = None
+    logprob_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="A text whose tokens have a lower mean log probability has failed; -inf: none has (default: -1).",
+            rich_help_panel=_FAILED,
+        ),
+    ] = None
+    no_speech_threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Nothing is written where 'no speech' is more probable and the text's log probability has failed; "
+            "1: always something (default: 0.6).",
+            rich_help_panel=_FAILED,
+        ),
+    ] = None
+
     beam_size: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Texts that the search keeps; 1 is greedy search (default: 1, and 100 with --lm).",
+            help="Texts that the search keeps; 1 is greedy search (default: 1; 100 with --lm; a Whisper run's own).",
             rich_help_panel=_SEARCH,
         ),
     ] = None
@@ -160,6 +220,7 @@ class TranscribeOptions:
             raise typer.BadParameter("expected either recordings or --microphone")
         if self.device_name is not None and not self.microphone:
             raise typer.BadParameter("--device-name is for --microphone")
+        self._temperatures()  # wrong ones are told before anything is loaded
         if self.microphone and self.searches:
             raise typer.BadParameter("--beam-size, --hot-words and --lm are for recordings, not for --microphone")
 
@@ -184,6 +245,30 @@ class TranscribeOptions:
         """Whether more is asked for than the likeliest letters."""
         return self.beam_size not in (None, 1) or bool(self.hot_words) or self.lm is not None
 
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """What was said of a Whisper's search, for ``WhisperDecoding``."""
+        given = {
+            "num_beams": self.beam_size,
+            "temperatures": self._temperatures(),
+            "compression_ratio_threshold": self.compression_ratio_threshold,
+            "logprob_threshold": self.logprob_threshold,
+            "no_speech_threshold": self.no_speech_threshold,
+            "prompt": self.prompt,
+            "task": "translate" if self.translate else None,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    def _temperatures(self) -> tuple[float, ...] | None:
+        if self.temperature is None:
+            return None
+        try:
+            return tuple(float(part) for part in self.temperature.split(","))
+        except ValueError:
+            raise typer.BadParameter(
+                f"--temperature {self.temperature}; expected numbers separated by commas, such as 0,0.4,0.8"
+            ) from None
+
     def check_task(self, task: str) -> None:
         """Check that no flag is of another kind of model.
 
@@ -196,13 +281,29 @@ class TranscribeOptions:
         if task == "whisper":
             if self.microphone:
                 raise typer.BadParameter("--microphone is for causal CTC models; Whisper hears whole recordings only")
-            if self.searches:
+            if self.hot_words or self.lm is not None:
                 raise typer.BadParameter(
-                    "--beam-size, --hot-words and --lm are for CTC models; Whisper writes text itself"
+                    "--hot-words and --lm are for CTC models; a Whisper is told expected words with --prompt"
                 )
-        elif self.trim_encoder is not None:
-            raise typer.BadParameter(f"--trim-encoder is for a Whisper; {self.model_name} is a CTC model")
-        elif self.language is not None:
+            return
+        if self.language is not None:
             raise typer.BadParameter(
                 f"--language {self.language}: {self.model_name} is a CTC model, which knows its own language only"
             )
+        for name in _OF_WHISPER:
+            if getattr(self, name) not in (None, False):
+                flag = "--" + name.replace("_", "-")
+                raise typer.BadParameter(f"{flag} is for a Whisper; {self.model_name} is a CTC model")
+
+
+_OF_WHISPER = (
+    "trim_encoder",
+    "long_form",
+    "vad",
+    "prompt",
+    "translate",
+    "temperature",
+    "compression_ratio_threshold",
+    "logprob_threshold",
+    "no_speech_threshold",
+)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mambavox.asr.transcript import Format, Transcript, render
-from mambavox.cli.console import OUT, print_error, print_json
+from mambavox.cli.console import OUT, print_error, print_json, print_warning
 from mambavox.cli.transcribe_options import TranscribeOptions
 from mambavox.errors import ConfigError, DataError
 from mambavox.files import write_atomically
@@ -169,6 +169,8 @@ class Results:
         options = self._options
         row = transcript.to_mapping(str(recording.file))
         self._rows.append(row)
+        for note in transcript.notes:
+            print_warning(f"{recording.file}: {note}")
         if broken is not None:
             self._failed = True
             print_error(f"{broken}. What was heard before is kept")

@@ -11,7 +11,9 @@ from rich.console import Console
 
 from mambavox.asr.metrics import TranscriptScores
 from mambavox.asr.recognizer import SpeechRecognizer
+from mambavox.asr.transcript import Transcript
 from mambavox.asr.whisper import WhisperTranscriber
+from mambavox.asr.whisper_decoding import WhisperDecoding
 from mambavox.errors import ConfigError, RunError
 from mambavox.evaluation.classifier import AudioClassifier
 from mambavox.runs.config import AdaptConfig, TranscriptConfig
@@ -119,6 +121,7 @@ class Evaluation:
         task: of the run.
         scores: of each split.
         left_out: name, split and reason of the recordings that could not be used.
+        notes: name, split and what is wrong with the transcript, of recordings whose text is not whole.
         selects_on_test: the run's best epoch was chosen on the test split, which makes the figures there optimistic.
     """
 
@@ -126,6 +129,7 @@ class Evaluation:
     task: str
     scores: Mapping[str, SplitScores]
     left_out: list[dict[str, str]]
+    notes: list[dict[str, str]]
     selects_on_test: bool = False
 
     def to_mapping(self) -> dict[str, Any]:
@@ -136,6 +140,7 @@ class Evaluation:
             "task": self.task,
             "splits": splits,
             "left_out": self.left_out,
+            "notes": self.notes,
             "selects_on_test": self.selects_on_test,
         }
 
@@ -168,7 +173,7 @@ class EvaluationOptions:
         batch_size: recordings at a time; default as in the run.
         whole: a classifier hears recordings whole, as the mean over windows, where they are longer than what it hears
             at once; default: their beginnings, as in training.
-        beam_size: of a CTC model's search; default 1, greedy.
+        beam_size: of a recogniser's search; default that of the run, 1 (greedy) of a CTC model.
         backbone: where the run's backbone lies now, if no longer where it was.
         trim_encoder: Whisper: encode no more than the longest recording of a batch; default as in the run.
         device: where to run; default a GPU if there is one.
@@ -192,7 +197,7 @@ _ONLY = {
     "label_column": ("classify",),
     "whole": ("classify",),
     "text_column": ("ctc", "whisper"),
-    "beam_size": ("ctc",),
+    "beam_size": ("ctc", "whisper"),
     "trim_encoder": ("whisper",),
 }
 """Options that are of some tasks alone."""
@@ -233,10 +238,11 @@ def evaluate(
     undivided = other or (options.split == ALL and config.task == "classify")
     data = _read(config, predictor, console, everything=undivided)
     chosen = choose_splits(data, ALL if undivided else options.split, config.given_data)
-    scores = {name: _score(split, predictor, config, options) for name, split in chosen.items()}
+    notes: list[dict[str, str]] = []
+    scores = {name: _score(name, split, predictor, config, options, notes) for name, split in chosen.items()}
     if not scores:
         raise RunError(f"{run}: no recording to score")
-    return Evaluation(config.given_data, config.task, scores, data.left_out, data.selects_on_test)
+    return Evaluation(config.given_data, config.task, scores, data.left_out, notes, data.selects_on_test)
 
 
 _Predictor: TypeAlias = AudioClassifier | SpeechRecognizer | WhisperTranscriber
@@ -266,7 +272,15 @@ def _read(config: AdaptConfig, predictor: _Predictor, console: Console | None, *
     return load_transcripts(config, console, longest=longest, learns_silence=whisper)
 
 
-def _score(split: Split, predictor: _Predictor, config: AdaptConfig, options: EvaluationOptions) -> SplitScores:
+def _score(
+    name: str,
+    split: Split,
+    predictor: _Predictor,
+    config: AdaptConfig,
+    options: EvaluationOptions,
+    notes: list[dict[str, str]],
+) -> SplitScores:
+    """Scores of a split; what is wrong with a transcript is added to ``notes``."""
     batch = options.batch_size or config.evaluation_batch
     if isinstance(predictor, AudioClassifier):
         return _score_classes(split, predictor, batch, whole=bool(options.whole))
@@ -275,12 +289,15 @@ def _score(split: Split, predictor: _Predictor, config: AdaptConfig, options: Ev
     for start in range(0, len(split), _AT_ONCE):
         examples: Sequence[Any] = split.examples[start : start + _AT_ONCE]
         waveforms = [example.read(predictor.sampling_rate) for example in examples]
-        found: Sequence[Any]
+        found: Sequence[Transcript]
         if isinstance(predictor, SpeechRecognizer):
             found = predictor.transcribe(waveforms, batch_size=batch, beam_size=options.beam_size or 1)
         else:
-            found = predictor.transcribe(waveforms, batch_size=batch)
+            search = WhisperDecoding(num_beams=options.beam_size or predictor.num_beams)
+            found = predictor.transcribe(waveforms, batch_size=batch, decoding=search)
         heard += [item.text for item in found]
+        for example, item in zip(examples, found, strict=True):
+            notes += [{"name": example.name, "split": name, "note": note} for note in item.notes]
     return score_split(split, heard, config.language)
 
 

@@ -49,7 +49,7 @@ def test_subtitles_do_not_join_segments():
 @pytest.mark.parametrize("transcript", [TIMED, spoken(words((0, 1), (1, 2))), Transcript("", (), 1.0)])
 def test_one_schema_for_all_models(transcript):
     written = json.loads(render(transcript, "json", file="a.wav"))
-    assert list(written) == ["file", "text", "language", "seconds", "confidence", "segments"]
+    assert list(written) == ["file", "text", "language", "seconds", "confidence", "notes", "segments"]
     assert (written["file"], written["seconds"]) == ("a.wav", transcript.seconds)
     assert written["confidence"] == (0.5 if transcript.words else None)
     for segment in written["segments"]:

@@ -153,7 +153,10 @@ def test_a_whisper_as_it_is(runs: Path, tmp_path: Path) -> None:
     german = transcriber.transcribe(sounds, "de")
     assert [item.language for item in german] == ["de"] * 3
     detected = transcriber.transcribe(sounds)
-    assert detected == transcriber.transcribe(sounds, "auto") and {item.language for item in detected} == {None}
+    assert detected == transcriber.transcribe(sounds, "auto")
+    assert {item.language for item in detected} <= {"de", "en"}, "detected"
+    for item, sound in zip(detected, sounds, strict=True):
+        assert item == transcriber.transcribe([sound], item.language)[0]
     mixed = transcriber.transcribe(sounds[:2], ["en", "de"])
     assert mixed[1] == german[1] and mixed[0] == transcriber.transcribe(sounds[:1], "en")[0]
     with pytest.raises(ConfigError, match="language=ckb; the model knows de, en"):
@@ -176,13 +179,6 @@ def test_a_folder_with_other_runs_in_it(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "older" / "metrics.json").write_text("{}")
     (tmp_path / "classifier" / "metrics.json").write_text("{}")
     assert set(WhisperTranscriber.from_folder(tmp_path, device="cpu").languages.values()) == {"ckb", "de"}
-
-
-def test_what_is_said_of_the_padding_is_left_out(runs: Path) -> None:
-    transcriber = WhisperTranscriber.from_pretrained(runs / "backbone", device="cpu")
-    letters = transcriber.processor.tokenizer("ab", add_special_tokens=False).input_ids
-    rows = [{"start": start, "end": start + 0.3, "tokens": letters} for start in (0.0, 0.4, 0.6)]
-    assert [item.start for item in transcriber._transcript(rows, "de", 0.5).segments] == [0.0, 0.4]
 
 
 def test_mistakes(runs: Path, tmp_path: Path) -> None:
@@ -232,9 +228,9 @@ def test_commands(runs: Path, tmp_path: Path) -> None:
     lines = heard.stdout.splitlines()
     assert lines[0] == f"{files[0]}:" and f"{files[1]}:" in lines
     written = json.loads((tmp_path / "b.json").read_text())
-    assert list(written) == ["file", "text", "language", "seconds", "confidence", "segments"]
+    assert list(written) == ["file", "text", "language", "seconds", "confidence", "notes", "segments"]
     assert (written["file"], written["language"], written["seconds"]) == (files[1], "ckb", 1.6)
-    assert written["confidence"] is None and all(segment["words"] == [] for segment in written["segments"])
+    assert all(segment["words"] for segment in written["segments"])
     assert (tmp_path / "a.srt").exists() and (tmp_path / "a.txt").exists() and not (tmp_path / "c.txt").exists()
     (tmp_path / "out" / "a.txt").mkdir(parents=True)
     flags = ["--output", str(tmp_path / "out"), "--device", "cpu"]
@@ -247,7 +243,8 @@ def test_commands(runs: Path, tmp_path: Path) -> None:
     assert run(app, ["transcribe", files[0], "--model", output, "--model-dir", str(runs)]).exit_code == 2
     scored = run(app, ["evaluate", output, "--device", "cpu"])
     assert scored.exit_code == 0 and "WER" in scored.output
-    assert run(app, ["evaluate", output, "--beam-size", "4"]).exit_code == 1
+    beams = run(app, ["evaluate", output, "--beam-size", "4", "--device", "cpu", "--json"])
+    assert beams.exit_code == 0 and json.loads(beams.stdout)["notes"], "cut at the run's number of tokens"
 
 
 def test_a_run_is_scored_on_its_own_data_and_on_others(runs: Path, tmp_path: Path) -> None:
@@ -257,6 +254,7 @@ def test_a_run_is_scored_on_its_own_data_and_on_others(runs: Path, tmp_path: Pat
     assert result.exit_code == 0, result.output
     (own,) = json.loads(result.stdout)["splits"].values()
     transcriber = WhisperTranscriber.from_pretrained(run_folder, device="cpu")
+    transcriber.max_new_tokens = 8  # the run's
     transcripts = transcriber.transcribe([row["name"] for row in own["rows"]])
     heard = [normalize_text(item.text, "ckb") for item in transcripts]
     assert any(heard) and [row["hypothesis"] for row in own["rows"]] == heard

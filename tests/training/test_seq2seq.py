@@ -2,6 +2,7 @@
 
 import json
 import math
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from tiny import save_whisper
 from training.devices import pretend_two_gpus
@@ -230,3 +232,16 @@ def test_one_process_takes_one_of_several_gpus(
     with pytest.raises(ZeroDivisionError):
         train(config(whisper, sayings, tmp_path / "run"))
     assert used == [1]
+
+
+def test_endless_repetition_is_ended_cut_and_told(whisper: str, sayings: str, tmp_path: Path) -> None:
+    """A learning rate at which the decoder loses its way: it says one thing for ever."""
+    changes: dict[str, Any] = {"learning_rate": 3.0, "epochs": 1, "max_new_tokens": 80}
+    out = StringIO()
+    result = train(config(whisper, sayings, tmp_path / "run", **changes), console=Console(file=out, width=200))
+    rows = (tmp_path / "run" / "predictions.csv").read_text().splitlines()
+    assert result.details["repeats"] == {"valid": 2, "test": 2}, rows
+    assert (
+        "test: 2 of 2 transcripts repeated themselves without end and were cut behind the first round" in out.getvalue()
+    )
+    assert max(len(row) for row in rows) < 150

@@ -11,6 +11,7 @@ from torch import nn
 from mambavox.adapters import apply_method
 from mambavox.asr.metrics import TranscriptScores
 from mambavox.asr.whisper import load_whisper
+from mambavox.asr.whisper_decoding import RepetitionGuard, repeated_line, without_repetition
 from mambavox.asr.whisper_language import (
     add_language,
     generation_options,
@@ -92,7 +93,9 @@ class WhisperTask(AdaptTask[WhisperConfig, WhisperTrainer]):
             **generation_options(host, config.language),
             "max_new_tokens": min(config.max_new_tokens or math.ceil(1.5 * longest), most),
             "num_beams": config.num_beams,
+            "stopping_criteria": [RepetitionGuard()],
         }
+        self.repeats: dict[str, int] = {}
         return model
 
     def make_trainer(self) -> WhisperTrainer:
@@ -113,7 +116,10 @@ class WhisperTask(AdaptTask[WhisperConfig, WhisperTrainer]):
         split = self.data.splits[name]
         # Seq2SeqTrainer fills rows up with -100 and, of several processes, the last batches with the first recordings.
         rows = [[token for token in row if token != IGNORED] for row in generated[: len(split)]]
-        heard = self.processor.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        end = self.processor.tokenizer.eos_token_id
+        cut = [without_repetition([token for token in row if token != end]) for row in rows]
+        self.repeats[name] = sum(repeats for _, repeats in cut)
+        heard = self.processor.tokenizer.batch_decode([row for row, _ in cut], skip_special_tokens=True)
         return score_split(split, heard, self.config.language)
 
     def scores(self, trainer: WhisperTrainer) -> Scored:
@@ -122,15 +128,18 @@ class WhisperTask(AdaptTask[WhisperConfig, WhisperTrainer]):
         for name in self.data.held_back:
             scores = self._score(name, trainer.transcribe(self.datasets[name]))
             found[name] = (scores.to_mapping(), prediction_rows(name, scores))
+            if self.console and self.repeats[name]:
+                self.console.print(f"{name}: {repeated_line(self.repeats[name], len(scores.utterances))}")
         return found
 
     def details(self) -> dict[str, Any]:
-        """The language's new token, and how transcripts are generated."""
+        """The language's new token, how transcripts are generated, and how many repeated themselves without end."""
         return {
             "language": self.config.language,
             "new_token": self.new_token,
             "max_new_tokens": self.generation["max_new_tokens"],
             "num_beams": self.config.num_beams,
+            "repeats": {name: self.repeats[name] for name in self.data.held_back},
         }
 
     def card(self, result: RunResult) -> CardText:
