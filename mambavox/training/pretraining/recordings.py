@@ -15,8 +15,8 @@ from mambavox.data import SAMPLING_RATE, AudioProblem, Example, ShardedExamples,
 from mambavox.data.audio import dequantise, quantise
 from mambavox.data.checks import warn_of_lengths
 from mambavox.data.columns import listed
-from mambavox.data.splits import Part, parts_by_split
-from mambavox.errors import AudioError, DataError
+from mambavox.data.splits import Part, drop_splits, parts_by_split
+from mambavox.errors import AudioError, ConfigError, DataError
 from mambavox.hubert import MambaHubertConfig
 from mambavox.training.pretraining.config import PretrainConfig
 
@@ -104,7 +104,15 @@ def read_examples(config: PretrainConfig) -> Sequence[Example]:
         ConfigError: no data are given.
         DataError: there are no recordings, or some name their split and others do not.
     """
-    return without_test(read_recordings(config.given_data, audio_column=config.audio_column))
+    examples = read_recordings(config.given_data, audio_column=config.audio_column)
+    if config.drop_splits is not None:
+        if isinstance(examples, ShardedExamples):
+            raise ConfigError(
+                f"drop_splits={config.drop_splits} names values of a column, and tars are of a split by their names; "
+                "leave the tars out of --data"
+            )
+        examples, _ = drop_splits(examples, config.drop_splits)
+    return without_test(examples)
 
 
 def min_samples(config: PretrainConfig, model: MambaHubertConfig) -> int:
