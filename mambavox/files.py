@@ -31,10 +31,9 @@ def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
     """
     partial = path.with_name(f".{path.name}{PARTIAL}")
     try:
-        partial.write_bytes(b"")
-        # Some libraries, safetensors among them, write for the owner alone; others would not be able to read the file.
-        mode = partial.stat().st_mode
+        mode = _create(partial)
         yield partial
+        # Some libraries, safetensors among them, write for the owner alone; others would not be able to read the file.
         partial.chmod(mode)
         if sync:
             with partial.open("rb") as file:
@@ -42,6 +41,31 @@ def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _create(path: Path) -> int:
+    """Create an empty file in the place of what a kill left, never through a link that lies there; its permissions."""
+    path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    number = os.open(path, flags, 0o666)
+    try:
+        return os.fstat(number).st_mode
+    finally:
+        os.close(number)
+
+
+def make_readable(folder: Path) -> None:
+    """Give weights the permissions of any new file: safetensors writes them for their owner alone.
+
+    Args:
+        folder: of the weights; other files, and what lies deeper, stay as they are.
+    """
+    probe = folder / f".mode{PARTIAL}"
+    mode = _create(probe)
+    probe.unlink()
+    for path in folder.glob("*.safetensors"):
+        if not path.is_symlink():
+            path.chmod(mode)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from mambavox.errors import RunError
-from mambavox.files import is_empty, replacing, to_json, watching_the_disk, write_atomically
+from mambavox.files import is_empty, make_readable, replacing, to_json, watching_the_disk, write_atomically
 
 
 def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -34,6 +34,33 @@ def test_others_may_read_what_safetensors_writes_for_its_owner(tmp_path, sync):
     finally:
         os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_weights_are_as_readable_as_any_new_file(tmp_path, umask, mode):
+    save_file({"x": np.zeros(3)}, tmp_path / "model.safetensors")
+    secret = tmp_path / "secret.txt"
+    secret.touch(0o600)
+    (tmp_path / "link.safetensors").symlink_to(secret)
+    before = os.umask(umask)
+    try:
+        make_readable(tmp_path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "model.safetensors").stat().st_mode) == mode
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / ".some.txt.partial").symlink_to(victim)
+    write_atomically(tmp_path / "some.txt", "new")
+    assert victim.read_text() == "precious"
+    assert (tmp_path / "some.txt").read_text() == "new" and not (tmp_path / "some.txt").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_json_is_readable():

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 from peft import PeftConfig, PeftType
 
 from mambavox.errors import ConfigError
+from mambavox.files import make_readable
 
 _LOADING = """
 ## Loading
@@ -76,6 +77,7 @@ class MethodConfig(PeftConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Save as PEFT does, and say in the folder's ``README.md`` how to load the adapter."""
         super().save_pretrained(save_directory, **kwargs)
+        make_readable(Path(save_directory))  # the weights, which PEFT has written before
         card = Path(save_directory) / "README.md"
         text = card.read_text(encoding="utf-8") if card.is_file() else "---\nlibrary_name: peft\n---\n"
         if "import mambavox" not in text:

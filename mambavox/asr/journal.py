@@ -51,7 +51,7 @@ class Journal:
                 return self._read()
             except DataError as error:
                 self.discarded = str(error)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 self.discarded = f"what was saved is damaged ({error})"
         self.begin()
         return [], None

@@ -23,6 +23,12 @@ def evaluate_command(
         str | None,
         typer.Option(help="train, valid, test, another split's name, or all (default: test; all of other data)."),
     ] = None,
+    drop_splits: Annotated[
+        str | None,
+        typer.Option(
+            help="Values of the split column to leave out, by commas (default: the run's; of other data none)."
+        ),
+    ] = None,
     worst: Annotated[int, typer.Option(min=0, help="How many of the worst classes or utterances to print.")] = 5,
     label_column: Annotated[str | None, typer.Option(help="Column of the class (default: the run's).")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of the transcript (default: the run's).")] = None,
@@ -66,6 +72,7 @@ def evaluate_command(
     options = EvaluationOptions(
         data=data,
         split=split,
+        drop_splits=drop_splits,
         label_column=label_column,
         text_column=text_column,
         audio_column=audio_column,

@@ -70,9 +70,42 @@ def parts_by_split(examples: Sequence[Example]) -> list[Part] | None:
             f"column split holds {listed(unknown)}, so that nobody knows which split these recordings are of"
             + (f" (it also holds {known})" if known else "")
             + "; expected words that begin with train, valid or test in all rows: rename them, leave the recordings "
-            "out, or take the column away"
+            "out (--drop-splits), or take the column away"
         )
     return [part for part in map(part_of.get, words) if part is not None]
+
+
+def drop_splits(
+    examples: Sequence[Example], dropped: str | None, columns: Sequence[str] = ("split",)
+) -> tuple[list[Example], list[str]]:
+    """Leave out the recordings of some splits.
+
+    Args:
+        examples: the recordings.
+        dropped: values of the columns, by commas; ``None`` leaves out none.
+        columns: in which the values are looked for.
+
+    Returns:
+        The others, in their order, and a sentence for the user where some are left out.
+
+    Raises:
+        DataError: there is no such value, or nothing is left.
+    """
+    names = [word.strip() for word in (dropped or "").split(",") if word.strip()]
+    if not names:
+        return list(examples), []
+    values = [{str(item.fields[column]) for column in columns if column in item.fields} for item in examples]
+    there = dict.fromkeys(value for found in values for value in sorted(found))
+    missing = [name for name in names if name not in there]
+    if missing:
+        holds = f"{' or '.join(columns)} holds {listed(list(there)) or 'nothing'}"
+        raise DataError(f"drop_splits names {listed(missing)}, but {holds}: --drop-splits")
+    kept = [example for example, found in zip(examples, values, strict=True) if not found & set(names)]
+    if not kept:
+        raise DataError(
+            f"drop_splits={dropped} leaves out all of {len(examples)} recordings; name fewer: --drop-splits"
+        )
+    return kept, [f"{len(examples) - len(kept)} recordings are left out by --drop-splits {','.join(names)}"]
 
 
 @dataclass(frozen=True)
@@ -263,8 +296,9 @@ def _by_column(examples: Sequence[Example], column: str) -> dict[Part, list[Exam
     unknown = [value for value, part in words.items() if part is None]
     if unknown:
         raise DataError(
-            f"column {column!r} holds {listed(unknown)}; expected {', '.join(_WORDS)}. Rename them, name another "
-            "column with --split-column or --fold-column, or draw the splits at random with --split-column none"
+            f"column {column!r} holds {listed(unknown)}; expected {', '.join(_WORDS)}. Rename them, leave their "
+            f"recordings out with --drop-splits {','.join(unknown)}, name another column with --split-column or "
+            "--fold-column, or draw the splits at random with --split-column none"
         )
     for example, value in zip(examples, values, strict=True):
         if (part := words[value]) is not None:

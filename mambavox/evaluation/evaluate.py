@@ -166,6 +166,7 @@ class EvaluationOptions:
         data: recordings with targets; default the run's own, divided as in the run.
         split: name of a split, or ``all``; default the run's test splits (valid where there are none), or all of other
             data.
+        drop_splits: values of the split column that are left out, by commas; default as in the run, of other data none.
         label_column: column of the class; default as in the run.
         text_column: column of the transcript; default as in the run.
         audio_column: column of the recordings; default as in the run.
@@ -181,6 +182,7 @@ class EvaluationOptions:
 
     data: str | None = None
     split: str | None = None
+    drop_splits: str | None = None
     label_column: str | None = None
     text_column: str | None = None
     audio_column: str | None = None
@@ -226,11 +228,13 @@ def evaluate(
         if getattr(options, name) is not None and trained.task not in tasks:
             flag = "--" + name.replace("_", "-")
             raise ConfigError(f"{flag} is for runs of {' and '.join(tasks)}, and {run} is one of {trained.task}")
-    given = {
+    given: dict[str, Any] = {
         name: value
-        for name in ("data", "label_column", "text_column", "audio_column", "on_error")
+        for name in ("data", "drop_splits", "label_column", "text_column", "audio_column", "on_error")
         if (value := getattr(options, name)) is not None
     }
+    if given.get("data", trained.data) != trained.data:
+        given.setdefault("drop_splits", None)  # the run's are values of its own data
     config = trained.replace(**given)
     other = config.data != trained.data and options.split in (None, ALL)
     predictor = _load(run, config, options, as_in_run=not other)

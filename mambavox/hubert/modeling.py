@@ -16,6 +16,7 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple
 
 from mambavox.errors import ConfigError, DataError
+from mambavox.files import make_readable
 from mambavox.hubert.configuration import MambaHubertConfig
 from mambavox.hubert.frontend import ConvLayer, ConvolutionalPositions, FeatureExtractor, FeatureProjection
 from mambavox.hubert.layers import EncoderLayer, MambaLayer, encoder_layer
@@ -196,6 +197,8 @@ class MambaHubertPreTrainedModel(PreTrainedModel):
             save_code(folder)
             self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            make_readable(Path(save_directory))
 
 
 class MambaHubertModel(MambaHubertPreTrainedModel):

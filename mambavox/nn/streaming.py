@@ -185,7 +185,7 @@ class StreamState:
                 state = _put_together_state(tree, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error}); expected a file of {cls.__name__}.save") from None
-        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"{path}: is no streaming state or damaged ({type(error).__name__}: {error}); expected a file of "
                 f"{cls.__name__}.save"

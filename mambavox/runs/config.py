@@ -57,6 +57,12 @@ class RunConfig:
         "raise", "What to do about recordings that cannot be used: raise an error, or skip them.", group="Data"
     )
     min_seconds: float = option(0.0, "Shorter recordings are left out, in seconds.", group="Data", at_least=0)
+    drop_splits: str | None = option(
+        None,
+        "Values of the split column whose recordings are left out, by commas, such as smoke.",
+        group="Splits",
+        unset="none",
+    )
     valid_fraction: float = option(
         0.1,
         "Share of the recordings drawn for validation where no column gives a split.",

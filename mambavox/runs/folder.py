@@ -148,7 +148,7 @@ class RunFolder:
         try:
             held = json.loads((self.path / _HOLDER).read_text(encoding="utf-8"))
             return f"process {held['process']} on {held['machine']}"
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return "another process"
 
     def _entries(self) -> list[str]:
@@ -213,13 +213,20 @@ class RunFolder:
         Raises:
             RunError: the disk is full.
         """
-        partial = self.path / PARTIAL
-        shutil.rmtree(partial, ignore_errors=True)
+        partial = self._partial()
         if not resume:
             self._remove_run(partial)
         with self.watching_the_disk():
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / RUN_FILE, config.to_yaml())
+
+    def _partial(self) -> Path:
+        """Where files are written aside; what a kill left there is removed, and no link is followed."""
+        partial = self.path / PARTIAL
+        if partial.is_symlink() or partial.is_file():
+            partial.unlink()
+        shutil.rmtree(partial, ignore_errors=True)
+        return partial
 
     def _remove_run(self, partial: Path) -> None:
         """Remove all of a run but run.yaml, by which --overwrite knows the folder after a kill on the way."""
@@ -273,8 +280,7 @@ class RunFolder:
         Args:
             write: writes the files into the folder that it is given.
         """
-        partial = self.path / PARTIAL
-        shutil.rmtree(partial, ignore_errors=True)
+        partial = self._partial()
         partial.mkdir(parents=True)
         write(partial)
         mode = (self.path / RUN_FILE).stat().st_mode
@@ -326,7 +332,7 @@ def _damage(folder: Path) -> str | None:
     try:
         expected = json.loads((folder / CHECKSUMS_FILE).read_text(encoding="utf-8"))
         found = _checksums(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return str(error)
     for name, checksum in expected.items():
         if name not in found:

@@ -29,6 +29,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ExportableState, PrinterCallback
 
 from mambavox.errors import ConfigError, DivergedError, RunError
+from mambavox.files import make_readable
 from mambavox.runs.config import AdaptConfig, RunConfig
 from mambavox.runs.folder import RunFolder, seal_checkpoint
 from mambavox.training.modes import compute_layers_again, set_training_mode
@@ -162,6 +163,7 @@ class RunTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         folder = Path(self._get_output_dir(trial=None)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and folder.is_dir():
+            make_readable(folder)
             seal_checkpoint(folder)
 
 

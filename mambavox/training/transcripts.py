@@ -1,6 +1,7 @@
 """Recordings with transcripts, divided, limited and checked: one reader for every task of speech recognition."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -9,7 +10,7 @@ from mambavox.asr.text import language_code, normalize_text
 from mambavox.data import Example, check_audio, duration, make_splits, read_examples
 from mambavox.data.columns import listed, require_column
 from mambavox.data.segments import notes_on_segments
-from mambavox.data.splits import draw_part
+from mambavox.data.splits import draw_part, drop_splits
 from mambavox.errors import AudioError, ConfigError, DataError
 from mambavox.runs.config import TranscriptConfig
 from mambavox.training.splits import ALL, RunData, Split, checking, left_out_rows
@@ -44,25 +45,25 @@ def load_transcripts(
         value = getattr(config, name)
         if longest is not None and value is not None and value > longest:
             raise ConfigError(f"{name}={value:g}; expected at most {longest:g}, which is all that the model hears")
-    examples, column = read_transcribed(config)
+    examples, column, dropped = read_transcribed(config)
     named, notes = _divide(examples, config)
     limits = {name: config.drop_longer_than if name == "train" else config.drop_eval_longer_than for name in named}
     left_out: list[dict[str, str]] = []
     splits: dict[str, Split] = {}
     with checking(sum(map(len, named.values())), console) as advance:
         for name, members in named.items():
-            split, dropped = _transcribed(members, column, name, config, learns_silence or name != "train")
+            split, silent = _transcribed(members, column, name, config, learns_silence or name != "train")
             split, too_long = _measured(split, name, config, limits[name] or longest)
             seconds = {"train": config.train_seconds, "valid": config.valid_seconds}.get(name, config.test_seconds)
             if seconds is not None:
                 split = split.take(within(split.seconds, seconds, config.split_seed))
             splits[name], problems = _checked(split, name, config, advance)
-            left_out += [*dropped, *too_long, *problems]
+            left_out += [*silent, *too_long, *problems]
     if not len(splits["train"]):
         first = f", such as {left_out[0]['name']}: {left_out[0]['reason']}" if left_out else ""
         raise DataError(f"{config.data}: no training recording is left{first}")
     segments = notes_on_segments({name: split.examples for name, split in splits.items()})
-    return RunData(splits, left_out, [*notes, *segments, *_shared_speakers(splits)])
+    return RunData(splits, left_out, [*dropped, *notes, *segments, *_shared_speakers(splits)])
 
 
 def load_all(config: TranscriptConfig, console: Console | None = None) -> RunData:
@@ -75,23 +76,24 @@ def load_all(config: TranscriptConfig, console: Console | None = None) -> RunDat
     Raises:
         ConfigError, DataError, AudioError: as :func:`load_transcripts`.
     """
-    examples, column = read_transcribed(config)
+    examples, column, notes = read_transcribed(config)
     split, dropped = _transcribed(examples, column, ALL, config, True)
     split, unreadable = _measured(split, ALL, config, None)
     with checking(len(split), console) as advance:
         split, problems = _checked(split, ALL, config, advance)
-    return RunData({ALL: split}, [*dropped, *unreadable, *problems])
+    return RunData({ALL: split}, [*dropped, *unreadable, *problems], notes)
 
 
-def read_transcribed(config: TranscriptConfig) -> tuple[list[Example], str]:
-    """All recordings of the language, and the column of their transcripts.
+def read_transcribed(config: TranscriptConfig) -> tuple[list[Example], str, list[str]]:
+    """All recordings of the language, the column of their transcripts, and what is said of splits that are left out.
 
     Raises:
         ConfigError: no data are given.
         DataError: there are no recordings of the language, or no column of transcripts.
     """
     source = config.given_data
-    examples = read_examples(source, label_column=None, audio_column=config.audio_column)
+    found = read_examples(source, label_column=None, audio_column=config.audio_column)
+    examples, notes = drop_splits(found, config.drop_splits, _split_columns(config))
     if config.language_column is not None:
         wanted = language_code(config.language)
         examples = [item for item in examples if language_code(str(item.fields.get(config.language_column))) == wanted]
@@ -103,10 +105,15 @@ def read_transcribed(config: TranscriptConfig) -> tuple[list[Example], str]:
     columns = list(dict.fromkeys(key for example in examples for key in example.fields))
     if config.text_column is not None:
         require_column(config.text_column, columns, "--text-column", source)
-        return examples, config.text_column
+        return examples, config.text_column, notes
     for column in TEXT_COLUMNS:
         if column in columns:
-            return examples, column
+            return examples, column, notes
+    if set(columns) <= {"label", "split"} and Path(source).expanduser().is_dir():
+        raise DataError(
+            f"{source}: holds {len(examples)} recordings without transcripts; expected a file {source}/metadata.csv "
+            "with the columns file_name and text"
+        )
     raise DataError(
         f"{source}: no column of transcripts ({', '.join(TEXT_COLUMNS)}); it has {listed(columns)}. Name the right one "
         "with --text-column"
@@ -127,7 +134,7 @@ def _divide(examples: list[Example], config: TranscriptConfig) -> tuple[dict[str
         test = {"test": splits.test} if splits.test else {}
         return {"train": splits.train, "valid": splits.valid, **test}, list(splits.notes)
     # A corpus's official names, and the splits that they belong to.
-    columns = [config.split_column] if config.split_column else ["subset", "split"]
+    columns = _split_columns(config)
     chosen: dict[str, list[Example]] = {"train": [], "valid": []}
     for split, names in (("train", config.train_split), ("valid", config.valid_split), ("test", config.test_split)):
         for name in (word.strip() for word in (names or "").split(",") if word.strip()):
@@ -149,6 +156,11 @@ def _divide(examples: list[Example], config: TranscriptConfig) -> tuple[dict[str
         chosen["train"], "valid", config.valid_fraction, group_column=config.group_column, seed=config.split_seed
     )
     return chosen, [*notes, *drawn]
+
+
+def _split_columns(config: TranscriptConfig) -> list[str]:
+    """Where the names of splits stand."""
+    return [config.split_column] if config.split_column else ["subset", "split"]
 
 
 def _named(

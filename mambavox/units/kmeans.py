@@ -209,7 +209,7 @@ class UnitQuantizer:
             content: dict[str, Any] = json.loads((folder / METADATA_FILE).read_text(encoding="utf-8"))
             metadata = QuantizerMetadata(**{spec.name: content[spec.name] for spec in fields(QuantizerMetadata)})
             centers = load_file(folder / WEIGHTS_FILE)["centers"]
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
             raise DataError(
                 f"{folder}: holds no quantizer that can be read ({error}); expected {METADATA_FILE} and {WEIGHTS_FILE}"
             ) from error

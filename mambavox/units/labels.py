@@ -72,7 +72,7 @@ class LabelsPlan:
         try:
             content: dict[str, Any] = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
             return cls(**{spec.name: content[spec.name] for spec in fields(cls)})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{folder}: holds no unit labels ({PLAN_FILE}: {error}); expected a folder that make_targets or "
                 "`mambavox units label` wrote"
@@ -271,7 +271,7 @@ class Shard:
                 keys = json.loads(file.get_tensor("keys").tobytes())
                 frames = file.get_tensor("frames")
                 size = file.get_slice("units").get_shape()
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
             raise _damaged(path, str(error)) from error
         if len(keys) != len(frames) or size != [frames.sum()]:
             raise _damaged(path, f"{len(keys)} keys, {len(frames)} numbers of frames, {size} labels")
@@ -286,7 +286,7 @@ class Shard:
         try:
             with safe_open(self.path, "np") as file:
                 return [*json.loads(file.get_tensor("keys").tobytes())]
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
             raise _damaged(self.path, str(error)) from error
 
     def content(self) -> tuple[list[str], NDArray[np.uint16 | np.int32]]:
@@ -299,7 +299,7 @@ class Shard:
             with safe_open(self.path, "np") as file:
                 content = [file.get_tensor(name) for name in ("keys", "frames", "units")]
                 stated = (file.metadata() or {}).get("crc32")
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
             raise _damaged(self.path, str(error)) from error
         if _crc32(*content) != stated:
             raise _damaged(self.path, "its checksum does not fit")

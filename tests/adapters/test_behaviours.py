@@ -115,6 +115,8 @@ def test_saved_under_another_name_it_loads_under_the_default_one(
     base_folder, inputs = saved_hosts[host.name], host.inputs()
     model = trained_host(host, base_folder, own_method)
     model.save_pretrained(tmp_path)
+    modes = {path.stat().st_mode for path in tmp_path.iterdir() if path.is_file()}
+    assert len(modes) == 1, "the weights are as readable as the configuration"
     renamed = PeftModel.from_pretrained(host.auto_class.from_pretrained(base_folder), tmp_path, adapter_name="french")
     renamed.save_pretrained(tmp_path / "again")
     again = PeftModel.from_pretrained(

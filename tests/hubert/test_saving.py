@@ -53,6 +53,7 @@ class TestFolders:
     def test_a_saved_model_comes_back_through_its_auto_class(self, auto, kind, tmp_path):
         model = kind(tiny_config(ALL_MIXERS, use_weighted_layer_sum=True)).eval()
         model.save_pretrained(tmp_path)
+        assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1  # weights are as readable as the rest
         assert isinstance(AutoConfig.from_pretrained(tmp_path), MambaHubertConfig)
         for options in ({}, {"trust_remote_code": True}):
             back = auto.from_pretrained(tmp_path, **options)

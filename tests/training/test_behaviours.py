@@ -202,6 +202,14 @@ def test_killed_while_the_result_is_written(
     assert_same(config.output_path, whole)
 
 
+def assert_readable(folder: Path) -> None:
+    """Every file has the permissions of any new file: safetensors would write weights for their owner alone."""
+    (folder / "any").touch()
+    usual = (folder / "any").stat().st_mode
+    (folder / "any").unlink()
+    assert all(path.stat().st_mode == usual for path in folder.rglob("*") if path.is_file())
+
+
 def test_a_damaged_checkpoint_is_passed_over(
     make: Make, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,12 +220,14 @@ def test_a_damaged_checkpoint_is_passed_over(
         with pytest.raises(KeyboardInterrupt):
             run(config)
     newest = max(folder.checkpoints.iterdir(), key=lambda path: int(path.name.split("-")[1]))
+    assert_readable(newest)
     file = newest / "optimizer.pt"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     assert CliRunner().invoke(app, _command(config, "--resume")).output.count(newest.name) >= 1
     assert_same(folder.path, whole)
+    assert_readable(folder.path)
 
 
 def test_a_finished_run_is_not_run_again(make: Make, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,10 @@ def test_the_commands_hear_stretches(runs: dict[str, Path], sources: dict[str, s
         said = [json.loads(_run("predict", runs["files"], data, "--json")) for data in manifests.values()]
         assert len(said[1]) == 12 and said[1][1]["file"].endswith("long.wav 0.500-1.050 s")
         assert [row["predictions"] for row in said[0]] == [row["predictions"] for row in said[1]]
+        below = json.loads(_run("predict", runs["files"], sources["files"], "--json"))  # a flat folder is just read
+        assert {row["file"]: row["predictions"] for row in below} == {
+            row["file"]: row["predictions"] for row in said[0]
+        }
         return
     for whole in ("60", "0.1"):  # seconds: at once, and block by block
         options = ("--model", runs["files"], "--whole-seconds", whole, "--format", "json,txt", "--output")

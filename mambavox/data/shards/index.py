@@ -103,7 +103,7 @@ class ShardIndex:
             starts, sizes, samples, fields = arrays
             left_out = [AudioProblem(*problem) for problem in about["left_out"]]
             index = cls(keys, starts, sizes, samples, fields, about["tar_bytes"], left_out, about["taken"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
             raise DataError(
                 f"{path}: is no complete index ({error}); remove it and make it again with: mambavox shards index "
                 f"{tar.parent}"

@@ -187,8 +187,8 @@ def _begin(folder: Path, packing: Packing) -> None:
     file = folder / PACKING_FILE
     if file.is_file():
         try:
-            before = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+            before = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise DataError(f"{file}: is damaged ({error}); give a new folder") from error
         now = asdict(packing)
         changes = [

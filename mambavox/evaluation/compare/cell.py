@@ -180,7 +180,7 @@ class CellStore:
             return result
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(f"{path}: is damaged ({error}); the cell is computed again") from error
 
     def write(self, result: CellResult) -> None:
@@ -200,7 +200,7 @@ class CellStore:
             return str(json.loads(self._failure_path(key).read_text(encoding="utf-8"))["error"])
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             return f"it failed, and the record of why is damaged ({error})"
 
     def _failure_path(self, key: str) -> Path:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from mambavox.data import read_examples
+from mambavox.data.splits import drop_splits
 from mambavox.errors import ConfigError, DataError
 from mambavox.evaluation.compare.cell import Cell
 from mambavox.evaluation.compare.fingerprint import backbone_fingerprint, data_fingerprint
@@ -85,7 +86,9 @@ def make_plan(grid: Grid, console: Console | None = None) -> Plan:
     for task in grid.tasks:
         config = grid.config(grid.variants[0], task, grid.seeds[0], 1.0)
         label_column = config.label_column if isinstance(config, ClassifyConfig) else None
-        examples = read_examples(task.data, label_column=label_column, audio_column=config.audio_column)
+        found = read_examples(task.data, label_column=label_column, audio_column=config.audio_column)
+        columns = [config.split_column] if config.split_column else ["subset", "split"]
+        examples, _ = drop_splits(found, config.drop_splits, columns)
         folds[task.name] = find_folds(examples, config, task.folds)
         data = _read(config.replace(**folds[task.name][0].settings), console)
         tests = [name for name, split in data.splits.items() if name not in ("train", "valid") and len(split)]

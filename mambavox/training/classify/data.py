@@ -4,6 +4,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -22,6 +23,7 @@ from mambavox.data import (
     take_shots,
 )
 from mambavox.data.segments import notes_on_segments
+from mambavox.data.splits import drop_splits
 from mambavox.errors import ConfigError, DataError, DataWarning
 from mambavox.training.classify.config import ClassifyConfig
 from mambavox.training.splits import ALL, RunData, Split, checking, left_out_rows
@@ -43,7 +45,7 @@ def load_labelled(config: ClassifyConfig, console: Console | None = None) -> Run
         AudioError: recordings cannot be used and ``on_error`` is ``"raise"``.
     """
     corpus = _corpus(config)
-    usable, problems = _read(config, console)
+    usable, problems, notes = _read(config, console)
     if corpus is None:
         splits = make_splits(
             usable,
@@ -66,7 +68,7 @@ def load_labelled(config: ClassifyConfig, console: Console | None = None) -> Run
     return RunData(
         {name: _split(examples) for name, examples in named.items()},
         left_out_rows(problems),
-        [*splits.notes, *notes_on_segments(named)],
+        [*notes, *splits.notes, *notes_on_segments(named)],
         splits.selects_on_test,
     )
 
@@ -111,23 +113,34 @@ def load_all(config: ClassifyConfig, console: Console | None = None) -> RunData:
     Raises:
         ConfigError, DataError, AudioError: as :func:`load_labelled`.
     """
-    usable, problems = _read(config, console)
-    return RunData({ALL: _split(usable)}, left_out_rows(problems))
+    usable, problems, notes = _read(config, console)
+    return RunData({ALL: _split(usable)}, left_out_rows(problems), notes)
 
 
-def _read(config: ClassifyConfig, console: Console | None) -> tuple[list[Example], list[AudioProblem]]:
-    """The usable recordings, and those that were left out."""
+def _read(config: ClassifyConfig, console: Console | None) -> tuple[list[Example], list[AudioProblem], list[str]]:
+    """The usable recordings, those that cannot be used, and what is said of those that were left out on purpose."""
     source = config.given_data
-    examples = read_examples(source, label_column=config.label_column, audio_column=config.audio_column)
+    found = read_examples(source, label_column=config.label_column, audio_column=config.audio_column)
+    examples, notes = drop_splits(found, config.drop_splits, [config.split_column or "split"])
     if any(example.label is None for example in examples):
-        raise DataError(f"{source}: column {config.label_column!r} is empty; name the classes with --label-column")
+        raise DataError(_without_labels(source, config.label_column, examples))
     with checking(len(examples), console) as advance:
-        return check_audio(
+        usable, problems = check_audio(
             examples,
             min_seconds=config.min_seconds,
             on_error=config.on_error,
             progress=lambda done, total: advance(),
         )
+    return usable, problems, notes
+
+
+def _without_labels(source: str, column: str, examples: list[Example]) -> str:
+    if any(column in example.fields for example in examples) or not Path(source).expanduser().is_dir():
+        return f"{source}: column {column!r} is empty; name the classes with --label-column"
+    return (
+        f"{source}: holds {len(examples)} recordings whose classes nobody knows; expected a folder for each class "
+        f"({source}/dog/a.wav), or a file {source}/metadata.csv with the columns file_name and label"
+    )
 
 
 def _split(examples: list[Example]) -> Split:

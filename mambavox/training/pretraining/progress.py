@@ -42,7 +42,7 @@ def read_history(path: Path) -> list[dict[str, float]]:
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 lines.append(json.loads(line))
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 break
     return lines
 

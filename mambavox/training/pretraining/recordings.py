@@ -11,11 +11,11 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mambavox.data import SAMPLING_RATE, AudioProblem, Example, Examples, read_recordings
+from mambavox.data import SAMPLING_RATE, AudioProblem, Example, Examples, ListedExamples, read_recordings
 from mambavox.data.audio import dequantise, quantise
 from mambavox.data.checks import warn_of_lengths
-from mambavox.data.splits import Part
-from mambavox.errors import AudioError, DataError
+from mambavox.data.splits import Part, drop_splits
+from mambavox.errors import AudioError, ConfigError, DataError
 from mambavox.hubert import MambaHubertConfig
 from mambavox.training.pretraining.config import PretrainConfig
 
@@ -104,10 +104,18 @@ def read_examples(config: PretrainConfig) -> Examples:
         config: the run.
 
     Raises:
-        ConfigError: no data are given.
+        ConfigError: no data are given, or splits of tars are to be dropped.
         DataError: there are no recordings, or some name their split and others do not.
     """
-    return without_test(read_recordings(config.given_data, audio_column=config.audio_column))
+    examples = read_recordings(config.given_data, audio_column=config.audio_column)
+    if config.drop_splits is not None:
+        if examples.tars:
+            raise ConfigError(
+                f"drop_splits={config.drop_splits} names values of a column, and tars are of a split by their names; "
+                "leave the tars out of --data"
+            )
+        examples = ListedExamples(drop_splits(examples, config.drop_splits)[0])
+    return without_test(examples)
 
 
 def min_samples(config: PretrainConfig, model: MambaHubertConfig) -> int:

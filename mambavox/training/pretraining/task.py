@@ -99,8 +99,11 @@ class PretrainTask(Task[PretrainConfig, PretrainTrainer]):
                 )
 
     def _ledger(self) -> dict[str, int | str]:
-        path = self.folder.path / RECORDINGS_FILE
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        try:
+            known = json.loads((self.folder.path / RECORDINGS_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}  # without it recordings are only read again
+        return known if isinstance(known, dict) else {}
 
     def _read(self, known: dict[str, int | str]) -> None:
         """The recordings, and those of them that are held back."""

@@ -133,7 +133,12 @@ class Teacher:
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(known) + "\n")
-        elif json.loads(path.read_text(encoding="utf-8")) != known:
+            return
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"{path}: is damaged ({error}); start anew with --overwrite") from error
+        if before != known:
             raise RunError(
                 f"teacher={self.name}: its weights are not those that the run was begun with ({path}); put them back, "
                 "or start anew with --overwrite"
