@@ -19,7 +19,7 @@ from mambavox.runs.folder import read_run
 from mambavox.runs.result import RunResult
 from mambavox.training.classify import data as labelled
 from mambavox.training.classify.config import ClassifyConfig
-from mambavox.training.classify.objective import score
+from mambavox.training.classify.objective import class_rows, probabilities, score
 from mambavox.training.configs import ADAPT_TASKS, load_config
 from mambavox.training.features import class_indices
 from mambavox.training.recognition import score_split
@@ -62,6 +62,7 @@ class Classification:
         crop_seconds: what the model hears at once.
         longer: recordings that are longer than that.
         whole: whether these were heard whole, in windows, and not their first ``crop_seconds`` alone, as in training.
+        rows: what became of each recording, as in ``predictions.csv``.
     """
 
     figures: Mapping[str, Any]
@@ -70,6 +71,7 @@ class Classification:
     crop_seconds: float
     longer: int
     whole: bool
+    rows: list[dict[str, Any]]
 
     def describe_longer(self) -> str:
         """What was done about recordings that are longer than what the model hears at once; empty without such."""
@@ -230,7 +232,7 @@ def evaluate(
     undivided = other or (options.split == ALL and config.task == "classify")
     data = _read(config, predictor, console, everything=undivided)
     chosen = choose_splits(data, ALL if undivided else options.split, config.given_data)
-    scores = {name: _score(split, predictor, config, options) for name, split in chosen.items()}
+    scores = {name: _score(name, split, predictor, config, options) for name, split in chosen.items()}
     if not scores:
         raise RunError(f"{run}: no recording to score")
     return Evaluation(config.given_data, config.task, scores, data.left_out, data.selects_on_test)
@@ -263,10 +265,12 @@ def _read(config: AdaptConfig, predictor: _Predictor, console: Console | None, *
     return load_transcripts(config, console, longest=longest, learns_silence=whisper)
 
 
-def _score(split: Split, predictor: _Predictor, config: AdaptConfig, options: EvaluationOptions) -> SplitScores:
+def _score(
+    name: str, split: Split, predictor: _Predictor, config: AdaptConfig, options: EvaluationOptions
+) -> SplitScores:
     batch = options.batch_size or config.evaluation_batch
     if isinstance(predictor, AudioClassifier):
-        return _score_classes(split, predictor, batch, whole=bool(options.whole))
+        return _score_classes(name, split, predictor, batch, whole=bool(options.whole))
     assert isinstance(config, TranscriptConfig)
     heard: list[str] = []
     for start in range(0, len(split), _AT_ONCE):
@@ -281,17 +285,22 @@ def _score(split: Split, predictor: _Predictor, config: AdaptConfig, options: Ev
     return score_split(split, heard, config.language)
 
 
-def _score_classes(split: Split, classifier: AudioClassifier, batch: int, *, whole: bool) -> Classification:
+def _score_classes(name: str, split: Split, classifier: AudioClassifier, batch: int, *, whole: bool) -> Classification:
     labels = classifier.labels
     targets = np.array(class_indices(split.examples, labels))
     if whole:
         place = {label: number for number, label in enumerate(labels)}
-        found = classifier.predict(split.examples, batch_size=batch)
-        predicted = np.array([place[item.predictions[0]["label"]] for item in found])
+        found = np.zeros((len(split), len(labels)), dtype=np.float32)
+        for number, item in enumerate(classifier.predict(split.examples, batch_size=batch)):
+            for prediction in item.predictions:
+                found[number, place[prediction["label"]]] = prediction["score"]
+        predicted = found.argmax(axis=1)
     else:
-        predicted = classifier.logits(split.examples, batch).argmax(axis=1)
+        logits = classifier.logits(split.examples, batch)
+        found, predicted = probabilities(logits), logits.argmax(axis=1)
     confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)
     np.add.at(confusion, (targets, predicted), 1)
     crop = classifier.front_end.max_seconds
     longer = sum(seconds > crop for seconds in split.seconds)
-    return Classification(score(targets, predicted).to_mapping(), labels, confusion, crop, longer, whole)
+    rows = class_rows(name, split, predicted, found, labels)
+    return Classification(score(targets, predicted).to_mapping(), labels, confusion, crop, longer, whole, rows)

@@ -15,7 +15,14 @@ from mambavox.runs.result import RunResult
 from mambavox.training.classify.backbone import backbone_limit, load_backbone
 from mambavox.training.classify.config import ClassifyConfig
 from mambavox.training.classify.data import fitting_seconds, load_labelled, natural_order
-from mambavox.training.classify.objective import mean_cross_entropy, predict_logits, score, valid_figures
+from mambavox.training.classify.objective import (
+    class_rows,
+    mean_cross_entropy,
+    predict_logits,
+    probabilities,
+    score,
+    valid_figures,
+)
 from mambavox.training.engine import EpochTrainer
 from mambavox.training.features import Collator, FeatureDataset
 from mambavox.training.frozen_front import CachedCollator, CachedFeatures, FrozenFront
@@ -121,16 +128,12 @@ class ClassifyTask(AdaptTask[ClassifyConfig, EpochTrainer]):
         trainer.clock.before += time.perf_counter() - start
 
     def scores(self, trainer: EpochTrainer) -> Scored:
-        """Accuracy and macro F1 of each split, and the class that each recording was given."""
+        """Accuracy and macro F1 of each split, and the class and probabilities that each recording was given."""
         found: Scored = {}
         for name, split in self.data.held_back.items():
             logits = predict_logits(self.model, self.datasets[name], self.config.evaluation_batch)
-            predicted = [self.labels[index] for index in logits.argmax(axis=1)]
-            rows = [
-                {"split": name, "recording": example.name, "target": target, "predicted": label}
-                for example, target, label in zip(split.examples, split.targets, predicted, strict=True)
-            ]
-            found[name] = (score(split.targets, predicted).to_mapping(), rows)
+            rows = class_rows(name, split, logits.argmax(axis=1), probabilities(logits), self.labels)
+            found[name] = (score(split.targets, [row["predicted"] for row in rows]).to_mapping(), rows)
         return found
 
     def details(self) -> dict[str, Any]:
