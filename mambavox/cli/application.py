@@ -12,6 +12,7 @@ from mambavox.cli.adapt import adapt_command
 from mambavox.cli.bench import bench_app
 from mambavox.cli.compare import compare_command
 from mambavox.cli.console import ERR, OUT, print_error
+from mambavox.cli.data import data_app
 from mambavox.cli.evaluate import evaluate_command
 from mambavox.cli.export import export_command
 from mambavox.cli.info import info_command
@@ -106,4 +107,5 @@ app.command("pretrain", context_settings=_FURTHER)(pretrain_command)
 app.command("quickstart")(quickstart_command)
 app.add_typer(bench_app, name="bench")
 app.add_typer(units_app, name="units")
+app.add_typer(data_app, name="data")
 app.add_typer(shards_app, name="shards")
