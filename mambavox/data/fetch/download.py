@@ -88,6 +88,10 @@ def download(url: str, path: Path, progress: Progress = lambda done, total: None
         if tries == _TRIES:
             break
         time.sleep(_PAUSE * 2**tries if tries else 0)
+    if not _size(part):
+        raise DataError(
+            f"{url}: cannot be reached ({_words(reason)}); look after the connection, and give the same command again"
+        ) from reason
     raise DataError(
         f"{url}: broke off ({_words(reason)}) after {_size(part):,} bytes, which are kept in {part}; give the same "
         "command to go on from there"
@@ -152,7 +156,7 @@ def _words(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
         return f"the server says {error.code} {error.reason}"
     if isinstance(error, urllib.error.URLError):
-        return str(error.reason)
+        return getattr(error.reason, "strerror", None) or str(error.reason)
     return str(error) or type(error).__name__
 
 
