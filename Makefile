@@ -15,15 +15,21 @@ export MAMBAVOX_MAKE_WHISPER
 
 setup: .venv/installed
 
-.venv/installed: pyproject.toml
+# What a user installs: the package and, for the quickstart's recordings, the speech synthesiser.
+.venv/usable: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[synth]"
+	touch $@
+
+.venv/installed: .venv/usable
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-quickstart: setup
-	$(BIN)/mambavox quickstart --output runs/quickstart --overwrite
+# Four methods; all sixteen: make quickstart QUICKSTART=--all
+quickstart: .venv/usable
+	$(BIN)/mambavox quickstart --output runs/quickstart --overwrite $(QUICKSTART)
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses auto

@@ -1,7 +1,7 @@
 """What every room's tests share."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Read when the libraries are imported. A hub lookup must fail at once, not time out; and on tiny models a second
@@ -21,6 +21,28 @@ RECORDINGS = Path(__file__).parents[1].parent / "shared" / "data"
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_plots() -> Iterator[None]:
+    """Hundreds of short runs are not drawn; tests of plots ask for the fixture ``plots``."""
+    from mambavox.runs import plots
+
+    patch = pytest.MonkeyPatch()
+    for name in ("draw_run", "draw_predictions"):
+        patch.setattr(plots, f"_{name}", getattr(plots, name), raising=False)
+        patch.setattr(plots, name, lambda *arguments: None)
+    yield
+    patch.undo()
+
+
+@pytest.fixture
+def plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are drawn."""
+    from mambavox.runs import plots
+
+    for name in ("draw_run", "draw_predictions"):
+        monkeypatch.setattr(plots, name, getattr(plots, f"_{name}"))
 
 
 @pytest.fixture

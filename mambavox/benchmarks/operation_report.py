@@ -10,9 +10,9 @@ from mambavox.benchmarks.limits import Limit, Rates
 from mambavox.benchmarks.measure import Timing
 from mambavox.benchmarks.parity import LeftOut
 from mambavox.benchmarks.registry import PASSES, Pass, Sizes, stream_elements
-from mambavox.benchmarks.report import Report, add_legend, in_words, make_plain
+from mambavox.benchmarks.report import Report, in_words
+from mambavox.plotting import add_legend, style_axes, styles
 
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _MIB = 1 << 20
 
 
@@ -118,20 +118,20 @@ class OperationReport(Report):
         shapes = list(dict.fromkeys(row.shape for row in self.measurements))
         for axes, direction in zip(figure.subplots(1, len(passes), squeeze=False)[0], passes, strict=True):
             rows = [row for row in self.measurements if row.direction == direction]
-            for index, name in enumerate(names):
+            for name, style in styles(names).items():
                 timed = [row for row in rows if name in row.timings]
                 axes.plot(
                     [shapes.index(row.shape) for row in timed],
                     [1e3 * row.timings[name].median for row in timed],
-                    color=f"C{index}",
-                    marker=_MARKERS[index % len(_MARKERS)],
+                    color=style.color,
+                    marker=style.marker,
                     label=name,
                 )
             limits = [1e3 * row.limit.seconds for row in rows]
             axes.plot(range(len(rows)), limits, color="black", linestyle="--", marker="_", label="limit")
             axes.set_yscale("log")
             axes.set(title=PASSES[direction], ylabel="milliseconds", xticks=range(len(shapes)), xticklabels=shapes)
-            make_plain(axes)
+            style_axes(axes)
         add_legend(figure, 3 * len(passes))
         return figure
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mambavox.files import to_json, write_atomically
+from mambavox.plotting import save
 
 
 class Report(ABC):
@@ -49,25 +49,10 @@ class Report(ABC):
         figure = self.figure()
         if figure is None:
             return [f"{name}.md", f"{name}.json"]
-        figure.savefig(folder / f"{name}.png", dpi=150)
+        save(figure, folder / f"{name}.png")
         return [f"{name}.md", f"{name}.json", f"{name}.png"]
 
 
 def in_words(facts: Mapping[str, Any]) -> str:
     """The machine and the settings in one line."""
     return ", ".join(f"{name} {value}" for name, value in facts.items())
-
-
-def make_plain(axes: Axes) -> None:
-    """A light grid behind the curves, and no box around them."""
-    axes.grid(color="#dddddd", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def add_legend(figure: Figure, columns: int | None = None) -> None:
-    """One legend below all panels, of the first one's curves."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(columns or len(labels), len(labels)), frameon=False
-    )

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from mambavox.benchmarks.machine import find_dtype, machine_facts, working_threads
 from mambavox.benchmarks.measure import Timing, interleave
-from mambavox.benchmarks.report import Report, add_legend, in_words, make_plain
+from mambavox.benchmarks.report import Report, in_words
 from mambavox.devices import find_device
 from mambavox.errors import BackendError, ConfigError
 from mambavox.hubert import SIZES, MambaHubertConfig, MambaHubertModel, MambaHubertState
 from mambavox.hubert.streaming import AttentionState, LayerState
 from mambavox.nn.streaming import StreamStep
+from mambavox.plotting import add_legend, plain_log_axis, style_axes, styles
 
 ENCODERS = ("mamba", "mamba2", "causal-transformer")
 HISTORIES = (10.0, 60.0, 300.0, 1200.0)
@@ -117,15 +118,19 @@ class StreamingReport(Report):
         labels: list[str] = [f"{name} of {1e3 * seconds:.0f} ms, ms" for name, seconds in PIECES.items()]
         for axes, label in zip(panels, [*labels, "state, MiB"], strict=True):
             axes.set(xlabel="past of the stream, s", title=label, xscale="log", yscale="log")
-            make_plain(axes)
-        for index, model in enumerate(self.parameters):
+            style_axes(axes)
+        looks = styles(list(self.parameters))
+        for model, style in looks.items():
             rows = [row for row in self.rows if f"{row.size} {row.encoder}" == model]
             past = [row.history for row in rows]
             curves = [[1e3 * row.timings[piece].median for row in rows] for piece in PIECES]
             for axes, curve in zip(panels, [*curves, [row.state_bytes / _MIB for row in rows]], strict=True):
-                axes.plot(past, curve, color=f"C{index}", marker="o", label=model)
+                axes.plot(past, curve, color=style.color, marker=style.marker, label=model)
         for axes, seconds in zip(panels, PIECES.values(), strict=False):
             axes.axhline(1e3 * seconds, color="black", linestyle="--", linewidth=1, label="real time")
+        for axes in panels:
+            plain_log_axis(axes.xaxis)
+            plain_log_axis(axes.yaxis)
         add_legend(figure)
         return figure
 

@@ -19,11 +19,12 @@ from rich.console import Console
 from mambavox.benchmarks.machine import DTYPES, find_dtype, machine_facts
 from mambavox.benchmarks.measure import Timing
 from mambavox.benchmarks.memory import extra_bytes
-from mambavox.benchmarks.report import Report, add_legend, in_words, make_plain
+from mambavox.benchmarks.report import Report, in_words
 from mambavox.devices import find_device
 from mambavox.errors import ConfigError
 from mambavox.hubert import SIZES, MambaHubertConfig, MambaHubertModel
 from mambavox.hubert.conversion import to_hubert
+from mambavox.plotting import add_legend, plain_log_axis, style_axes, styles
 
 PEER = "HubertModel"
 """transformers' own, of the sizes of ``transformer``."""
@@ -129,12 +130,15 @@ class TrainingReport(Report):
             (memory, "peak memory beyond weights and gradients, MiB"),
         ):
             axes.set(xlabel="length of the recording, s", title=label, xscale="log", yscale="log")
-            make_plain(axes)
-        for index, model in enumerate(self.parameters):
+            style_axes(axes)
+        for model, look in styles(list(self.parameters)).items():
             rows = [row for row in self.rows if row.encoder == model and row.timing]
-            style: dict[str, Any] = {"color": f"C{index}", "marker": "o", "label": model}
+            style: dict[str, Any] = {"color": look.color, "marker": look.marker, "label": model}
             speed.plot([row.length for row in rows], [row.speed for row in rows], **style)
             memory.plot([row.length for row in rows], [row.bytes / _MIB for row in rows], **style)
+        for axes in (speed, memory):
+            plain_log_axis(axes.xaxis)
+            plain_log_axis(axes.yaxis)
         add_legend(figure)
         return figure
 

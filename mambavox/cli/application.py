@@ -14,6 +14,7 @@ from mambavox.cli.bench import bench_app
 from mambavox.cli.command import Command, without_type
 from mambavox.cli.compare import compare_command
 from mambavox.cli.console import ERR, OUT, print_error, print_warning
+from mambavox.cli.data import data_app
 from mambavox.cli.evaluate import evaluate_command
 from mambavox.cli.export import export_command
 from mambavox.cli.info import info_command
@@ -127,4 +128,5 @@ app.command("pretrain", cls=Command, context_settings=_FURTHER)(pretrain_command
 app.command("quickstart", cls=Command)(quickstart_command)
 app.add_typer(bench_app, name="bench")
 app.add_typer(units_app, name="units")
+app.add_typer(data_app, name="data")
 app.add_typer(shards_app, name="shards")

@@ -10,7 +10,7 @@ from mambavox.cli.flags import Device, OnError, chosen_device
 
 if TYPE_CHECKING:
     from mambavox.asr.metrics import TranscriptScores
-    from mambavox.evaluation.evaluate import Classification, Evaluation
+    from mambavox.evaluation.evaluate import Classification, Evaluation, EvaluationOptions
 
 
 def evaluate_command(
@@ -27,6 +27,12 @@ def evaluate_command(
         str | None,
         typer.Option(
             help="Values of the split column to leave out, by commas (default: the run's; of other data none)."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the plots, predictions.csv and scores.json (default: in the run's evaluations/)."
         ),
     ] = None,
     worst: Annotated[int, typer.Option(min=0, help="How many of the worst classes or utterances to print.")] = 5,
@@ -85,6 +91,7 @@ def evaluate_command(
         device=chosen_device(device),
     )
     evaluation = evaluate(run, options, console=ERR)
+    _write(evaluation, run, options, output)
     if as_json:
         print_json(evaluation.to_mapping())
     else:
@@ -107,6 +114,25 @@ def _print(evaluation: "Evaluation", worst: int) -> None:
             _print_classification(f"{evaluation.data}, {name}{warning}", scores, worst)
         else:
             _print_error_rates(f"{evaluation.data}, {name}{warning}", scores, worst)
+
+
+def _write(evaluation: "Evaluation", run: Path, options: "EvaluationOptions", output: Path | None) -> None:
+    """Leave the files of an evaluation; a run folder that cannot be written into only misses them."""
+    from mambavox.errors import RunError
+    from mambavox.evaluation.files import evaluation_folder, write_evaluation
+
+    folder = output or evaluation_folder(run, evaluation, options.data)
+    try:
+        names, problem = write_evaluation(evaluation, folder)
+    except OSError as error:
+        told = f"{folder}: cannot be written into ({error.strerror or error}); choose another folder with --output"
+        if output is not None:
+            raise RunError(told) from error
+        ERR.print(told, markup=False)
+        return
+    ERR.print(f"{', '.join(names)}: in {folder}", markup=False)
+    if problem:
+        ERR.print(problem, markup=False)
 
 
 def _print_classification(title: str, scores: "Classification", worst: int) -> None:

@@ -45,6 +45,7 @@ def predict_command(
     from mambavox.cli.transcribe_output import find_recordings
     from mambavox.errors import AudioError, ConfigError
     from mambavox.evaluation.classifier import AudioClassifier
+    from mambavox.runs.predictions import probability_column
 
     if as_json and as_csv:
         raise ConfigError("--json and --csv are two forms of the output; expected one of them")
@@ -52,7 +53,7 @@ def predict_command(
     classifier = AudioClassifier.from_pretrained(run, backbone=backbone, device=chosen_device(device))
     table = csv.writer(sys.stdout, lineterminator="\n")
     if as_csv:
-        table.writerow(["file", "start", "end", "predicted", *(f"p({label})" for label in classifier.labels)])
+        table.writerow(["file", "start", "end", "predicted", *map(probability_column, classifier.labels)])
     failed = False
     rows: list[dict[str, Any]] = []
     for file, found in zip(sources, classifier.predict(sources, batch_size=batch_size, on_error="return"), strict=True):

@@ -21,7 +21,7 @@ from mambavox.runs.folder import read_run
 from mambavox.runs.result import RunResult
 from mambavox.training.classify import data as labelled
 from mambavox.training.classify.config import ClassifyConfig
-from mambavox.training.classify.objective import score
+from mambavox.training.classify.objective import class_rows, probabilities, score
 from mambavox.training.configs import ADAPT_TASKS, load_config
 from mambavox.training.features import class_indices
 from mambavox.training.recognition import score_split
@@ -66,6 +66,7 @@ class Classification:
         crop_seconds: what the model hears at once.
         longer: recordings that are longer than that.
         whole: whether these were heard whole, in windows, and not their first ``crop_seconds`` alone, as in training.
+        rows: what became of each recording, as in ``predictions.csv``.
     """
 
     figures: Mapping[str, Any]
@@ -74,6 +75,7 @@ class Classification:
     crop_seconds: float
     longer: int
     whole: bool
+    rows: list[dict[str, Any]]
 
     def describe_longer(self) -> str:
         """What was done about recordings that are longer than what the model hears at once; empty without such."""
@@ -287,7 +289,7 @@ def _score(
     """Scores of a split; what is wrong with a transcript is added to ``notes``."""
     batch = options.batch_size or config.evaluation_batch
     if isinstance(predictor, AudioClassifier):
-        return _score_classes(split, predictor, batch, whole=bool(options.whole))
+        return _score_classes(name, split, predictor, batch, whole=bool(options.whole))
     assert isinstance(config, TranscriptConfig)
     heard: list[str] = []
     for start in range(0, len(split), _AT_ONCE):
@@ -305,17 +307,22 @@ def _score(
     return score_split(split, heard, config.language)
 
 
-def _score_classes(split: Split, classifier: AudioClassifier, batch: int, *, whole: bool) -> Classification:
+def _score_classes(name: str, split: Split, classifier: AudioClassifier, batch: int, *, whole: bool) -> Classification:
     labels = classifier.labels
     targets = np.array(class_indices(split.examples, labels))
     if whole:
         place = {label: number for number, label in enumerate(labels)}
-        found = classifier.predict(split.examples, batch_size=batch)
-        predicted = np.array([place[item.predictions[0]["label"]] for item in found])
+        found = np.zeros((len(split), len(labels)), dtype=np.float32)
+        for number, item in enumerate(classifier.predict(split.examples, batch_size=batch)):
+            for prediction in item.predictions:
+                found[number, place[prediction["label"]]] = prediction["score"]
+        predicted = found.argmax(axis=1)
     else:
-        predicted = classifier.logits(split.examples, batch).argmax(axis=1)
+        logits = classifier.logits(split.examples, batch)
+        found, predicted = probabilities(logits), logits.argmax(axis=1)
     confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)
     np.add.at(confusion, (targets, predicted), 1)
     crop = classifier.front_end.crop_seconds
     longer = sum(seconds > crop for seconds in split.seconds)
-    return Classification(score(targets, predicted, labels).to_mapping(), labels, confusion, crop, longer, whole)
+    rows = class_rows(name, split, predicted, found, labels)
+    return Classification(score(targets, predicted, labels).to_mapping(), labels, confusion, crop, longer, whole, rows)

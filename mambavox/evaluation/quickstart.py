@@ -1,25 +1,31 @@
-"""Every method on the embedded task with the embedded backbone: spoken commands, synthesised here, in minutes."""
+"""Methods on the embedded task with the embedded backbone: spoken commands, synthesised here, in two minutes."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import soundfile
 from rich.console import Console
 
-from mambavox.adapters import METHODS
-from mambavox.data import read_examples
+from mambavox.data import Example, read_examples
 from mambavox.data.audio import SAMPLING_RATE
 from mambavox.data.synth import COMMANDS, write_spoken_commands
 from mambavox.errors import RunError
-from mambavox.evaluation.report import comparison_table, plot_comparison, write_results
+from mambavox.evaluation.classifier import AudioClassifier
+from mambavox.evaluation.report import HeardExample, comparison_table, plot_comparison, write_results
+from mambavox.plotting import NO_MATPLOTLIB, can_draw
 from mambavox.runs.folder import RUN_FILES
+from mambavox.runs.plots import count_confusions
+from mambavox.runs.predictions import PREDICTIONS_FILE, of_split, read_predictions
 from mambavox.runs.result import RunResult
 from mambavox.training.classify.config import ClassifyConfig
 from mambavox.training.run import run
 
 SHOWN_METHOD = "mambadapter"
 """The method whose run is copied to the top of the folder."""
+
+QUICK_METHODS = (SHOWN_METHOD, "bottleneck", "lora", "linear")
+"""What is compared where nothing else is asked for: two minutes on two cores."""
 
 # About 13,000 trained parameters for each of the three adapters.
 _OPTIONS: Mapping[str, Mapping[str, int]] = {
@@ -37,19 +43,21 @@ _OWN = (RESULTS_FILE, "report.png", "example.wav", "data", "methods")
 def quickstart(
     output: str | Path,
     *,
+    methods: Sequence[str] = QUICK_METHODS,
     clips_per_word: int = 60,
     epochs: int = 6,
     seed: int = 0,
     overwrite: bool = False,
     console: Console | None = None,
 ) -> dict[str, RunResult]:
-    """Adapt the embedded backbone to synthesised spoken commands with every method, and compare them.
+    """Adapt the embedded backbone to synthesised spoken commands with several methods, and compare them.
 
     Writes ``results.json``, ``report.png``, ``example.wav`` (of the test split), the recordings (``data/``), a run
     folder a method (``methods/``) and, at its top, the run of ``SHOWN_METHOD``.
 
     Args:
         output: the folder.
+        methods: what is compared, ``SHOWN_METHOD`` among them.
         clips_per_word: recordings of each of the 12 commands.
         epochs: passes over the training split.
         seed: of the recordings and the training.
@@ -69,7 +77,7 @@ def quickstart(
     console.print(f"synthesising {len(COMMANDS) * clips_per_word} spoken commands ...")
     write_spoken_commands(folder / "data", clips_per_word=clips_per_word, seed=seed)
     results = {}
-    for method in METHODS:
+    for method in methods:
         console.print(f"adapting with {method} ...")
         config = ClassifyConfig(
             data=(folder / "data").as_posix(),
@@ -86,7 +94,10 @@ def quickstart(
         if file.name in RUN_FILES:
             shutil.copy2(file, folder / file.name)
     _write_example(folder)
-    plot_comparison(results, folder / "report.png", f"{len(COMMANDS)} synthesised spoken commands, backbone nano-ast")
+    if can_draw():
+        _draw(results, folder)
+    else:
+        console.print(NO_MATPLOTLIB, markup=False)
     write_results(results, folder / RESULTS_FILE, task="spoken commands (synthesised)", seed=seed)
     console.print(comparison_table(results))
     return results
@@ -114,6 +125,24 @@ def _make_room(folder: Path, overwrite: bool) -> None:
 
 
 def _write_example(folder: Path) -> None:
-    examples = read_examples(folder / "data")
-    example = next(example for example in examples if example.fields["split"] == "test")
-    soundfile.write(folder / "example.wav", example.read(), SAMPLING_RATE)
+    soundfile.write(folder / "example.wav", _example(folder).read(), SAMPLING_RATE)
+
+
+def _example(folder: Path) -> Example:
+    """The first recording of the test split."""
+    return next(example for example in read_examples(folder / "data") if example.fields["split"] == "test")
+
+
+def _draw(results: Mapping[str, RunResult], folder: Path) -> None:
+    example = _example(folder)
+    found = AudioClassifier.from_pretrained(folder, device="cpu")([example])[0]
+    probabilities = [(item["label"], item["score"]) for item in found]
+    rows = of_split(read_predictions(folder / PREDICTIONS_FILE), "test")
+    plot_comparison(
+        results,
+        folder / "report.png",
+        f"{len(COMMANDS)} synthesised spoken commands, backbone nano-ast",
+        shown=SHOWN_METHOD,
+        confusion=count_confusions(rows, results[SHOWN_METHOD].details["labels"]),
+        example=HeardExample(example.read(), str(example.label), probabilities),
+    )

@@ -31,7 +31,7 @@ _CARD = """---
 |---|---|---|
 {scores}
 
-{notes}
+{notes}{plots}
 
 ## Training
 
@@ -63,7 +63,7 @@ class CardText:
     tags: Sequence[str] = ()
 
 
-def model_card(result: RunResult, config: RunConfig, run: Path, text: CardText) -> str:
+def model_card(result: RunResult, config: RunConfig, run: Path, text: CardText, plots: Sequence[str] = ()) -> str:
     """Markdown of a run's model card.
 
     Args:
@@ -71,6 +71,7 @@ def model_card(result: RunResult, config: RunConfig, run: Path, text: CardText) 
         config: of the run.
         run: its folder.
         text: what its task says.
+        plots: names of the files that lie beside it.
     """
     whole = result.method in (None, "full")
     header: dict[str, Any] = {"library_name": "transformers" if whole else "peft"}
@@ -94,6 +95,7 @@ def model_card(result: RunResult, config: RunConfig, run: Path, text: CardText) 
         loading=text.loading,
         scores="\n".join(rows) or "| none |  |  |",
         notes="\n".join(f"- {note}" for note in notes),
+        plots="".join(f"\n\n![{Path(name).stem}]({name})" for name in plots),
         training=text.training,
         run_file=RUN_FILE,
         predictions="" if result.method is None else f", `{PREDICTIONS_FILE}` what became of each recording",

@@ -103,6 +103,12 @@ class RunConfig:
     )
     num_workers: int = option(0, "Processes that load data.", group="Running", at_least=0, free=True)
     tensorboard: bool = option(True, "Write TensorBoard logs into the run folder.", group="Running", free=True)
+    plots: bool = option(
+        True,
+        "Draw the learning curve and what became of the recordings into the run folder.",
+        group="Running",
+        free=True,
+    )
 
     def __init_subclass__(cls, **defaults: Any) -> None:
         """Give shared fields the defaults of a task."""

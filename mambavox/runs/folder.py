@@ -16,6 +16,7 @@ from mambavox.errors import ConfigError, RunError
 from mambavox.files import PARTIAL, watching_the_disk, write_atomically
 from mambavox.runs.config import RUN_FILE, TASK_KEY, TASKS, RunConfig
 from mambavox.runs.fields import read_yaml
+from mambavox.runs.plots import PLOT_FILES
 from mambavox.runs.predictions import PREDICTIONS_FILE
 
 METRICS_FILE = "metrics.json"
@@ -24,8 +25,6 @@ LABELS_FILE = "labels.json"
 """The classes, in the order of the logits."""
 HISTORY_FILE = "metrics.jsonl"
 """The figures of a pre-training as they come, one line a time."""
-CURVE_FILE = "curve.png"
-"""Plot of a training's figures."""
 RECORDINGS_FILE = "recordings.json"
 """Lengths of a pre-training's recordings, and those that were left out."""
 CARD_FILE = "README.md"
@@ -39,7 +38,7 @@ RUN_FILES = (
     LABELS_FILE,
     PREDICTIONS_FILE,
     HISTORY_FILE,
-    CURVE_FILE,
+    *PLOT_FILES,
     RECORDINGS_FILE,
     CARD_FILE,
     "preprocessor_config.json",
@@ -62,6 +61,7 @@ RUN_FILES = (
 _CHECKPOINTS = "checkpoints"
 _TENSORBOARD = "tensorboard"
 _TARGETS = "targets"
+_EVALUATIONS = "evaluations"
 _LOCK = ".lock"
 _HOLDER = ".lock.json"
 
@@ -93,6 +93,7 @@ class RunFolder:
         checkpoints: folder of the training's checkpoints, removed once the run has ended well.
         tensorboard: folder of the TensorBoard logs.
         targets: folder of a pre-training's targets.
+        evaluations: folder of the folders that `mambavox evaluate` leaves.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -100,6 +101,7 @@ class RunFolder:
         self.checkpoints = self.path / _CHECKPOINTS
         self.tensorboard = self.path / _TENSORBOARD
         self.targets = self.path / _TARGETS
+        self.evaluations = self.path / _EVALUATIONS
 
     @property
     def is_finished(self) -> bool:
@@ -233,7 +235,7 @@ class RunFolder:
         for name in (METRICS_FILE, *RUN_FILES):
             if name != RUN_FILE:
                 (self.path / name).unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.tensorboard, self.targets):
+        for folder in (self.checkpoints, self.tensorboard, self.targets, self.evaluations):
             if folder.is_dir():
                 # At once: --resume after a kill finds a checkpoint whole or not at all.
                 folder.replace(partial)

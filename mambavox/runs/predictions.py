@@ -15,6 +15,15 @@ COLUMNS = ("split", "recording", "target", "predicted")
 """The columns that every task's file begins with: the class or transcript of a recording, and what the model said."""
 
 
+def probability_column(label: str) -> str:
+    """Name of the column with a class's probability, 0 to 1.
+
+    Args:
+        label: the class.
+    """
+    return f"p({label})"
+
+
 def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a line for each recording.
 

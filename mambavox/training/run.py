@@ -35,9 +35,9 @@ def run(
     """Do a run and write its folder, ``config.output_path``.
 
     The folder holds what was trained, what makes its inputs, ``run.yaml``, ``metrics.json``, ``predictions.csv`` (what
-    became of each recording that was held back), a model card and TensorBoard logs. Whatever is final is written at
-    once, ``metrics.json`` last. Checkpoints lie in ``checkpoints/`` until the run has ended well. Under torchrun all
-    processes call this.
+    became of each recording that was held back), plots, a model card and TensorBoard logs. Whatever is final is
+    written at once, ``metrics.json`` last. Checkpoints lie in ``checkpoints/`` until the run has ended well. Under
+    torchrun all processes call this.
 
     Args:
         config: what to do.

@@ -14,10 +14,11 @@ from transformers import set_seed
 from mambavox.adapters import ParameterCounts, trainable_parameters
 from mambavox.files import to_json
 from mambavox.hub import quiet_transformers
+from mambavox.runs import plots
 from mambavox.runs.card import CardText, model_card, trained_parameters
 from mambavox.runs.config import AdaptConfig, RunConfig
 from mambavox.runs.folder import CARD_FILE, METRICS_FILE, RunFolder
-from mambavox.runs.predictions import PREDICTIONS_FILE, write_predictions
+from mambavox.runs.predictions import PREDICTIONS_FILE, of_split, write_predictions
 from mambavox.runs.result import RunResult
 from mambavox.training.engine import (
     EpochTrainer,
@@ -171,9 +172,19 @@ class AdaptTask(Task[AdaptConfigT, EpochTrainerT]):
         save_trained(self.model, path)
         self.save_inputs(path)
         write_predictions(path / PREDICTIONS_FILE, self.rows)
-        card = model_card(result, self.config, self.folder.path, self.card(result))
+        if self.config.plots:
+            self._draw(path, result)
+        card = model_card(result, self.config, self.folder.path, self.card(result), plots.plots_in(path))
         (path / CARD_FILE).write_text(card, encoding="utf-8")
         (path / METRICS_FILE).write_text(to_json(result.to_mapping()), encoding="utf-8")
+
+    def _draw(self, path: Path, result: RunResult) -> None:
+        title = f"{Path(result.backbone).name}, {result.method}, {Path(self.config.given_data).name}"
+        splits = {result.describe_split(name): of_split(self.rows, name) for name in result.scores}
+        labels = result.details.get("labels")
+        problem = plots.draw_run(path, result.learning_curve, result.best_epoch, splits, labels, title)
+        if problem and self.console is not None:
+            self.console.print(problem, markup=False)
 
     def training_text(self, result: RunResult) -> str:
         """How it was trained, for the model card."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from mambavox.plotting import add_legend, save, style_axes, styles
 from mambavox.units.quality import LayerQuality
 
 COLUMNS = {
@@ -66,25 +67,29 @@ def plot(rows: Sequence[LayerQuality], path: Path) -> None:
     models = list(dict.fromkeys(row.source.rpartition(":")[0] for row in rows))
     for axes, (field, title) in zip(figure.subplots(2, 2).flat, _CURVES, strict=True):
         lowest = 0.0
+        looks = styles([model for model in models if model])
         for model in models:
             of_model = [row for row in rows if row.source.rpartition(":")[0] == model]
             values = {row.source.rpartition(":")[2]: row.to_mapping()[field] for row in of_model}
             known = {layer: float(value) for layer, value in values.items() if value is not None}
             lowest = min([lowest, *known.values()])
             if model:
-                axes.plot([int(layer) for layer in known], list(known.values()), marker="o", label=model)
+                axes.plot(
+                    [int(layer) for layer in known],
+                    list(known.values()),
+                    color=looks[model].color,
+                    marker=looks[model].marker,
+                    label=model,
+                )
             else:
                 for name, value in known.items():
                     axes.axhline(value, color="black", linestyle="--", label=name)
         axes.set(title=title, xlabel="layer")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(color="#dddddd", linewidth=0.8)
-        axes.set_axisbelow(True)
         axes.set_ylim(bottom=lowest)
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, max(1, len(labels))), frameon=False)
-    figure.savefig(path, dpi=150)
+        style_axes(axes)
+    add_legend(figure, columns=3)
+    save(figure, path)
 
 
 def write(rows: Sequence[LayerQuality], folder: Path) -> None:

@@ -40,8 +40,8 @@ from mambavox.asr.metrics import TranscriptScores
 from mambavox.asr.model import load_ctc_model
 from mambavox.asr.recognizer import SpeechRecognizer
 from mambavox.asr.tokenizer import encode, train_tokenizer
-from mambavox.evaluation.report import COLORS, MARKERS, style_axes
 from mambavox.files import to_json, write_atomically
+from mambavox.plotting import add_inner_legend, plain_log_axis, save, style_axes, styles
 from mambavox.training.ctc.objective import tri_stage
 from mambavox.training.parameter_groups import parameter_groups
 
@@ -249,21 +249,24 @@ def plot(found: dict[str, list[Rates]], seconds: Callable[[int], float], path: P
     """
     figure = Figure(figsize=(9, 4), layout="constrained")
     for axes, rate in zip(figure.subplots(1, 2), ("wer", "cer"), strict=True):
-        for number, (encoder, runs) in enumerate(found.items()):
+        looks = styles(list(found))
+        for encoder, runs in found.items():
             values = [[100 * run[_joined(length)][rate] for run in runs] for length in LENGTHS]
             axes.errorbar(
                 [seconds(length) for length in LENGTHS],
                 [statistics.mean(value) for value in values],
                 yerr=[statistics.stdev(value) if len(value) > 1 else 0.0 for value in values],
-                color=COLORS[number],
-                marker=MARKERS[number],
+                color=looks[encoder].color,
+                marker=looks[encoder].marker,
                 capsize=2,
                 label=encoder,
             )
-        axes.set(xscale="log", xlabel="seconds of a document", ylabel=f"{rate.upper()} in %")
+        # From zero: a difference that seeds make must not fill the plot.
+        axes.set(xscale="log", xlabel="seconds of a document", ylabel=f"{rate.upper()} in %", ylim=(0, None))
+        plain_log_axis(axes.xaxis)
         style_axes(axes)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+        add_inner_legend(axes)
+    save(figure, path)
 
 
 def main() -> None:

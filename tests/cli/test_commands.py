@@ -213,6 +213,37 @@ def test_evaluate_says_that_recordings_are_longer(run: str, tones: str, tmp_path
     assert "mean over windows" in out
 
 
+@pytest.mark.usefixtures("plots")
+def test_a_run_and_an_evaluation_leave_plots_and_predictions(
+    backbone: Callable[[str], str], tones: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    flags = ("--data", tones, "--backbone", backbone("ast"), "--output", str(folder), "--method", "linear", *QUICK)
+    _run("adapt", *flags)
+    assert "![confusion](confusion.png)" in (folder / "README.md").read_text()
+    rows = list(csv.DictReader((folder / "predictions.csv").open(encoding="utf-8")))
+    assert list(rows[0])[4:] == ["p(high)", "p(low)"]
+    for row in rows:
+        best = max(("high", "low"), key=lambda label: float(row[f"p({label})"]))
+        assert (best, float(row["p(high)"]) + float(row["p(low)"])) == (row["predicted"], pytest.approx(1, abs=1e-5))
+    _, err = _run("evaluate", str(folder), "--split", "test")
+    left = folder / "evaluations" / "test"
+    assert f"scores.json, predictions.csv, confusion.png: in {left}" in err
+    again = list(csv.DictReader((left / "predictions.csv").open(encoding="utf-8")))
+    assert again == [row for row in rows if row["split"] == "test"]
+    assert json.loads((left / "scores.json").read_text())["splits"]["test"]["recordings"] == len(again)
+    (tmp_path / "file").touch()
+    assert "choose another folder" in _run("evaluate", str(folder), "--output", str(tmp_path / "file"), code=1)[1]
+
+    monkeypatch.setattr("mambavox.runs.plots.can_draw", lambda: False)
+    out, _ = _run("adapt", *flags, "--overwrite")
+    assert out.count("no plots are drawn: matplotlib is not installed") == 1
+    assert not (folder / "confusion.png").exists()
+    assert not left.exists(), "an evaluation of the run that was replaced"
+    out, _ = _run("adapt", *flags, "--overwrite", "--no-plots")
+    assert "no plots" not in out
+
+
 def test_evaluate(run: str, tones: str) -> None:
     metrics = json.loads((Path(run) / "metrics.json").read_text())
     out, _ = _run("evaluate", run, "--json", "--device", "cpu")

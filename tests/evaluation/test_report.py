@@ -5,10 +5,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from mambavox.evaluation.report import comparison_table, plot_comparison, write_results
+from mambavox.evaluation.report import HeardExample, comparison_table, plot_comparison, write_results
 from mambavox.runs.result import RunResult
 from mambavox.training.classify.objective import score
 
@@ -69,7 +70,17 @@ def test_json(results: dict[str, RunResult], tmp_path: Path) -> None:
 
 
 def test_plot(results: dict[str, RunResult], tmp_path: Path) -> None:
-    plot_comparison(results, tmp_path / "report.png", "two methods")
-    content = (tmp_path / "report.png").read_bytes()
-    assert content.startswith(b"\x89PNG")
-    assert len(content) > 20_000
+    results = {name: replace(result, details={"labels": ["a", "b"]}) for name, result in results.items()}
+    noise = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    for waveform in (noise, 0 * noise):
+        plot_comparison(
+            results,
+            tmp_path / "report.png",
+            "two methods",
+            shown="mambadapter",
+            confusion=np.array([[3, 1], [0, 4]]),
+            example=HeardExample(waveform, "a", [("b", 0.7), ("a", 0.3)]),
+        )
+        content = (tmp_path / "report.png").read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert len(content) > 20_000

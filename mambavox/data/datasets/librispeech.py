@@ -15,6 +15,9 @@ SUBSETS = {
     "dev-other": "valid",
     "test-clean": "test",
     "test-other": "test",
+    # Mini LibriSpeech, openslr.org/31.
+    "train-clean-5": "train",
+    "dev-clean-2": "valid",
 }
 """Official subsets and the splits that they belong to."""
 

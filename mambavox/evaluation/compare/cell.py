@@ -15,7 +15,7 @@ from mambavox.runs.config import TASK_KEY, AdaptConfig, RunConfig
 from mambavox.training.configs import config_class
 
 # Where things lie, and how they are loaded, changes no result.
-_INDIFFERENT = ("data", "output", "backbone", "num_workers", "tensorboard")
+_INDIFFERENT = ("data", "output", "backbone", "num_workers", "tensorboard", "plots")
 _NAME_LENGTH = 120
 
 

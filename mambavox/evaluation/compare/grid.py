@@ -23,6 +23,7 @@ _OWNED = (
     "fold",
     "test_fold",
     "tensorboard",
+    "plots",
 )
 
 
@@ -163,7 +164,7 @@ class Grid:
         return tuple(sorted(self.learning_rates or (float(f"{own * factor:.4g}") for factor in self.rate_factors)))
 
     def _base(self, variant: Variant, kind: str) -> AdaptConfig:
-        values = {"method": variant.method, "tensorboard": False, **variant.options}
+        values = {"method": variant.method, "tensorboard": False, "plots": False, **variant.options}
         config = config_class(kind).from_mapping(values, variant.name)
         assert isinstance(config, AdaptConfig)
         return config

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from mambavox.evaluation.compare.grid import Variant
 from mambavox.evaluation.compare.summary import Score, Summary
 from mambavox.evaluation.compare.tables import LABELS
-from mambavox.evaluation.report import COLORS, MARKERS, style_axes
+from mambavox.plotting import Style, add_legend, plain_log_axis, save, style_axes, styles
 
 _LEAST_OF_A_MAP = 2
 
@@ -51,6 +52,7 @@ def plot_bars(summary: Summary, path: Path) -> Path:
     figure = Figure(figsize=(6 + 0.3 * bars, max(4.0, 0.25 * len(grid.variants))), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(grid.variants)
+    looks = _styles({variant.name: variant.method for variant in grid.variants})
     for number, variant in enumerate(grid.variants):
         scores = [(place, summary.score(task, variant)) for place, task in enumerate(grid.tasks)]
         drawn = [(place, score) for place, score in scores if score.interval is not None]
@@ -60,8 +62,8 @@ def plot_bars(summary: Summary, path: Path) -> Path:
             width,
             yerr=[score.deviation or 0.0 for _, score in drawn],
             capsize=2,
-            color=COLORS[number % len(COLORS)],
-            hatch="/" * (number // len(COLORS)),
+            color=looks[variant.name].color,
+            hatch=looks[variant.name].hatch,
             edgecolor="white",
             label=variant.name,
         )
@@ -69,9 +71,9 @@ def plot_bars(summary: Summary, path: Path) -> Path:
     axes.set(ylabel=_label(summary.metrics), title=f"{grid.name}: mean and deviation over the seeds")
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     style_axes(axes)
+    axes.set_ylim(bottom=0)
     figure.legend(loc="outside right upper", frameon=False)
-    figure.savefig(path, dpi=150)
-    return path
+    return save(figure, path)
 
 
 def plot_parameters(summary: Summary, path: Path) -> Path:
@@ -91,32 +93,49 @@ def plot_parameters(summary: Summary, path: Path) -> Path:
     figure = Figure(figsize=(5 * len(grid.tasks), 4.5), layout="constrained")
     panels = figure.subplots(1, len(grid.tasks), squeeze=False)[0]
     lines = list(dict.fromkeys(variant.line or variant.name for variant in grid.variants))
+    looks = _styles({variant.line or variant.name: variant.method for variant in grid.variants})
     for task, axes in zip(grid.tasks, panels, strict=True):
-        for number, line in enumerate(lines):
+        for line in lines:
             of_line = [variant for variant in grid.variants if (variant.line or variant.name) == line]
-            scores = [summary.score(task, variant) for variant in of_line]
-            # A logarithmic axis cannot show a linear probe, which trains nothing but the head.
-            drawn = sorted(
-                (score for score in scores if score.interval and score.parameters),
-                key=lambda score: score.parameters or 0,
-            )
-            axes.errorbar(
-                [score.parameters for score in drawn],
-                [_value(score) for score in drawn],
-                yerr=[score.deviation or 0.0 for score in drawn],
-                color=COLORS[number % len(COLORS)],
-                marker=MARKERS[number % len(MARKERS)],
-                capsize=3,
-                label=line,
-            )
+            scores = [score for variant in of_line if (score := summary.score(task, variant)).interval]
+            _draw_line(axes, scores, line, looks[line])
         axes.set_xscale("log")
+        axes.margins(x=0.12, y=0.1)
+        axes.autoscale_view()
+        plain_log_axis(axes.xaxis)
         axes.set(xlabel="trained parameters, head not counted", ylabel=_label([summary.metric(task)]), title=task.name)
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
         style_axes(axes)
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 5), frameon=False)
-    figure.savefig(path, dpi=150)
-    return path
+    add_legend(figure, columns=5)
+    return save(figure, path)
+
+
+def _styles(methods: Mapping[str, str]) -> dict[str, Style]:
+    """How lines and bars are drawn, by their labels; whatever these are, it is the method that has the colour."""
+    keys = {label: f"{method} {label}" for label, method in methods.items()}
+    looks = styles(list(keys.values()))
+    return {label: looks[key] for label, key in keys.items()}
+
+
+def _draw_line(axes: Axes, scores: Sequence[Score], label: str, style: Style) -> None:
+    """Variants that belong together, by their parameters; what trains nothing but the head is a level."""
+    drawn = sorted((score for score in scores if score.parameters), key=lambda score: score.parameters or 0)
+    for score in scores:
+        if not score.parameters:
+            # A logarithmic axis has no place for it.
+            axes.axhline(_value(score), color=style.color, linestyle=(0, (5, 3)), label=f"{label} (the head alone)")
+    if drawn:
+        axes.errorbar(
+            [score.parameters or 0 for score in drawn],
+            [_value(score) for score in drawn],
+            yerr=[score.deviation or 0.0 for score in drawn],
+            color=style.color,
+            marker=style.marker,
+            linestyle=style.line,
+            markersize=7,
+            capsize=3,
+            label=label,
+        )
 
 
 def option_planes(variants: Sequence[Variant]) -> list[tuple[str, str]]:
@@ -159,8 +178,7 @@ def plot_heat_map(summary: Summary, rows: str, columns: str, path: Path) -> Path
     axes.set_yticks(range(len(down)), [str(value) for value in down])
     axes.set(xlabel=columns, ylabel=rows, title=f"{_label(summary.metrics)}, mean over the tasks")
     figure.colorbar(image, ax=axes, format=PercentFormatter(xmax=1))
-    figure.savefig(path, dpi=150)
-    return path
+    return save(figure, path)
 
 
 def _plane(variants: Sequence[Variant], rows: str, columns: str) -> Mapping[tuple[Any, Any], Variant]:

@@ -1,7 +1,7 @@
 """What a classifier learns and how it is scored: cross-entropy, accuracy, macro F1."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction
 
+from mambavox.runs.predictions import probability_column
 from mambavox.training.features import Collator, FeatureDataset
+from mambavox.training.splits import Split
 
 _LESS_THAN_F1 = 1e-9  # than two different values of it lie apart
 
@@ -161,6 +163,35 @@ def predict_logits(model: nn.Module, dataset: FeatureDataset, batch_size: int = 
         for module, training in modes.items():
             module.training = training
     return np.asarray(torch.cat(logits).numpy(), dtype=np.float32)
+
+
+def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities of the classes, ``(recordings, classes)``, of their logits."""
+    return np.asarray(torch.from_numpy(logits).softmax(dim=-1).numpy(), dtype=np.float32)
+
+
+def class_rows(
+    name: str, split: Split, predicted: Iterable[int], found: NDArray[np.floating], labels: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Rows of ``predictions.csv``: the class of each recording, what it was taken for, the probability of each class.
+
+    Args:
+        name: of the split.
+        split: the recordings.
+        predicted: number of the class that each recording was taken for.
+        found: ``(recordings, classes)`` probabilities.
+        labels: the classes.
+    """
+    return [
+        {
+            "split": name,
+            "recording": example.name,
+            "target": target,
+            "predicted": labels[number],
+            **{probability_column(label): f"{value:.6f}" for label, value in zip(labels, row, strict=True)},
+        }
+        for example, target, number, row in zip(split.examples, split.targets, predicted, found, strict=True)
+    ]
 
 
 @torch.inference_mode()

@@ -18,9 +18,11 @@ from mambavox.training.classify.backbone import backbone_limit, load_backbone
 from mambavox.training.classify.config import ClassifyConfig
 from mambavox.training.classify.data import fitting_seconds, load_labelled, natural_order, notes_on_classes
 from mambavox.training.classify.objective import (
+    class_rows,
     class_weights,
     mean_cross_entropy,
     predict_logits,
+    probabilities,
     score,
     valid_figures,
     weighted_cross_entropy,
@@ -137,16 +139,12 @@ class ClassifyTask(AdaptTask[ClassifyConfig, EpochTrainer]):
         trainer.clock.before += time.perf_counter() - start
 
     def scores(self, trainer: EpochTrainer) -> Scored:
-        """Accuracy and macro F1 of each split, and the class that each recording was given."""
+        """Accuracy and macro F1 of each split, and the class and probabilities that each recording was given."""
         found: Scored = {}
         for name, split in self.data.held_back.items():
             logits = predict_logits(self.model, self.datasets[name], self.config.evaluation_batch)
-            predicted = [self.labels[index] for index in logits.argmax(axis=1)]
-            rows = [
-                {"split": name, "recording": example.name, "target": target, "predicted": label}
-                for example, target, label in zip(split.examples, split.targets, predicted, strict=True)
-            ]
-            found[name] = (score(split.targets, predicted).to_mapping(), rows)
+            rows = class_rows(name, split, logits.argmax(axis=1), probabilities(logits), self.labels)
+            found[name] = (score(split.targets, [row["predicted"] for row in rows]).to_mapping(), rows)
         return found
 
     def details(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from mambavox.plotting import Style, add_legend, plain, save, style_axes, styles
 from mambavox.training.pretraining.figures import Panel
 
 
@@ -17,22 +18,24 @@ def plot_curve(history: Sequence[dict[str, float]], path: Path, title: str, pane
     """
     from matplotlib.figure import Figure  # half a second of imports
 
-    figure = Figure(figsize=(4.3 * len(panels), 3.6), layout="constrained")
+    figure = Figure(figsize=(4.3 * len(panels), 3.8), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for number, key in enumerate(panel.keys):
-            for prefix, part, style in (("", "train", "-"), ("eval_", "valid", "o--")):
-                points = [(line["step"], line[prefix + key]) for line in history if prefix + key in line]
-                label = part if len(panel.keys) == 1 else f"{key.replace('_', ' ')}, {part}"
-                color = f"C{number}" if len(panel.keys) > 1 else None
+        # One figure: a colour for each split. Several: a colour for each figure, and the splits by their lines.
+        several = len(panel.keys) > 1
+        looks = styles(panel.keys) if several else {"train": Style("#888888", ""), "valid": Style("#D55E00", "o")}
+        for key in panel.keys:
+            for prefix, part, line in (("", "train", "-"), ("eval_", "valid", "o--")):
+                points = [(row["step"], row[prefix + key]) for row in history if prefix + key in row]
+                label = f"{key.replace('_', ' ')}, {part}" if several else part
+                color = looks[key if several else part].color
                 if points:
-                    axes.plot(*zip(*points, strict=True), style, label=label, color=color, markersize=3, linewidth=1)
+                    axes.plot(*zip(*points, strict=True), line, label=label, color=color, markersize=3, linewidth=1)
         if panel.keys == ("perplexity",):
-            points = [(line["step"], line["target_perplexity"]) for line in history if "target_perplexity" in line]
+            points = [(row["step"], row["target_perplexity"]) for row in history if "target_perplexity" in row]
             if points:
-                axes.plot(*zip(*points, strict=True), "--", color="grey", label="targets", linewidth=1)
+                axes.plot(*zip(*points, strict=True), ":", color="#0072B2", label="targets", linewidth=1)
         axes.set(title=panel.title, xlabel="updates", ylabel=panel.unit)
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize="small")
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+        style_axes(axes)
+    add_legend(figure)
+    figure.suptitle(plain(title, 100), fontsize=12)
+    save(figure, path)

@@ -13,8 +13,10 @@ from transformers import Wav2Vec2FeatureExtractor, set_seed
 from mambavox.errors import ConfigError
 from mambavox.files import to_json, write_atomically
 from mambavox.hubert import MambaHubertForPreTraining
+from mambavox.plotting import NO_MATPLOTLIB, can_draw
 from mambavox.runs.card import CardText, model_card
-from mambavox.runs.folder import CARD_FILE, CURVE_FILE, HISTORY_FILE, METRICS_FILE, RECORDINGS_FILE
+from mambavox.runs.folder import CARD_FILE, HISTORY_FILE, METRICS_FILE, RECORDINGS_FILE
+from mambavox.runs.plots import CURVE_FILE, plots_in
 from mambavox.runs.result import RunResult
 from mambavox.training.engine import device_name, library_versions
 from mambavox.training.pretraining.config import MFCC, PretrainConfig
@@ -43,9 +45,7 @@ extractor = AutoFeatureExtractor.from_pretrained("{run}")
 ```
 
 `AutoModelForCTC` and `AutoModelForAudioClassification` load it with a new head{own_head}.
-Without mambavox installed: `trust_remote_code=True`.
-
-![figures]({curve})"""
+Without mambavox installed: `trust_remote_code=True`."""
 
 
 class PretrainTask(Task[PretrainConfig, PretrainTrainer]):
@@ -253,12 +253,22 @@ class PretrainTask(Task[PretrainConfig, PretrainTrainer]):
         Wav2Vec2FeatureExtractor(
             sampling_rate=self.model_config.sampling_rate, do_normalize=False, return_attention_mask=True
         ).save_pretrained(path)
-        title = f"{config.preset} on {Path(config.given_data).name}, {result.details['targets']}"
-        history = read_history(self.folder.path / HISTORY_FILE)
-        plot_curve(history, path / CURVE_FILE, title, trainer.figures.panels)
-        card = model_card(result, config, self.folder.path, self._card(result))
+        if config.plots:
+            self._draw(path, trainer, result)
+        card = model_card(result, config, self.folder.path, self._card(result), plots_in(path))
         (path / CARD_FILE).write_text(card, encoding="utf-8")
         (path / METRICS_FILE).write_text(to_json(result.to_mapping()), encoding="utf-8")
+
+    def _draw(self, path: Path, trainer: PretrainTrainer, result: RunResult) -> None:
+        if not can_draw():
+            if self.console is not None:
+                self.console.print(NO_MATPLOTLIB, markup=False)
+            return
+        # Where the targets' model lies on this machine says nothing on another one.
+        targets = Path(str(result.details["targets"])).name
+        title = f"{self.config.preset} on {Path(self.config.given_data).name}, targets {targets}"
+        history = read_history(self.folder.path / HISTORY_FILE)
+        plot_curve(history, path / CURVE_FILE, title, trainer.figures.panels)
 
     def _card(self, result: RunResult) -> CardText:
         distilled = result.details["num_clusters"] is None
@@ -272,7 +282,6 @@ class PretrainTask(Task[PretrainConfig, PretrainTrainer]):
             loading=_LOADING.format(
                 run=self.folder.path.as_posix(),
                 own_head="" if distilled else ", `AutoModelForPreTraining` with the one it was trained with",
-                curve=CURVE_FILE,
             ),
             training=(
                 f"{parameters['encoder']:,} parameters, {parameters['whole']:,} with what predicts the targets: "
