@@ -14,7 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tiny import save_whisper
 from training.devices import pretend_two_gpus
-from transformers import Trainer
+from transformers import Trainer, WhisperForConditionalGeneration
 
 from mambavox.asr.whisper import load_whisper
 from mambavox.data import checks, duration
@@ -24,6 +24,7 @@ from mambavox.training.run import run as train
 from mambavox.training.transcripts import load_transcripts
 from mambavox.training.whisper.config import WhisperConfig
 from mambavox.training.whisper.data import TranscriptDataset, as_written
+from mambavox.training.whisper.objective import WhisperTrainer
 
 WORDS = {"low": 300.0, "high": 2500.0}
 
@@ -138,6 +139,51 @@ def test_checkpointing_really_computes_layers_again(
         counts.append(sum(calls))
     check, steps = 1, 2
     assert counts == [check + steps, check + 2 * steps]
+
+
+def test_the_loss_chooses_the_epoch_and_nothing_is_transcribed_before(
+    whisper: str, sayings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is the mean over all targets of the valid split, whatever batches they came in."""
+    heard = []
+    transcribe = WhisperTrainer.transcribe
+    monkeypatch.setattr(WhisperTrainer, "transcribe", lambda self, split: heard.append(1) or transcribe(self, split))
+    monkeypatch.setattr(WhisperForConditionalGeneration, "generate", counted := _Counted("generate"))
+    seen = {}
+    figures = WhisperTrainer._figures
+
+    def kept(self: WhisperTrainer, prediction: Any) -> dict[str, float]:
+        if not self.args.predict_with_generate:
+            seen[len(seen)] = (np.asarray(prediction.predictions), np.asarray(prediction.label_ids), counted.calls)
+        return figures(self, prediction)
+
+    monkeypatch.setattr(WhisperTrainer, "_figures", kept)
+    chosen = config(whisper, sayings, tmp_path / "run", metric_for_best_model="loss", eval_batch_size=1)
+    result = train(chosen, console=Console(file=(told := StringIO())))
+    assert [calls for *_, calls in seen.values()] == [0, 0] and len(heard) == 2
+    losses = [row["valid_loss"] for row in result.learning_curve]
+    assert losses == pytest.approx([values[labels != -100].mean() for values, labels, _ in seen.values()])
+    assert result.best_epoch == 1 + int(np.argmin(losses)) and "wer" in result.scores["valid"]
+    assert f"valid loss {losses[0]:.4f}" in told.getvalue()
+
+
+class _Counted:
+    """A method that counts its calls."""
+
+    def __init__(self, name: str) -> None:
+        self.plain, self.calls = getattr(WhisperForConditionalGeneration, name), 0
+
+    def __get__(self, model: Any, kind: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            return self.plain(model, *args, **kwargs)
+
+        return call
+
+
+def test_a_single_update_with_a_warm_up(whisper: str, sayings: str, tmp_path: Path) -> None:
+    result = train(config(whisper, sayings, tmp_path / "run", epochs=1, batch_size=8, warmup_ratio=0.1))
+    assert result.learning_curve[0]["train_loss"] > 0
 
 
 def test_transcripts_are_written_as_whisper_writes_them(whisper: str, sayings: str, tmp_path: Path) -> None:

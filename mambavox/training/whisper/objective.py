@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from torch import nn
-from transformers import EvalPrediction, Seq2SeqTrainer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import EvalPrediction, Seq2SeqTrainer, get_polynomial_decay_schedule_with_warmup
 
 from mambavox.runs.folder import RunFolder
 from mambavox.training.engine import EpochTrainer
@@ -36,6 +37,8 @@ class WhisperTrainer(EpochTrainer, Seq2SeqTrainer):
         ConfigError: the device that was asked for is not there, or early stopping has nothing to watch.
     """
 
+    config: WhisperConfig
+
     def __init__(
         self,
         model: nn.Module,
@@ -61,14 +64,20 @@ class WhisperTrainer(EpochTrainer, Seq2SeqTrainer):
             greater=False,
             valid_line=valid_line,
             console=console,
-            schedule={
-                # Of power 1: a line to lr_end.
-                "lr_scheduler_type": "polynomial",
-                "lr_scheduler_kwargs": {"power": 1.0, "lr_end": config.final_learning_rate},
-                "predict_with_generate": config.metric_for_best_model != "loss",
-            },
+            schedule={"predict_with_generate": config.metric_for_best_model != "loss"},
             compute_metrics=self._figures,
         )
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """A rise and a line to the final learning rate; at least one update is left for the line."""
+        self.lr_scheduler = get_polynomial_decay_schedule_with_warmup(
+            optimizer or self.create_optimizer(),
+            min(self.args.get_warmup_steps(num_training_steps), num_training_steps - 1),
+            num_training_steps,
+            lr_end=self.config.final_learning_rate,
+            power=1.0,
+        )
+        return self.lr_scheduler
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Transcribe a split and score it; as ``Seq2SeqTrainer``'s, with the run's generation."""
