@@ -85,8 +85,13 @@ class Measure(NamedTuple):
 
 
 def metric_of(config: RunConfig) -> str:
-    """By which runs are compared: classifiers by accuracy, recognisers by the rate that chooses their epoch."""
-    return "accuracy" if config.task == "classify" else str(getattr(config, "metric_for_best_model", "accuracy"))
+    """By which runs are compared: classifiers by accuracy, recognisers by the error rate that chooses their epoch.
+
+    Where the loss chooses the epoch it is the word error rate.
+    """
+    if config.task == "classify":
+        return "accuracy"
+    return "cer" if getattr(config, "metric_for_best_model", "wer") == "cer" else "wer"
 
 
 HIGHER_IS_BETTER = {"accuracy": True, "wer": False, "cer": False}
