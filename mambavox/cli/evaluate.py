@@ -1,5 +1,6 @@
 """``mambavox evaluate``: figures of a finished run on data."""
 
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,64 +8,71 @@ import typer
 
 from mambavox.cli.console import ERR, OUT, print_json
 from mambavox.cli.flags import Device, OnError, chosen_device
+from mambavox.cli.options import declare_options
 
 if TYPE_CHECKING:
     from mambavox.asr.metrics import TranscriptScores
     from mambavox.evaluation.evaluate import Classification, Evaluation, EvaluationOptions
 
 
-def evaluate_command(
-    run: Annotated[Path, typer.Argument(help="Run folder that `mambavox adapt` wrote.")],
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """What the command takes, as typer wants it."""
+
     data: Annotated[
         str | None,
         typer.Option(help="Recordings with labels or transcripts (default: the run's own, divided as in the run)."),
-    ] = None,
+    ] = None
     split: Annotated[
         str | None,
         typer.Option(help="train, valid, test, another split's name, or all (default: test; all of other data)."),
-    ] = None,
+    ] = None
     drop_splits: Annotated[
         str | None,
         typer.Option(
             help="Values of the split column to leave out, by commas (default: the run's; of other data none)."
         ),
-    ] = None,
+    ] = None
     output: Annotated[
         Path | None,
         typer.Option(
             help="Folder for the plots, predictions.csv and scores.json (default: in the run's evaluations/)."
         ),
-    ] = None,
-    worst: Annotated[int, typer.Option(min=0, help="How many of the worst classes or utterances to print.")] = 5,
-    label_column: Annotated[str | None, typer.Option(help="Column of the class (default: the run's).")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column of the transcript (default: the run's).")] = None,
-    audio_column: Annotated[str | None, typer.Option(help="Column of the recordings (default: the run's).")] = None,
-    on_error: Annotated[OnError, typer.Option(help="What to do about recordings that cannot be used.")] = "raise",
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Recordings at a time (default: the run's).")] = None,
+    ] = None
+    worst: Annotated[int, typer.Option(min=0, help="How many of the worst classes or utterances to print.")] = 5
+    label_column: Annotated[str | None, typer.Option(help="Column of the class (default: the run's).")] = None
+    text_column: Annotated[str | None, typer.Option(help="Column of the transcript (default: the run's).")] = None
+    audio_column: Annotated[str | None, typer.Option(help="Column of the recordings (default: the run's).")] = None
+    on_error: Annotated[OnError, typer.Option(help="What to do about recordings that cannot be used.")] = "raise"
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Recordings at a time (default: the run's).")] = None
     whole: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--whole",
             help="Classifiers: hear recordings whole, window by window, that are longer than what the model hears at "
             "once (default: their beginnings, as in training).",
         ),
-    ] = False,
+    ] = None
     beam_size: Annotated[
         int | None,
         typer.Option(min=1, help="Recognisers: texts that the search keeps (default: as in the run; CTC: 1)."),
-    ] = None,
+    ] = None
     trim_encoder: Annotated[
         bool | None,
         typer.Option(
             "--trim-encoder/--no-trim-encoder",
             help="Whisper: encode no more than the longest recording of a batch (default: as in the run).",
         ),
-    ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="Where the run's backbone lies now (default: where it was).")
-    ] = None,
-    device: Annotated[Device, typer.Option(help="Where to run; auto takes a GPU if there is one.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with confusions and every utterance.")] = False,
+    ] = None
+    backbone: Annotated[str | None, typer.Option(help="Where the run's backbone lies now (default: where it was).")] = (
+        None
+    )
+    device: Annotated[Device, typer.Option(help="Where to run; auto takes a GPU if there is one.")] = "auto"
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with confusions and every utterance.")] = False
+
+
+def evaluate_command(
+    run: Annotated[Path, typer.Argument(help="Run folder that `mambavox adapt` wrote.")], **flags: Any
 ) -> None:
     """Score a finished run on its own data or on other data.
 
@@ -75,27 +83,18 @@ def evaluate_command(
     """
     from mambavox.evaluation.evaluate import EvaluationOptions, evaluate
 
-    options = EvaluationOptions(
-        data=data,
-        split=split,
-        drop_splits=drop_splits,
-        label_column=label_column,
-        text_column=text_column,
-        audio_column=audio_column,
-        on_error=on_error,
-        batch_size=batch_size,
-        whole=whole or None,
-        beam_size=beam_size,
-        backbone=backbone,
-        trim_encoder=trim_encoder,
-        device=chosen_device(device),
-    )
+    given = EvaluateOptions(**flags)
+    values = {spec.name: getattr(given, spec.name) for spec in fields(EvaluationOptions)}
+    options = EvaluationOptions(**{**values, "device": chosen_device(given.device)})
     evaluation = evaluate(run, options, console=ERR)
-    _write(evaluation, run, options, output)
-    if as_json:
+    _write(evaluation, run, options, given.output)
+    if given.as_json:
         print_json(evaluation.to_mapping())
     else:
-        _print(evaluation, worst)
+        _print(evaluation, given.worst)
+
+
+declare_options(evaluate_command, EvaluateOptions)
 
 
 def _print(evaluation: "Evaluation", worst: int) -> None:

@@ -220,16 +220,8 @@ class EpochTrainer(RunTrainer):
             config,
             folder.checkpoints,
             console,
-            num_train_epochs=config.epochs,
-            per_device_train_batch_size=config.batch_size,
             per_device_eval_batch_size=evaluation_batch or config.evaluation_batch,
-            gradient_accumulation_steps=config.gradient_accumulation,
-            eval_strategy="epoch" if watches else "no",
-            save_strategy="epoch",
-            logging_strategy="epoch",
-            load_best_model_at_end=watches,
-            metric_for_best_model=chooses if watches else None,
-            greater_is_better=greater if watches else None,
+            **_once_an_epoch(config, (chooses, greater) if watches else None),
             **schedule,
         )
         super().__init__(
@@ -246,15 +238,16 @@ class EpochTrainer(RunTrainer):
         # Some hosts take **kwargs and pass the number of items on to layers that have no use for it.
         self.model_accepts_loss_kwargs = False
         self.divergence = Divergence(console)
-        self.add_callback(self.divergence)
-        self.add_callback(GradientCheck(model))
         self.rank_allocation = RankAllocation.of(model)
-        if self.rank_allocation is not None:
-            self.add_callback(self.rank_allocation)
-        if config.patience is not None:
-            self.add_callback(EarlyStoppingCallback(config.patience))
-        if console is not None:
-            self.add_callback(EpochProgress(console, config.epochs, valid_line))
+        callbacks = [
+            self.divergence,
+            GradientCheck(model),
+            self.rank_allocation,
+            None if config.patience is None else EarlyStoppingCallback(config.patience),
+            None if console is None else EpochProgress(console, config.epochs, valid_line),
+        ]
+        for callback in filter(None, callbacks):
+            self.add_callback(callback)
 
     def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The loss of one batch; puts the frozen parts back into evaluation mode, which ``Trainer`` undoes."""
@@ -313,6 +306,21 @@ class EpochTrainer(RunTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         size = self.args.per_device_train_batch_size if self.config.length_buckets else None
         return EpochSampler(train_dataset or self.train_dataset, self.args.seed, bucketed=size, classes=self.classes)
+
+
+def _once_an_epoch(config: AdaptConfig, choice: tuple[str, bool] | None) -> dict[str, Any]:
+    """Arguments of a training that is looked at once an epoch; the choice is a figure and whether more is better."""
+    return {
+        "num_train_epochs": config.epochs,
+        "per_device_train_batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation,
+        "eval_strategy": "epoch" if choice else "no",
+        "save_strategy": "epoch",
+        "logging_strategy": "epoch",
+        "load_best_model_at_end": bool(choice),
+        "metric_for_best_model": choice[0] if choice else None,
+        "greater_is_better": choice[1] if choice else None,
+    }
 
 
 def save_trained(model: Any, folder: Path) -> None:

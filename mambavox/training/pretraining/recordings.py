@@ -163,10 +163,7 @@ def indexed_recordings(examples: Examples, *, min_samples: int, raise_problems: 
     usable = np.flatnonzero(examples.samples >= min_samples)
     short = len(examples) - len(usable)
     if not len(usable):
-        raise DataError(
-            f"none of {len(examples)} recordings can be used: {short} are shorter than "
-            f"{min_samples / SAMPLING_RATE:.2f} s"
-        )
+        raise DataError(_none_usable(len(examples), short, min_samples))
     found = examples.select(usable)
     counts = np.bincount(examples.shards[usable], minlength=len(examples.tars)).tolist()
     ledger = {path.name: count for path, count in zip(examples.tars, counts, strict=True)}
@@ -236,15 +233,19 @@ def load_recordings(
     if problems and raise_problems:
         raise AudioError(_unusable(problems, len(examples)))
     if not usable:
-        reasons = "\n".join(f"  {problem.reason}" for problem in problems[:_LISTED])
-        raise DataError(
-            f"none of {len(examples)} recordings can be used: {short} are shorter than "
-            f"{min_samples / SAMPLING_RATE:.2f} s, {len(problems)} cannot be read\n{reasons}".rstrip()
-        )
+        raise DataError(_none_usable(len(examples), short, min_samples, problems))
     chosen = examples.select(usable)
     warn_of_lengths(chosen, [length / SAMPLING_RATE for length in lengths])
     places = np.arange(len(usable))
     return Recordings(chosen, chosen.keys, places, np.array(lengths, np.int64), kept, problems, short, found)
+
+
+def _none_usable(number: int, short: int, min_samples: int, problems: Sequence[AudioProblem] = ()) -> str:
+    reasons = "\n".join(f"  {problem.reason}" for problem in problems[:_LISTED])
+    return (
+        f"none of {number} recordings can be used: {short} are shorter than {min_samples / SAMPLING_RATE:.2f} s, "
+        f"{len(problems)} cannot be read\n{reasons}".rstrip()
+    )
 
 
 def _unusable(problems: Sequence[AudioProblem], number: int) -> str:
