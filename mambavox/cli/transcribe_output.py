@@ -52,18 +52,20 @@ def find_recordings(paths: Sequence[Path]) -> list[Recording]:
     """Recordings, those below folders, and those that manifests list.
 
     Args:
-        paths: of files, which may not be there, of folders, and of manifests.
+        paths: of files, which may not be there, of folders, and of manifests or data folders of Kaldi.
 
     Raises:
         DataError: a folder holds no recordings, or a manifest is malformed.
     """
     from mambavox.data.class_folders import audio_files
+    from mambavox.data.kaldi import is_kaldi, read_kaldi
     from mambavox.data.manifest import MANIFEST_SUFFIXES, read_manifest
 
     found = []
     for path in paths:
-        if path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
-            for example in read_manifest(path, label_column=None):
+        listing = path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file()
+        if listing or is_kaldi(path):
+            for example in (read_manifest if listing else read_kaldi)(path, label_column=None):
                 file: Any = example.audio
                 folder = Recording(file).whole_file.parent
                 inside = folder.is_relative_to(path.parent)

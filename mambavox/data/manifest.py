@@ -9,6 +9,7 @@ from typing import IO, Any
 from mambavox.data.columns import find_audio_column, listed, require_column, to_labels
 from mambavox.data.example import Example
 from mambavox.data.file_names import find_file
+from mambavox.data.lhotse_cuts import flatten_cut, is_cut
 from mambavox.data.segments import DURATION_COLUMN, check_segments, find_time_columns, read_segment, warn_of_unused
 from mambavox.errors import DataError
 
@@ -50,7 +51,7 @@ def read_manifest(
     A recording is a stretch of its file where columns say so (seconds): ``offset`` or ``start``, or another of
     ``segments.START_COLUMNS``, with ``end`` (or another of ``END_COLUMNS``) or ``duration``. Without ``end`` and
     ``duration`` it reaches to the file's end, and an empty start is 0. A ``duration`` without any other of them cuts
-    nothing.
+    nothing. A ``.jsonl`` may hold lhotse's cuts.
 
     Args:
         path: the manifest.
@@ -71,7 +72,9 @@ def read_manifest(
     where = str(path)
     numbered = read_rows(path)
     places = [f"line {number}" for number, _ in numbered]
-    rows = [row for _, row in numbered]
+    rows = [
+        flatten_cut(row, path.parent, f"{where}, line {number}") if is_cut(row) else row for number, row in numbered
+    ]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     audio_column = find_audio_column(audio_column, columns, where)
     labels: list[str | None] = [None] * len(rows)

@@ -144,8 +144,8 @@ def _seconds(value: Any, column: str, place: str, where: str) -> float | None:
         shown = str(value) if isinstance(value, (int, float)) else repr(value)
         shown = shown if len(shown) <= _MOST_DIGITS else shown[:_MOST_DIGITS] + "..."
         raise DataError(
-            f"{where}, {place}: {column!r} is {shown}; expected seconds, at least 0, since a column of this name says "
-            "which stretch of its file a recording is. Rename it if it says something else"
+            f"{where}, {place}: {column!r} is {shown}; expected seconds, at least 0 (such as 12.5), since a column "
+            "of this name says which stretch of its file a recording is. Rename it if it says something else"
         )
     return number
 

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -20,6 +21,7 @@ from mambavox.data.datasets import CORPORA, SPEECH_CORPORA, Corpus
 from mambavox.data.example import Example
 from mambavox.data.examples import Examples, ListedExamples
 from mambavox.data.hf_dataset import is_saved_dataset, load_hub, load_saved, read_hf_dataset
+from mambavox.data.kaldi import is_kaldi, read_kaldi
 from mambavox.data.keys import file_of
 from mambavox.data.manifest import MANIFEST_NAMES, MANIFEST_SUFFIXES, find_manifest, read_manifest
 from mambavox.data.shards.examples import read_shards
@@ -73,6 +75,7 @@ def read_examples(
 
             - a manifest: ``.jsonl``, ``.tsv`` or ``.csv``, with paths relative to its folder;
             - a folder with ``manifest.*`` or ``metadata.*``;
+            - a data folder of Kaldi or ESPnet, with ``wav.scp``;
             - the folder of a corpus of ``CORPORA`` or ``SPEECH_CORPORA``, known by its layout or named:
               ``"esc10:/data/ESC-50"``;
             - a folder of one folder per class. Folders above these whose names all begin with ``train``, ``valid``,
@@ -163,8 +166,10 @@ def _read_folder(
     manifest = find_manifest(folder)
     if manifest is not None:
         return read_manifest(manifest, label_column=label_column, audio_column=audio_column)
+    if is_kaldi(folder):
+        return read_kaldi(folder, label_column=label_column)
     folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not is_hidden(path)]
-    parts = [path for path in folders if find_manifest(path) or holds_recordings(path)]
+    parts = [path for path in folders if find_manifest(path) or is_kaldi(path) or holds_recordings(path)]
     named = {part_led_by(path.name) for path in parts}
     # Where labels do not matter, a folder beside train and test is of an unknown split rather than a class.
     if parts and (None not in named or (label_column is None and {"train", "test"} <= named)):
@@ -187,6 +192,17 @@ def _read_folder(
     return examples if label_column is not None else [replace(example, label=None) for example in examples]
 
 
+def _real_paths(files: Iterable[Path]) -> dict[Path, str]:
+    """The file behind each path; folders, of which there are few, are followed once."""
+    folders: dict[Path, str] = {}
+    real = {}
+    for file in files:
+        if file.parent not in folders:
+            folders[file.parent] = os.path.realpath(file.parent)
+        real[file] = os.path.realpath(file) if file.is_symlink() else f"{folders[file.parent]}/{file.name}"
+    return real
+
+
 def _check_files(examples: list[Example], where: str) -> None:
     if not examples:
         raise DataError(
@@ -199,7 +215,7 @@ def _check_files(examples: list[Example], where: str) -> None:
     if missing:
         raise DataError(f"{where}: {len(missing)} of {len(files)} audio files do not exist: {listed(missing)}")
     # Links to one file are one recording; but where the hub's files lie, they link to what has the same content.
-    real = {file: os.path.normpath(file) if where.startswith("hf:") else os.path.realpath(file) for file in files}
+    real = {file: os.path.normpath(file) for file in files} if where.startswith("hf:") else _real_paths(files)
     times_listed: dict[tuple[str, str], list[str]] = {}
     for example in examples:
         if id(example) in found:

@@ -182,3 +182,52 @@ def test_an_mp3_is_cut_where_a_wav_is(tmp_path, long):
     soundfile.write(tmp_path / "long.mp3", np.tile(long, 3), RATE, format="MP3")
     segment = AudioSegment(tmp_path / "long.mp3", 1.2, 1.7)
     np.testing.assert_array_equal(read_audio(segment), read_audio(tmp_path / "long.mp3")[19200:27200])
+
+
+def cut(start, length, **more):
+    recording = {"id": "r", "sources": [{"type": "file", "channels": [0], "source": "long.wav"}], "duration": 1.0}
+    supervisions = [
+        {"id": "b", "start": 0.1, "duration": 0.1, "text": "morning", "speaker": "ann", "language": "en"},
+        {"id": "a", "start": 0, "duration": 0.1, "text": "good", "speaker": "ann", "language": "de"},
+    ]
+    about = {"id": "c", "channel": 0, "type": "MonoCut", "recording": recording, "supervisions": supervisions}
+    return {**about, "start": start, "duration": length, **more}
+
+
+def test_cuts_of_lhotse(tmp_path, long):
+    first, second = read_examples(
+        write(tmp_path, "cuts.jsonl", [cut(0.25, 0.5), cut(0.5, 0.25, supervisions=[])]), label_column=None
+    )
+    np.testing.assert_array_equal(first.read(), long[4000:12000])
+    np.testing.assert_array_equal(second.read(), long[8000:12000])
+    assert (first.fields["text"], first.fields["speaker"]) == ("good morning", "ann")
+    assert "language" not in first.fields and "text" not in second.fields and "recording" not in first.fields
+
+
+RECORDING = cut(0, 1)["recording"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            {"recording": {**RECORDING, "transforms": [{"name": "Speed", "kwargs": {"factor": 1.1}}]}},
+            r"altered \(Speed\)",
+        ),
+        ({"recording": {**RECORDING, "sources": [{"type": "url", "source": "https://x"}]}}, "expected one file"),
+        ({"recording": {**RECORDING, "sources": 3}}, "expected one file"),
+        ({"recording": None, "tracks": []}, "is a mix of cuts"),
+        ({"supervisions": [3]}, "its supervisions cannot be read"),
+        ({"duration": 2}, "'duration' is 2, and .* ends at 1.000 s"),
+    ],
+    ids=lambda value: value[:12] if isinstance(value, str) else "",
+)
+def test_cuts_that_are_not_what_their_file_holds(tmp_path, long, more, message):
+    with pytest.raises(DataError, match=f"cuts.jsonl, line 1: .*{message}"):
+        read_examples(write(tmp_path, "cuts.jsonl", [cut(0, 0.5, **more)]), label_column=None)
+
+
+def test_a_resampled_cut_is_what_its_file_holds(tmp_path, long):
+    recording = {**RECORDING, "transforms": [{"name": "Resample", "kwargs": {}}], "sampling_rate": 8000}
+    (example,) = read_examples(write(tmp_path, "c.jsonl", [cut(0.5, 0.5, recording=recording)]), label_column=None)
+    np.testing.assert_array_equal(example.read(), long[8000:])

@@ -16,7 +16,7 @@ from transformers import Wav2Vec2FeatureExtractor
 from typer.testing import CliRunner
 
 from mambavox.cli.application import app
-from mambavox.data import read_examples
+from mambavox.data import AudioSegment, Example
 from mambavox.evaluation.compare.fingerprint import data_fingerprint
 from mambavox.hubert import MambaHubertForCTC
 from mambavox.runs.result import RunResult
@@ -32,14 +32,14 @@ RATE = 16_000
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The same twelve tones as files, and as stretches of one file."""
+    """The same fourteen tones as files, and as stretches of one file; two of them are of a split to leave out."""
     folder, generator = tmp_path_factory.mktemp("segments"), np.random.default_rng(0)
     (folder / "files").mkdir()
     (folder / "stretches").mkdir()
     rows: dict[str, list[dict[str, Any]]] = {"files": [], "stretches": []}
     tones, place = [], 0
     for word, frequency in {"low": 300.0, "high": 2500.0}.items():
-        for number, split in enumerate(("train",) * 3 + ("valid", "test", "test")):
+        for number, split in enumerate(("train",) * 3 + ("valid", "test", "test", "smoke")):
             count = round(RATE * (0.5 + 0.05 * number))
             tone = 0.3 * np.sin(2 * np.pi * frequency * np.arange(count) / RATE)
             tones.append(((tone + 0.01 * generator.standard_normal(count)) * 32767).astype(np.int16))
@@ -80,7 +80,14 @@ def runs(
         "classify": {"backbone": backbone("ast"), "cache_features": True, "bottleneck_dim": 4},
         "ctc": {"backbone": mamba, "language": "en", "length_buckets": True, "drop_longer_than": 0.57},
     }[request.param]
-    shared = {"epochs": 2, "batch_size": 2, "tensorboard": False, "device": "cpu", "learning_rate": 3e-3}
+    shared = {
+        "drop_splits": "smoke",
+        "epochs": 2,
+        "batch_size": 2,
+        "tensorboard": False,
+        "device": "cpu",
+        "learning_rate": 3e-3,
+    }
     for name, data in sources.items():
         output = str(folder / name)
         run(CONFIGS[request.param].from_mapping({**shared, **values, "data": data, "output": output}))
@@ -110,12 +117,16 @@ def test_the_commands_hear_stretches(runs: dict[str, Path], sources: dict[str, s
     scored = [
         json.loads(_run("evaluate", runs["files"], "--data", data, "--json"))["splits"] for data in manifests.values()
     ]
+    fewer = json.loads(
+        _run("evaluate", runs["files"], "--data", manifests["stretches"], "--drop-splits", "smoke,valid,test", "--json")
+    )["splits"]["all"]
+    assert [part.get("recordings", len(part.get("rows", ()))) for part in (fewer, scored[0]["all"])] == [6, 14]
     for row in (row for split in scored for part in split.values() for row in part.get("rows", ())):
         row.pop("name")
     assert scored[0] == scored[1]
     if task == "classify":
         said = [json.loads(_run("predict", runs["files"], data, "--json")) for data in manifests.values()]
-        assert len(said[1]) == 12 and said[1][1]["file"].endswith("long.wav 0.500-1.050 s")
+        assert len(said[1]) == 14 and said[1][1]["file"].endswith("long.wav 0.500-1.050 s")
         assert [row["predictions"] for row in said[0]] == [row["predictions"] for row in said[1]]
         below = json.loads(_run("predict", runs["files"], sources["files"], "--json"))  # a flat folder is just read
         assert {row["file"]: row["predictions"] for row in below} == {
@@ -127,7 +138,7 @@ def test_the_commands_hear_stretches(runs: dict[str, Path], sources: dict[str, s
         for name, data in manifests.items():
             _run("transcribe", data, *options, tmp_path / whole / name)
         written = [sorted((tmp_path / whole / name).iterdir()) for name in manifests]
-        assert [path.name for path in written[0]] == [path.name for path in written[1]] and len(written[0]) == 24
+        assert [path.name for path in written[0]] == [path.name for path in written[1]] and len(written[0]) == 28
         told = [
             [{**json.loads(path.read_text()), "file": ""} for path in some if path.suffix == ".json"]
             for some in written
@@ -137,10 +148,12 @@ def test_the_commands_hear_stretches(runs: dict[str, Path], sources: dict[str, s
 
 def test_other_readers_hear_stretches(sources: dict[str, str], mamba: str, tmp_path: Path) -> None:
     """Whisper's transcripts, pre-training and its plan, and the fingerprints of comparisons."""
-    configs: Any = [CONFIGS["whisper"].from_mapping({"data": data}) for data in sources.values()]
+    configs: Any = [
+        CONFIGS["whisper"].from_mapping({"data": data, "drop_splits": "smoke"}) for data in sources.values()
+    ]
     splits = [load_transcripts(config).splits for config in configs]
     assert splits[0]["train"].seconds == splits[1]["train"].seconds
-    runs = {name: tiny_run(data, tmp_path / name) for name, data in sources.items()}
+    runs = {name: tiny_run(data, tmp_path / name, drop_splits="smoke") for name, data in sources.items()}
     found = [
         load_recordings(read_unlabelled(config), min_samples=100, cache_bytes=1e9, raise_problems=True)
         for config in runs.values()
@@ -150,8 +163,7 @@ def test_other_readers_hear_stretches(sources: dict[str, str], mamba: str, tmp_p
         count = int(found[0].lengths[index])
         assert np.array_equal(found[0].read(index, 10, count), found[1].read(index, 10, count))
     assert plan(runs["files"]) == plan(runs["stretches"])
-    manifest = Path(sources["stretches"]) / "manifest.jsonl"
-    moved = manifest.with_name("moved.jsonl")
-    moved.write_text(manifest.read_text().replace('"offset": 0.5,', '"offset": 0.501,'))
-    prints = [data_fingerprint(read_examples(path), str(path.parent)) for path in (manifest, manifest, moved)]
+    file = Path(sources["stretches"]) / "long.wav"
+    some = [[Example(AudioSegment(file, start, 1.0), name="x")] for start in (0.5, 0.5, 0.501)]
+    prints = [data_fingerprint(examples, str(file.parent)) for examples in some]
     assert prints[0] == prints[1] != prints[2]
