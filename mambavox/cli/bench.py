@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mambavox import assets
-from mambavox.cli.console import ERR, OUT
+from mambavox.cli.console import ERR, OUT, tell_of_no_plots
 from mambavox.cli.flags import Device
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def _publish(report: "Report", output: Path, name: str | None = None) -> None:
     *others, last = report.write(output, name)
     OUT.print(report.markdown(), markup=False)
     OUT.print(f"{', '.join(others)} and {last} are in {output}", markup=False)
+    tell_of_no_plots()
 
 
 def _operation_command(operation: str) -> Callable[..., None]:
