@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from mambavox.benchmarks.limits import Limit, Rates
 from mambavox.benchmarks.measure import Timing
@@ -12,6 +10,9 @@ from mambavox.benchmarks.parity import LeftOut
 from mambavox.benchmarks.registry import PASSES, Pass, Sizes, stream_elements
 from mambavox.benchmarks.report import Report, in_words
 from mambavox.plotting import add_legend, style_axes, styles
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MIB = 1 << 20
 
@@ -109,8 +110,10 @@ class OperationReport(Report):
             "left_out": [asdict(item) for item in self.left_out],
         }
 
-    def figure(self) -> Figure:
+    def figure(self) -> "Figure":
         """Draw time against shape, one curve a candidate and one for the limit."""
+        from matplotlib.figure import Figure
+
         passes = list(dict.fromkeys(row.direction for row in self.measurements))
         figure = Figure(figsize=(6.5 * len(passes), 5), layout="constrained")
         figure.suptitle(self.operation, fontsize=13, fontweight="bold")

@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mambavox.files import to_json, write_atomically
-from mambavox.plotting import save
+from mambavox.plotting import can_draw, save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Report(ABC):
@@ -28,7 +29,7 @@ class Report(ABC):
     def to_mapping(self) -> dict[str, Any]:
         """Everything, for JSON."""
 
-    def figure(self) -> Figure | None:
+    def figure(self) -> "Figure | None":
         """The plot, of a benchmark that has one."""
         return None
 
@@ -46,7 +47,7 @@ class Report(ABC):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / f"{name}.md", self.markdown())
         write_atomically(folder / f"{name}.json", to_json(self.to_mapping()))
-        figure = self.figure()
+        figure = self.figure() if can_draw() else None
         if figure is None:
             return [f"{name}.md", f"{name}.json"]
         save(figure, folder / f"{name}.png")

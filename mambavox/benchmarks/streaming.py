@@ -5,10 +5,9 @@ Weights are random: they change no time. Nothing is timed before streamed output
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
 from torch import Tensor
 
@@ -21,6 +20,9 @@ from mambavox.hubert import SIZES, MambaHubertConfig, MambaHubertModel, MambaHub
 from mambavox.hubert.streaming import AttentionState, LayerState
 from mambavox.nn.streaming import StreamStep
 from mambavox.plotting import add_legend, plain_log_axis, style_axes, styles
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ENCODERS = ("mamba", "mamba2", "causal-transformer")
 HISTORIES = (10.0, 60.0, 300.0, 1200.0)
@@ -111,8 +113,10 @@ class StreamingReport(Report):
         ]
         return {**asdict(replace(self, rows=())), "rows": rows}
 
-    def figure(self) -> Figure:
+    def figure(self) -> "Figure":
         """Draw the time of a step and the bytes of the state against the past."""
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(12, 4.5), layout="constrained")
         panels = figure.subplots(1, len(PIECES) + 1)
         labels: list[str] = [f"{name} of {1e3 * seconds:.0f} ms, ms" for name, seconds in PIECES.items()]

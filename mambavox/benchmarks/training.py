@@ -10,10 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from mambavox.benchmarks.machine import DTYPES, find_dtype, machine_facts
@@ -25,6 +24,9 @@ from mambavox.errors import ConfigError
 from mambavox.hubert import SIZES, MambaHubertConfig, MambaHubertModel
 from mambavox.hubert.conversion import to_hubert
 from mambavox.plotting import add_legend, plain_log_axis, style_axes, styles
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PEER = "HubertModel"
 """transformers' own, of the sizes of ``transformer``."""
@@ -121,8 +123,10 @@ class TrainingReport(Report):
         rows = [{**asdict(row), **({"audio_seconds_a_second": row.speed} if row.timing else {})} for row in self.rows]
         return {**asdict(replace(self, rows=())), "rows": rows}
 
-    def figure(self) -> Figure:
+    def figure(self) -> "Figure":
         """Draw speed and peak memory against the length."""
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(10, 4.5), layout="constrained")
         speed, memory = figure.subplots(1, 2)
         for axes, label in (

@@ -8,7 +8,7 @@ import typer
 
 from mambavox import assets
 from mambavox.cli.command import Command
-from mambavox.cli.console import ERR, OUT
+from mambavox.cli.console import ERR, OUT, tell_of_no_plots
 from mambavox.cli.flags import Device
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def _publish(report: "Report", output: Path, name: str | None = None) -> None:
     *others, last = report.write(output, name)
     OUT.print(report.markdown(), markup=False)
     OUT.print(f"{', '.join(others)} and {last} are in {output}", markup=False)
+    tell_of_no_plots()
 
 
 def _operation_command(operation: str) -> Callable[..., None]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mambavox.cli.console import ERR, OUT, print_json
+from mambavox.cli.console import ERR, OUT, print_json, tell_of_no_plots
 from mambavox.cli.flags import parse_options
 from mambavox.cli.options import declare_options
 
@@ -196,6 +196,7 @@ def _compare(grid: "Grid", output: Path, workers: int, as_json: bool) -> None:
     else:
         OUT.print(markdown(summary), markup=False)
         OUT.print(f"report.md, results.csv, results.json, table.tex and plots are in {output}", markup=False)
+        tell_of_no_plots()
     if summary.failures:
         ERR.print(f"{len(summary.failures)} runs failed; the report says why", style="red")
         raise typer.Exit(1)

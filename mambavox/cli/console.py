@@ -17,6 +17,14 @@ def print_json(content: Any) -> None:
     OUT.print(json.dumps(content, ensure_ascii=False, indent=2), markup=False)
 
 
+def tell_of_no_plots() -> None:
+    """Say in one line why there are no plots, where matplotlib is not installed."""
+    from mambavox.plotting import NO_MATPLOTLIB, can_draw
+
+    if not can_draw():
+        ERR.print(NO_MATPLOTLIB, markup=False)
+
+
 _ERRORS = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mambavox.cli.command import Command
-from mambavox.cli.console import ERR, OUT, print_json
+from mambavox.cli.console import ERR, OUT, print_json, tell_of_no_plots
 from mambavox.cli.flags import Device
 
 units_app = typer.Typer(
@@ -174,6 +174,7 @@ def quality_command(
         rows += measure_layers(features, fit, test, num_clusters, layers=layers, seed=seed, console=ERR)
     if output is not None:
         write(rows, output)
+        tell_of_no_plots()
     if as_json:
         print_json([row.to_mapping() for row in rows])
         return

@@ -4,9 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from mambavox.plotting import add_legend, save, style_axes, styles
+from mambavox.plotting import add_legend, can_draw, save, style_axes, styles
 from mambavox.units.quality import LayerQuality
 
 COLUMNS = {
@@ -63,6 +61,8 @@ def plot(rows: Sequence[LayerQuality], path: Path) -> None:
         rows: of one or several models.
         path: the picture; its ending says the format.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 7), layout="constrained")
     models = list(dict.fromkeys(row.source.rpartition(":")[0] for row in rows))
     for axes, (field, title) in zip(figure.subplots(2, 2).flat, _CURVES, strict=True):
@@ -93,7 +93,7 @@ def plot(rows: Sequence[LayerQuality], path: Path) -> None:
 
 
 def write(rows: Sequence[LayerQuality], folder: Path) -> None:
-    """Write ``quality.md``, ``quality.json`` and ``quality.png``.
+    """Write ``quality.md``, ``quality.json`` and, where there is matplotlib, ``quality.png``.
 
     Args:
         rows: of the table.
@@ -103,4 +103,5 @@ def write(rows: Sequence[LayerQuality], folder: Path) -> None:
     (folder / "quality.md").write_text(markdown(rows), encoding="utf-8")
     content = json.dumps([row.to_mapping() for row in rows], indent=2, ensure_ascii=False) + "\n"
     (folder / "quality.json").write_text(content, encoding="utf-8")
-    plot(rows, folder / "quality.png")
+    if can_draw():
+        plot(rows, folder / "quality.png")

@@ -1,5 +1,6 @@
 """The commands of recognition, as a user types them."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -362,6 +363,7 @@ def test_what_was_heard_before_a_recording_breaks_off_is_kept(causal, tmp_path):
     assert "igh" in out and (tmp_path / "half.txt").read_text() == out
 
 
+@pytest.mark.usefixtures("plots")
 def test_evaluate_tells_error_rates(trained, tmp_path):
     out, _ = _run("evaluate", trained / "run", "--device", "cpu")
     assert "test: 2 recordings" in out
@@ -377,6 +379,13 @@ def test_evaluate_tells_error_rates(trained, tmp_path):
     assert "1 substitutions, 0 deletions, 1 insertions in 2 words" in out
     assert "most often substituted: slow -> low (1)" in out
     assert "said:  SLOW one" in out and "heard: LOW  one" in out
+    (left,) = (trained / "run" / "evaluations").glob("*-all")
+    assert (left / "errors.png").is_file()
+    lines = list(csv.DictReader((left / "predictions.csv").open(encoding="utf-8")))
+    assert [(line["target"], line["predicted"], line["wer"]) for line in lines] == [
+        ("slow one", "low one", "0.5"),
+        ("", "high", "1.0"),
+    ]
     out, _ = _run("evaluate", trained / "run", "--split", "all", "--json")
     splits = json.loads(out)["splits"]
     assert splits.keys() == {"train", "valid", "test"}

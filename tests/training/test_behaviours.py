@@ -34,6 +34,7 @@ from mambavox.errors import RunError
 from mambavox.hubert import MambaHubertForCTC
 from mambavox.runs.config import RunConfig
 from mambavox.runs.folder import COMMANDS, RunFolder, task_of
+from mambavox.runs.plots import plots_in
 from mambavox.runs.result import RunResult
 from mambavox.training.configs import CONFIGS
 from mambavox.training.engine import RunTrainer
@@ -248,6 +249,17 @@ def test_the_seed_decides_everything(make: Make, whole: Path, tmp_path: Path) ->
     assert any(not torch.equal(tensor, others[key]) for key, tensor in _weights(whole).items())
     run(make(tmp_path / "run"), overwrite=True)
     assert_same(tmp_path / "run", whole)
+
+
+@pytest.mark.usefixtures("plots")
+def test_a_run_leaves_plots_of_itself(make: Make, tmp_path: Path) -> None:
+    config = make(tmp_path / "run", **({"steps": 2} if make(tmp_path).task == "pretrain" else {"epochs": 1}))
+    run(config)
+    last = {"classify": ["confusion.png"], "ctc": ["errors.png"], "whisper": ["errors.png"], "pretrain": []}
+    plots = ["curve.png", *last[config.task]]
+    assert plots_in(tmp_path / "run") == plots
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert all(f"]({name})" in card for name in plots)
 
 
 def test_killed_while_an_old_run_is_removed(

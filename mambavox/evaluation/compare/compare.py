@@ -12,6 +12,7 @@ from mambavox.evaluation.compare.runner import run_cells, waiting_cells, write_j
 from mambavox.evaluation.compare.summary import Summary, choose_rate, summarise
 from mambavox.evaluation.compare.tables import csv_text, latex, markdown
 from mambavox.files import to_json, write_atomically
+from mambavox.plotting import can_draw
 
 
 def compare(grid: Grid, output: str | Path, *, workers: int = 1, console: Console | None = None) -> Summary:
@@ -101,4 +102,5 @@ def write_report(summary: Summary, folder: Path) -> None:
     write_atomically(folder / "results.csv", csv_text(summary))
     write_atomically(folder / "results.json", to_json(summary.to_mapping()))
     write_atomically(folder / "table.tex", latex(summary))
-    write_plots(summary, folder)
+    if can_draw():
+        write_plots(summary, folder)

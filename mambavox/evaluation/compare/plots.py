@@ -3,17 +3,17 @@
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from mambavox.evaluation.compare.grid import Variant
 from mambavox.evaluation.compare.summary import Score, Summary
 from mambavox.evaluation.compare.tables import LABELS
 from mambavox.plotting import Style, add_legend, plain_log_axis, save, style_axes, styles
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _LEAST_OF_A_MAP = 2
 
@@ -47,6 +47,9 @@ def plot_bars(summary: Summary, path: Path) -> Path:
     Returns:
         The picture.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
     grid = summary.grid
     bars = len(grid.tasks) * len(grid.variants)
     figure = Figure(figsize=(6 + 0.3 * bars, max(4.0, 0.25 * len(grid.variants))), layout="constrained")
@@ -89,6 +92,9 @@ def plot_parameters(summary: Summary, path: Path) -> Path:
     Source:
         MambAdapter (arXiv 2606.15638), figure 2.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
     grid = summary.grid
     figure = Figure(figsize=(5 * len(grid.tasks), 4.5), layout="constrained")
     panels = figure.subplots(1, len(grid.tasks), squeeze=False)[0]
@@ -117,7 +123,7 @@ def _styles(methods: Mapping[str, str]) -> dict[str, Style]:
     return {label: looks[key] for label, key in keys.items()}
 
 
-def _draw_line(axes: Axes, scores: Sequence[Score], label: str, style: Style) -> None:
+def _draw_line(axes: "Axes", scores: Sequence[Score], label: str, style: Style) -> None:
     """Variants that belong together, by their parameters; what trains nothing but the head is a level."""
     drawn = sorted((score for score in scores if score.parameters), key=lambda score: score.parameters or 0)
     for score in scores:
@@ -163,6 +169,9 @@ def plot_heat_map(summary: Summary, rows: str, columns: str, path: Path) -> Path
     Source:
         MambAdapter (arXiv 2606.15638), figure 3.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
     plane = _plane(summary.grid.variants, rows, columns)
     down, across = (sorted({key[axis] for key in plane}) for axis in (0, 1))
     means = [[summary.mean(plane[row, column]) for column in across] for row in down]
