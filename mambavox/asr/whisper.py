@@ -30,7 +30,7 @@ from mambavox.hub import (
     quiet_transformers,
     without_adapters,
 )
-from mambavox.runs.config import RUN_FILE
+from mambavox.runs.config import RUN_FILE, TASK_KEY
 from mambavox.runs.folder import METRICS_FILE, is_run, read_run, task_of
 
 BASE = "__base__"
@@ -78,6 +78,24 @@ class WhisperRun:
 def is_whisper(name: str) -> bool:
     """Whether a name is that of a Whisper: an embedded model, a folder, or on the Hugging Face Hub."""
     return is_of_type(name, ("whisper",))
+
+
+def recogniser_task(name: str, command: str) -> str:
+    """Whether a recogniser is a Whisper or a CTC model.
+
+    Args:
+        name: a run folder, an embedded model, a folder, or a name on the Hugging Face Hub.
+        command: that asks, for the error's text.
+
+    Returns:
+        ``"whisper"`` or ``"ctc"``.
+
+    Raises:
+        RunError: it is a run of another task, or not finished.
+    """
+    if is_run(name):
+        return str(read_run(name, ("ctc", "whisper"), command)[TASK_KEY])
+    return "whisper" if is_whisper(name) else "ctc"
 
 
 def load_whisper(name: str) -> tuple[Any, Any]:

@@ -24,10 +24,11 @@ def transcribe_command(**flags: Any) -> None:
         check_folder(options.output or Path())
     check_outputs(recordings, options.formats, options.output)
 
+    from mambavox.asr.whisper import recogniser_task
     from mambavox.devices import find_device
 
     find_device(options.device)
-    task = _task(options)
+    task = "whisper" if options.model_dir is not None else recogniser_task(options.model_name, "mambavox transcribe")
     options.check_task(task)
     if task == "whisper":
         from mambavox.cli.transcribe_whisper import transcribe_with_whisper
@@ -44,20 +45,3 @@ def transcribe_command(**flags: Any) -> None:
 
 
 declare_options(transcribe_command, TranscribeOptions)
-
-
-def _task(options: TranscribeOptions) -> str:
-    """Whether a Whisper or a CTC model is asked for.
-
-    Raises:
-        RunError: the model is a run of another task, or not finished.
-    """
-    from mambavox.asr.whisper import is_whisper
-    from mambavox.runs.config import TASK_KEY
-    from mambavox.runs.folder import is_run, read_run
-
-    if options.model_dir is not None:
-        return "whisper"
-    if is_run(options.model_name):
-        return str(read_run(options.model_name, ("ctc", "whisper"), "mambavox transcribe")[TASK_KEY])
-    return "whisper" if is_whisper(options.model_name) else "ctc"

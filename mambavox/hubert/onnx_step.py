@@ -5,7 +5,7 @@ Elsewhere a stream may be cut anywhere; the graph takes blocks of one length, so
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -106,16 +106,13 @@ def export_step(
         ConfigError: the extra ``export`` is not installed, or see :class:`StreamingStep`.
         HostError: see :class:`StreamingStep`.
     """
-    try:
-        import onnxscript  # noqa: F401  what torch exports with
-    except ImportError as error:
-        raise ConfigError("the export to ONNX needs onnx and onnxscript: pip install 'mambavox[export]'") from error
+    check_exporter()
     config = model.config
     step = StreamingStep(model, round(seconds * config.frame_rate)).eval()
     state = step.initial_state()
     inputs = {"samples": torch.zeros(1, step.block), **state}
     outputs = ["logits", *(f"new.{name}" for name in state)]
-    with torch.no_grad(), _plain_operations(), _quiet(), parametrize.cached():
+    with torch.no_grad(), plain_operations(_scan), quiet_export(), parametrize.cached():
         # What is in the cache is a constant of the graph, and not made anew for every block.
         _ = model.mamba_hubert.encoder.pos_conv_embed.conv.weight
         program = torch.onnx.export(
@@ -158,10 +155,26 @@ def export_step(
     return description
 
 
+def check_exporter() -> None:
+    """Make sure that graphs can be made.
+
+    Raises:
+        ConfigError: the extra ``export`` is not installed.
+    """
+    try:
+        import onnxscript  # noqa: F401  what torch exports with
+    except ImportError as error:
+        raise ConfigError("the export to ONNX needs onnx and onnxscript: pip install 'mambavox[export]'") from error
+
+
 @contextmanager
-def _plain_operations() -> Iterator[None]:
-    """Let Mamba blocks do without kernels, which are no part of ONNX."""
-    plain = ((mamba, "selective_scan", _scan), (block, "causal_conv1d", plain_ops.causal_conv1d))
+def plain_operations(scan: Callable[..., tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Let Mamba blocks do without kernels, which are no part of ONNX.
+
+    Args:
+        scan: takes the place of :func:`mambavox.ops.selective_scan`.
+    """
+    plain = ((mamba, "selective_scan", scan), (block, "causal_conv1d", plain_ops.causal_conv1d))
     kernels = [getattr(module, name) for module, name, _ in plain]
     for module, name, operation in plain:
         setattr(module, name, operation)
@@ -173,7 +186,7 @@ def _plain_operations() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_export() -> Iterator[None]:
     """Keep back what torch says of packages that the graph does not need."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def fresh(loaded: tuple[Any, Any]) -> Callable[[], Any]:
     host, _ = loaded
 
     def copy() -> Any:
-        model = WhisperForConditionalGeneration(host.config)
+        model = WhisperForConditionalGeneration(deepcopy(host.config))
         model.load_state_dict(host.state_dict())
         model.generation_config = type(host.generation_config).from_dict(host.generation_config.to_dict())
         return model.eval()

@@ -54,7 +54,7 @@ def test_a_transcript_of_more_tokens_than_the_decoder_takes_is_an_error(
         TranscriptDataset(
             examples,
             [text],
-            FrontEnd(processor.feature_extractor, model.config, 480_000),
+            FrontEnd(processor.feature_extractor, model.config, 30.0),
             prefix=[50258, 50334, 50359, 50363],
             tokenizer=processor.tokenizer,
             max_tokens=model.config.max_target_positions,
