@@ -110,9 +110,10 @@ def test_every_form_of_a_recording(runs: Callable[..., Path], tones: str) -> Non
         classifier("gone.wav")
 
 
-def test_a_broken_recording_among_long_ones(runs: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["ast", "hubert", "wav2vec2"])
+def test_a_broken_recording_among_long_ones(runs: Callable[..., Path], tmp_path: Path, family: str) -> None:
     """Windows of several recordings share batches; one that breaks off takes none of its neighbours' along."""
-    classifier = AudioClassifier.from_pretrained(runs("ast"), device="cpu")
+    classifier = AudioClassifier.from_pretrained(runs(family), device="cpu")
     generator = np.random.default_rng(0)
     sound = [0.1 * generator.standard_normal(size).astype(np.float32) for size in (20_000, 3_000, 20_000)]
     broken = sound[0].copy()
