@@ -102,8 +102,9 @@ def read_examples(
         if path.is_dir():
             examples = _read_folder(path, label_column, audio_column)
         elif path.suffix.lower() not in MANIFEST_SUFFIXES:
+            there = "is no list of recordings" if path.exists() else "there is no such file or folder"
             raise DataError(
-                f"{path}: expected a folder, a manifest ({listed(sorted(MANIFEST_SUFFIXES))}), hf:owner/name, "
+                f"{path}: {there}; expected a folder, a manifest ({listed(sorted(MANIFEST_SUFFIXES))}), hf:owner/name, "
                 f"{SCHEME}PATTERN.tar, or a corpus and its folder ({', '.join(f'{name}:' for name in _KNOWN)})"
             )
         elif not path.is_file():
