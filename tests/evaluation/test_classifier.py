@@ -118,9 +118,12 @@ def test_a_broken_recording_among_long_ones(runs: Callable[..., Path], tmp_path:
     sound = [0.1 * generator.standard_normal(size).astype(np.float32) for size in (20_000, 3_000, 20_000)]
     broken = sound[0].copy()
     broken[15_000] = np.nan
-    sources = [sound[0], tmp_path / "gone.wav", sound[1], broken, sound[2]]
+    cut_off = tmp_path / "cut.wav"  # which is found at its end, when its windows wait beside others
+    soundfile.write(cut_off, sound[0], 16_000)
+    cut_off.write_bytes(cut_off.read_bytes()[:-8000])
+    sources = [sound[0], tmp_path / "gone.wav", sound[1], broken, cut_off, sound[2]]
     found = list(classifier.predict(sources, batch_size=4, on_error="return"))
-    assert [isinstance(item, AudioError) for item in found] == [False, True, False, True, False]
+    assert [isinstance(item, AudioError) for item in found] == [False, True, False, True, True, False]
     for source, item in zip(sources, found, strict=True):
         if isinstance(item, AudioError):
             continue
