@@ -14,7 +14,7 @@ from mambavox.errors import RunError
 from mambavox.evaluation.classifier import AudioClassifier
 from mambavox.evaluation.report import HeardExample, comparison_table, plot_comparison, write_results
 from mambavox.plotting import NO_MATPLOTLIB, can_draw
-from mambavox.runs.folder import RUN_FILES
+from mambavox.runs.folder import RUN_FILES, RunFolder
 from mambavox.runs.plots import count_confusions
 from mambavox.runs.predictions import PREDICTIONS_FILE, of_split, read_predictions
 from mambavox.runs.result import RunResult
@@ -37,7 +37,7 @@ _OPTIONS: Mapping[str, Mapping[str, int]] = {
 _LEARNING_RATES = {"mambadapter": 1e-2, "bottleneck": 1e-2, "lora": 1e-2, "linear": 1e-2, "full": 3e-4}
 
 RESULTS_FILE = "results.json"
-_OWN = (RESULTS_FILE, "report.png", "example.wav", "data", "methods")
+_OWN = (RESULTS_FILE, "report.png", "example.wav", "data", "methods", RunFolder("").evaluations.name)
 
 
 def quickstart(
