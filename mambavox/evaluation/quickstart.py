@@ -71,8 +71,7 @@ def quickstart(
         RunError: the folder is in use.
         ConfigError: the speech synthesiser is not installed.
     """
-    folder = Path(output)
-    _make_room(folder, overwrite)
+    folder = _make_room(Path(output), overwrite)
     console = console or Console(quiet=True)
     console.print(f"synthesising {len(COMMANDS) * clips_per_word} spoken commands ...")
     write_spoken_commands(folder / "data", clips_per_word=clips_per_word, seed=seed)
@@ -113,15 +112,16 @@ def loading_lines(folder: str | Path) -> str:
     )
 
 
-def _make_room(folder: Path, overwrite: bool) -> None:
+def _make_room(folder: Path, overwrite: bool) -> Path:
     if not folder.is_dir() or not any(folder.iterdir()):
-        return
+        return folder
     foreign = sorted({path.name for path in folder.iterdir()} - {*_OWN, *RUN_FILES})
     if foreign:
         raise RunError(f"{folder}: holds {foreign[0]}, which is not a quickstart's; choose another --output")
     if not overwrite:
         raise RunError(f"{folder}: holds a quickstart already; replace it with --overwrite, or choose another --output")
     shutil.rmtree(folder)
+    return folder
 
 
 def _write_example(folder: Path) -> None:
