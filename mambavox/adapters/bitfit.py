@@ -122,19 +122,23 @@ class BiasLayer(AdapterLayer):
         """Put an adapter's bias in the host's place.
 
         Args:
-            safe_merge: without effect: nothing is computed that could go wrong.
+            safe_merge: refuse a bias that is not finite.
             adapter_names: the adapter; the active one where not given.
 
         Raises:
             HostError: more than one adapter would be merged.
+            ValueError: a bias is not finite and ``safe_merge`` is set, as peft's own methods raise it.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self._part("bias")]
         if not names:
             return
         self._check_only([*self.merged_adapters, *names])
+        own = cast(Bias, self._part("bias")[names[0]]).bias.data
+        if safe_merge and not own.isfinite().all():
+            raise ValueError(f"the bias of adapter {names[0]} holds NaN or infinity; the adapter seems to be broken")
         host_bias = cast(nn.Parameter, self._host_module().bias)
         self._host_bias = host_bias.detach().clone()
-        host_bias.data.copy_(cast(Bias, self._part("bias")[names[0]]).bias.data)
+        host_bias.data.copy_(own)
         self.merged_adapters.append(names[0])
 
     def unmerge(self) -> None:

@@ -72,13 +72,25 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self._part(part)[adapter_name] = module
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """Move one adapter, and never cast it: rounding ``A_log`` to the host's half precision would change it."""
+        """Move one adapter and cast nothing: in the host's half precision ``A_log`` would be rounded."""
         parameter = next(self.base_layer.parameters(), None)
         target = device if device is not None or parameter is None else parameter.device
         for name in self.adapter_layer_names:
             modules = cast(nn.ModuleDict, getattr(self, name))
             if adapter_name in modules and not any(p.is_meta for p in modules[adapter_name].parameters()):
                 modules[adapter_name].to(target)
+
+    def take_host_dtype(self, adapter_name: str) -> None:
+        """Cast one adapter to the precision of the host's module, as ``autocast_adapter_dtype=False`` asks.
+
+        Args:
+            adapter_name: its name.
+        """
+        parameter = next((p for p in self.base_layer.parameters() if p.is_floating_point()), None)
+        for name in self.adapter_layer_names if parameter is not None else ():
+            modules = cast(nn.ModuleDict, getattr(self, name))
+            if adapter_name in modules:
+                modules[adapter_name].to(cast(Tensor, parameter).dtype)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refuse: the adapters are not linear."""
@@ -112,7 +124,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         raise HostError(CANNOT_STREAM.format(type(self).__name__))
 
     def stream(self, hidden_states: Tensor, state: Any, step: StreamStep) -> tuple[Tensor, Any]:
-        """Refuse too."""
+        """Refuse to be streamed; see :meth:`init_state`."""
         raise HostError(CANNOT_STREAM.format(type(self).__name__))
 
 

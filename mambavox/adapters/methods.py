@@ -196,7 +196,8 @@ def apply_method(
         # PEFT's own marker for "no target": only modules_to_save are trained, saved and switched.
         config: PeftConfig = LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=list(head))
     else:
-        config = chosen.config(**{**chosen.defaults(model), **options}, modules_to_save=list(head) or None)
+        values = _in_some_layers({**chosen.defaults(model), **options}, options)
+        config = chosen.config(**values, modules_to_save=list(head) or None)
     if token_rows:
         if "trainable_token_indices" not in {field.name for field in dataclasses.fields(config)}:
             raise ConfigError(
@@ -209,6 +210,22 @@ def apply_method(
     if check:
         check_reaches_output(adapted)
     return adapted
+
+
+def _in_some_layers(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of PEFT's own methods, where ``layers_to_transform`` narrows targets that were not named.
+
+    PEFT takes layers for names of modules alone, and the targets that a host gets are a regular expression.
+    """
+    targets, layers = values.get("target_modules"), given.get("layers_to_transform")
+    if layers is None or not isinstance(targets, str) or "target_modules" in given:
+        return dict(values)
+    indices = "|".join(str(int(layer)) for layer in ([layers] if isinstance(layers, int) else layers))
+    narrowed = rf"(?=(?:.*\.)?layers?\.(?:{indices})\.){targets}"
+    return {
+        **{name: value for name, value in values.items() if name != "layers_to_transform"},
+        "target_modules": narrowed,
+    }
 
 
 def _suggest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:

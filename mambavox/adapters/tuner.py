@@ -128,6 +128,14 @@ class AdapterModel(BaseTuner):
         layer.add_adapter(adapter_name, peft_config, self._groups.get(current_key), self._adapted_sublayers())
         setattr(parent, target_name, layer)
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Cast what PEFT has just attached: to float32, or to the host's precision where that is asked for."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if not autocast_adapter_dtype:
+            for layer in self.model.modules():
+                if isinstance(layer, AdapterLayer) and layer.prefix == self.prefix:
+                    layer.take_host_dtype(adapter_name)
+
     def _adapted_sublayers(self) -> Iterator[SublayerAdapter]:
         for module in self.model.modules():
             if isinstance(module, SublayerAdapter) and module.prefix == self.prefix:

@@ -50,11 +50,6 @@ def print_result(result: RunResult, output: Path) -> None:
     if result.left_out:
         OUT.print(f"left out: {len(result.left_out)} recordings; metrics.json says which and why")
     details = result.details
-    if details.get("cut"):
-        OUT.print(
-            f"{details['cut']} recordings are longer than {details['crop_seconds']:.2f} s; their beginnings were "
-            "learned and scored (`mambavox predict` hears them whole)"
-        )
     for split, count in details.get("unknown_tokens", {}).items():
         if count:
             OUT.print(f"{split}: {count} tokens occur in no training transcript and cannot be written")

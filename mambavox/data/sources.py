@@ -116,8 +116,9 @@ def read_examples(
             examples = _read_folder(path, label_column, audio_column, content)
             content.warn_of_left_out(path)
         elif path.suffix.lower() not in MANIFEST_SUFFIXES:
+            there = "is no list of recordings" if path.exists() else "there is no such file or folder"
             raise DataError(
-                f"{path}: expected a folder, a manifest ({listed(sorted(MANIFEST_SUFFIXES))}), hf:owner/name, "
+                f"{path}: {there}; expected a folder, a manifest ({listed(sorted(MANIFEST_SUFFIXES))}), hf:owner/name, "
                 f"{SCHEME}PATTERN.tar, or a corpus and its folder ({', '.join(f'{name}:' for name in _KNOWN)})"
             )
         elif not path.is_file():

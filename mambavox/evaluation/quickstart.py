@@ -14,7 +14,7 @@ from mambavox.errors import RunError
 from mambavox.evaluation.classifier import AudioClassifier
 from mambavox.evaluation.report import HeardExample, comparison_table, plot_comparison, write_results
 from mambavox.plotting import NO_MATPLOTLIB, can_draw
-from mambavox.runs.folder import RUN_FILES
+from mambavox.runs.folder import RUN_FILES, RunFolder
 from mambavox.runs.plots import count_confusions
 from mambavox.runs.predictions import PREDICTIONS_FILE, of_split, read_predictions
 from mambavox.runs.result import RunResult
@@ -37,7 +37,7 @@ _OPTIONS: Mapping[str, Mapping[str, int]] = {
 _LEARNING_RATES = {"mambadapter": 1e-2, "bottleneck": 1e-2, "lora": 1e-2, "linear": 1e-2, "full": 3e-4}
 
 RESULTS_FILE = "results.json"
-_OWN = (RESULTS_FILE, "report.png", "example.wav", "data", "methods")
+_OWN = (RESULTS_FILE, "report.png", "example.wav", "data", "methods", RunFolder("").evaluations.name)
 
 
 def quickstart(
@@ -71,8 +71,7 @@ def quickstart(
         RunError: the folder is in use.
         ConfigError: the speech synthesiser is not installed.
     """
-    folder = Path(output)
-    _make_room(folder, overwrite)
+    folder = _make_room(Path(output), overwrite)
     console = console or Console(quiet=True)
     console.print(f"synthesising {len(COMMANDS) * clips_per_word} spoken commands ...")
     write_spoken_commands(folder / "data", clips_per_word=clips_per_word, seed=seed)
@@ -113,15 +112,16 @@ def loading_lines(folder: str | Path) -> str:
     )
 
 
-def _make_room(folder: Path, overwrite: bool) -> None:
+def _make_room(folder: Path, overwrite: bool) -> Path:
     if not folder.is_dir() or not any(folder.iterdir()):
-        return
+        return folder
     foreign = sorted({path.name for path in folder.iterdir()} - {*_OWN, *RUN_FILES})
     if foreign:
         raise RunError(f"{folder}: holds {foreign[0]}, which is not a quickstart's; choose another --output")
     if not overwrite:
         raise RunError(f"{folder}: holds a quickstart already; replace it with --overwrite, or choose another --output")
     shutil.rmtree(folder)
+    return folder
 
 
 def _write_example(folder: Path) -> None:

@@ -82,6 +82,7 @@ class MambaHubertForPreTraining(MambaHubertPreTrainedModel):
         mask_time_indices: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> MambaHubertForPreTrainingOutput:
         """Predict units.
 
@@ -96,6 +97,7 @@ class MambaHubertForPreTraining(MambaHubertPreTrainedModel):
                 the cross-entropy of their union, and to the mean of their feature penalties, weighted by the number
                 of such frames. Without ``unmasked_weight`` hidden frames alone count as labelled.
             output_hidden_states: also return the hidden states of all layers.
+            output_attentions: refused, as by :class:`MambaHubertModel`.
 
         Returns:
             The losses (with labels), logits of every frame, and the mask.
@@ -111,6 +113,7 @@ class MambaHubertForPreTraining(MambaHubertPreTrainedModel):
             attention_mask=attention_mask,
             mask_time_indices=mask_time_indices,
             output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
             return_dict=True,
         )
         projected = self.final_proj(outputs.last_hidden_state)
@@ -179,6 +182,25 @@ class MambaHubertForCTC(MambaHubertPreTrainedModel):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Linear:
+        """Give the head an output for each token of another vocabulary; those that stay keep theirs.
+
+        Args:
+            new_num_tokens: size of the vocabulary; ``None`` changes nothing.
+            pad_to_multiple_of: round the size up.
+            mean_resizing: draw new outputs around the mean of the old ones, as transformers does.
+
+        Returns:
+            The head; a model that hears has no embeddings of tokens.
+        """
+        if new_num_tokens is not None:
+            size = -(-new_num_tokens // (pad_to_multiple_of or 1)) * (pad_to_multiple_of or 1)
+            self.lm_head = self._get_resized_lm_head(self.lm_head, size, mean_resizing=mean_resizing)
+            self.config.vocab_size = size
+        return self.lm_head
+
     @can_return_tuple
     def forward(
         self,
@@ -187,6 +209,7 @@ class MambaHubertForCTC(MambaHubertPreTrainedModel):
         labels: Tensor | None = None,
         mask_time_indices: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> CausalLMOutput:
         """Transcribe.
 
@@ -196,6 +219,7 @@ class MambaHubertForCTC(MambaHubertPreTrainedModel):
             labels: ``(batch, tokens)`` the texts; negative numbers are padding.
             mask_time_indices: ``(batch, time)`` boolean, frames to hide (SpecAugment).
             output_hidden_states: also return the hidden states of all layers.
+            output_attentions: refused, as by :class:`MambaHubertModel`.
 
         Returns:
             The CTC loss (with labels) and logits ``(batch, time, vocab_size)``.
@@ -213,6 +237,7 @@ class MambaHubertForCTC(MambaHubertPreTrainedModel):
             attention_mask=attention_mask,
             mask_time_indices=mask_time_indices,
             output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
             return_dict=True,
         )
         logits = self.lm_head(self.dropout(outputs.last_hidden_state))
@@ -288,6 +313,7 @@ class MambaHubertForSequenceClassification(MambaHubertPreTrainedModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> SequenceClassifierOutput:
         """Classify.
 
@@ -296,6 +322,7 @@ class MambaHubertForSequenceClassification(MambaHubertPreTrainedModel):
             attention_mask: ``(batch, samples)`` 1 at samples and 0 at padding, which is behind them.
             labels: ``(batch,)`` classes.
             output_hidden_states: also return the hidden states of all layers.
+            output_attentions: refused, as by :class:`MambaHubertModel`.
 
         Returns:
             The mean cross-entropy (with labels) and logits ``(batch, num_labels)``.

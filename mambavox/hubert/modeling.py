@@ -181,6 +181,10 @@ class MambaHubertPreTrainedModel(PreTrainedModel):
         """Train everything but the convolutional feature extractor."""
         self.base_model.feature_extractor.requires_grad_(False)
 
+    def freeze_base_model(self) -> None:
+        """Train the head alone."""
+        self.base_model.requires_grad_(False)
+
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
         """Save as every transformers model does, with a file of code for places without mambavox.
 
@@ -228,6 +232,7 @@ class MambaHubertModel(MambaHubertPreTrainedModel):
         attention_mask: Tensor | None = None,
         mask_time_indices: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> Wav2Vec2BaseModelOutput:
         """Encode recordings.
 
@@ -236,6 +241,7 @@ class MambaHubertModel(MambaHubertPreTrainedModel):
             attention_mask: ``(batch, samples)`` 1 at samples and 0 at padding, which is behind them.
             mask_time_indices: ``(batch, time)`` boolean, frames to hide behind the mask embedding.
             output_hidden_states: also return the hidden states of all layers; as configured where not given.
+            output_attentions: refused; no layer computes attention weights as such.
 
         Returns:
             ``last_hidden_state`` ``(batch, time, hidden_size)``, ``extract_features`` ``(batch, time, channels)``
@@ -244,8 +250,14 @@ class MambaHubertModel(MambaHubertPreTrainedModel):
 
         Raises:
             DataError: the recordings are shorter than one frame's receptive field.
-            ConfigError: an ``attention_mask`` or ``mask_time_indices`` of another shape.
+            ConfigError: an ``attention_mask`` or ``mask_time_indices`` of another shape, or attention weights are asked
+                for.
         """
+        if self.config.output_attentions if output_attentions is None else output_attentions:
+            raise ConfigError(
+                "output_attentions is set, and there are none: a Mamba has no attention weights, and the attention "
+                "layers compute theirs in one fused operation; leave it out"
+            )
         self._check_input(input_values, attention_mask)
         features = self._scaled(self.feature_extractor(input_values))
         time = features.shape[1]

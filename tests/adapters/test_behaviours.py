@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from adapters.conftest import NOT_SILENT, Host, logits, train_step, train_without_dropout, trainable
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers.integrations.peft import PeftAdapterMixin
 
@@ -224,6 +224,17 @@ def test_half_precision_host_keeps_a_float32_adapter(host: Host, own_method: Met
         assert torch.equal(logits(model, inputs), expected)
     train_step(model, inputs, steps=2)
     assert not torch.equal(logits(model, inputs), expected)
+
+
+def test_an_adapter_takes_the_hosts_precision_where_peft_is_told_so(host: Host, own_method: Method) -> None:
+    """``autocast_adapter_dtype=False``, as peft's own methods do."""
+    name, options = own_method
+    chosen = METHODS[name].config
+    assert chosen is not None
+    model = get_peft_model(host.model().to(torch.bfloat16), chosen(**options), autocast_adapter_dtype=False)
+    assert {p.dtype for p in trainable(model).values()} == {torch.bfloat16}
+    output = logits(model, host.inputs(torch.bfloat16))
+    assert output.dtype == torch.bfloat16 and output.isfinite().all()
 
 
 def test_full_trains_everything(host: Host) -> None:

@@ -76,6 +76,15 @@ def test_merged_biases_are_the_hosts(host: Host) -> None:
     assert not any(isinstance(module, BiasLayer) for module in merged.modules())
 
 
+def test_a_broken_bias_is_not_merged_where_that_is_to_be_safe() -> None:
+    model = trained(HOSTS[0])
+    own = model.get_base_model().state_dict()
+    next(iter(p for name, p in model.named_parameters() if p.requires_grad)).data[0] = float("nan")
+    with pytest.raises(ValueError, match="holds NaN or infinity"):
+        model.merge_adapter(safe_merge=True)
+    assert all(tensor.isfinite().all() for name, tensor in own.items() if "bitfit_" not in name)
+
+
 def test_switched_off_a_merged_adapter_does_not_act() -> None:
     host = HOSTS[0]
     model = trained(host)

@@ -1,5 +1,6 @@
 """Methods by name: options, heads, refusals, and training with transformers' Trainer."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ def test_every_method_reaches_the_output(host: Host, method: tuple) -> None:
     model = apply_method(host.model(), *method, check=True)
     head = {"classifier"} | ({"projector"} if host.name != "ast" else set())
     assert set(model.active_peft_config.modules_to_save) == head
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "adalora"])
+def test_pefts_methods_in_some_layers(method: str) -> None:
+    for host in (HOSTS[0], HOSTS[1]):
+        everywhere = {name for name in trainable(apply_method(host.model(), method)) if "lora_" in name}
+        model = apply_method(host.model(), method, {"layers_to_transform": [1]})
+        chosen = {name for name in trainable(model) if "lora_" in name}
+        assert chosen == {name for name in everywhere if re.search(r"\.layers?\.1\.", name)} and chosen < everywhere
 
 
 def test_lora_options_and_defaults() -> None:

@@ -200,6 +200,30 @@ def test_the_first_download_says_what_later_ones_must_be(digits: Server, tmp_pat
         get_corpus("fsdd")
 
 
+def test_a_corpus_of_two_archives(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Archives that are there already, such as those another machine brought, are checked and not brought again."""
+    archives = tmp_path / "archives"
+    archives.mkdir()
+    published = []
+    for archive in SOURCES["librispeech-mini"].archives:
+        subset = archive.name.removesuffix(".tar.gz")
+        chapter = tmp_path / "LibriSpeech" / subset / "84" / "121"
+        chapter.mkdir(parents=True)
+        soundfile.write(chapter / "84-121-0000.flac", np.full(1600, 0.1), 16_000)
+        (chapter / "84-121.trans.txt").write_text(f"84-121-0000 FROM {subset.upper()}\n")
+        with tarfile.open(archives / archive.name, "w:gz") as tar:
+            tar.add(chapter.parents[1], f"./LibriSpeech/{subset}")
+        digest = hashlib.md5((archives / archive.name).read_bytes()).hexdigest()
+        published.append(Archive(archive.url, Checksum("md5", digest, "openslr.org")))
+    source = replace(SOURCES["librispeech-mini"], archives=tuple(published))
+    monkeypatch.setitem(SOURCES, "librispeech-mini", source)
+    examples = read_examples(get_corpus("librispeech-mini", tmp_path), label_column=None)
+    assert [(item.fields["split"], item.fields["text"]) for item in examples] == [
+        ("train", "FROM TRAIN-CLEAN-5"),
+        ("valid", "FROM DEV-CLEAN-2"),
+    ]
+
+
 def test_names_and_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"fsd: is no corpus.*fsdd.*librispeech-mini"):
         get_corpus("fsd")

@@ -48,6 +48,7 @@ def test_quickstart(backbone: Callable[[str], str], tmp_path: Path, monkeypatch:
         quickstart("runs/quickstart", overwrite=True)
     assert (folder / "results.json").is_file()
     (folder / "mine.txt").unlink()
+    (folder / "evaluations").mkdir()  # of `mambavox evaluate`
     again = quickstart("runs/quickstart", methods=("mambadapter",), clips_per_word=4, epochs=1, overwrite=True)
     for method, result in again.items():
         assert result.learning_curve == results[method].learning_curve

@@ -37,6 +37,23 @@ class TestModel:
         assert len(model(torch.randn(2, 600)).hidden_states) == 5
         assert type(model(torch.randn(2, 600), return_dict=False)) is tuple
 
+    def test_attention_weights_are_refused(self):
+        model = MambaHubertForCTC(tiny_config(HYBRID)).eval()
+        with pytest.raises(ConfigError, match="output_attentions is set"):
+            model(torch.randn(1, 600), output_attentions=True)
+        assert model(torch.randn(1, 600), output_attentions=False).logits.isfinite().all()
+
+    def test_the_head_alone_is_trained_and_takes_another_vocabulary(self):
+        model = MambaHubertForCTC(tiny_config(HYBRID)).eval()
+        samples, size = torch.randn(1, 600), model.config.vocab_size
+        before = model(samples).logits
+        head = model.resize_token_embeddings(size + 3, mean_resizing=False)
+        assert head is model.lm_head and model.config.vocab_size == size + 3 and head.bias.shape == (size + 3,)
+        assert torch.equal(model(samples).logits[..., :size], before)
+        assert model.resize_token_embeddings(size - 1, pad_to_multiple_of=2).out_features % 2 == 0
+        model.freeze_base_model()
+        assert {name for name, p in model.named_parameters() if p.requires_grad} == {"lm_head.weight", "lm_head.bias"}
+
     def test_layers_are_what_their_equations_say(self):
         frames, lengths = torch.randn(2, 9, 16), torch.tensor([9, 4])
         post = MambaHubertModel(tiny_config("mamba-mlp")).eval().encoder.layers[0]

@@ -167,6 +167,7 @@ def test_very_short_and_very_long_recordings(
     for family in ("ast", "hubert", "wav2vec2"):
         result = train(config(data=str(data), backbone=backbone(family), output=str(tmp_path / family), epochs=1))
         assert result.details["cut"] >= 1
+        assert any("recordings are longer than" in note for note in result.notes)
         assert result.details["crop_seconds"] < 0.4
 
 

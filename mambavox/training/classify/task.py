@@ -77,6 +77,11 @@ class ClassifyTask(AdaptTask[ClassifyConfig, EpochTrainer]):
             name, self.labels, crop, pooling=config.pooling, position_embeddings=config.position_embeddings
         )
         self.front_end = self.backbone.front_end
+        if cut := self._cut():
+            self.data.notes.append(
+                f"{cut} recordings are longer than {self.front_end.crop_seconds:.2f} s; their beginnings were learned "
+                "and scored (`mambavox predict` hears recordings whole)"
+            )
         if config.spec_augment and not self.front_end.is_spectrogram:
             raise ConfigError(
                 f"spec_augment masks spectrograms, but {name} hears waveforms; leave it out (--no-spec-augment)"
@@ -149,9 +154,12 @@ class ClassifyTask(AdaptTask[ClassifyConfig, EpochTrainer]):
 
     def details(self) -> dict[str, Any]:
         """Where recordings were cut, and how many."""
+        return {"labels": self.labels, "crop_seconds": self.front_end.crop_seconds, "cut": self._cut()}
+
+    def _cut(self) -> int:
+        """Recordings whose beginnings alone are learned and scored."""
         longest = self.front_end.crop_seconds
-        cut = sum(seconds > longest for split in self.data.splits.values() for seconds in split.seconds)
-        return {"labels": self.labels, "crop_seconds": longest, "cut": cut}
+        return sum(seconds > longest for split in self.data.splits.values() for seconds in split.seconds)
 
     def card(self, result: RunResult) -> CardText:
         """An audio classifier."""
