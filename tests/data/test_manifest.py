@@ -124,6 +124,7 @@ def test_another_encoding_is_named(tmp_path):
         ("m.jsonl", '{"path": "a.wav", "label": ' + "9" * 5000 + "}", r"line 1: holds a number of 5000 digits"),
         ("m.jsonl", '{"path": "~nosuchuser/a.wav", "label": 1}', r"line 1: 'path' is '~nosuchuser/a\.wav', and nobody"),
         ("m.jsonl", '{"path": "a\\u0000.wav", "label": 1}', r"line 1: 'path' holds a NUL character"),
+        ("m.jsonl", '{"path": "\\ud800.wav", "label": 1}', r"line 1: 'path' is .*, which no file can be called"),
         ("m.jsonl", '{"path": "' + "a" * (1 << 24) + '"}', r"line 1: is longer than 16777216 characters"),
         ("m.csv", "path,label\na.wav,x\nb.wav, \n", r"no 'label' in line 3 \(1 of 2 rows\)"),
         ("m.jsonl", '{"path": "a.wav", "label": NaN}\n{"path": "b.wav", "label": "x"}', r"no 'label' in line 1"),
