@@ -1,6 +1,7 @@
 """Manifests: the three formats, labels, and messages that name the line and the column."""
 
 import json
+import random
 import unicodedata
 
 import pytest
@@ -162,3 +163,20 @@ def test_a_file_is_found_in_either_form_of_its_letters(tmp_path, listed, there):
         assert example.audio == file
     (example,) = read_manifest(write(tmp_path / "m.csv", "label,path\nx,m\u00fc\u00df/g\u00f6ne.wav\n"))
     assert example.audio == tmp_path / "m\u00fc\u00df/g\u00f6ne.wav"  # is told as missing, as it was written
+
+
+def test_whatever_a_manifest_holds_is_read_or_refused_in_words(tmp_path):
+    write(tmp_path / "a.wav", "")
+    draw = random.Random(0)
+    names = ["path", "audio", "label", "start", "end", "offset", "duration", "channel", "recording", "tracks", " label"]
+    values = [None, True, -1, 0.5, 1e308, float("nan"), 10**30, "", "a.wav", "0.1", "nan", [], {}, [1], "\0", "\ud800"]
+    read = 0
+    for _ in range(200):
+        strange = [{draw.choice(names): draw.choice(values) for _ in range(draw.randint(0, 3))} for _ in range(2)]
+        rows = [{"path": "a.wav", "label": "x", **row} for row in strange]
+        path = write(tmp_path / "m.jsonl", "\n".join(map(json.dumps, rows)))
+        try:
+            read += len(read_manifest(path)) == 2
+        except DataError as error:
+            assert str(error).startswith(str(path))
+    assert read > 20
