@@ -50,21 +50,25 @@ def make_command(
         float | None, typer.Option(help="cut longer recordings into equal pieces of at most that length")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="of the order in which recordings are packed")] = 0,
+    drop_splits: Annotated[
+        str | None, typer.Option(help="values of the column split whose recordings are left out, by commas")
+    ] = None,
     in_order: Annotated[bool, typer.Option("--in-order", help="pack them in their own order")] = False,
     on_error: _OnError = OnError.raise_,
     num_workers: Annotated[int | None, typer.Option(min=1, help="threads [default: one a core, at most 8]")] = None,
 ) -> None:
     """Pack recordings into tars with an index beside each; a call that was stopped is continued by the same call."""
-    from mambavox.data import read_examples
+    from mambavox.data import read_examples, splits
     from mambavox.data.shards.pack import make_shards
     from mambavox.errors import ConfigError
     from mambavox.files import watching_the_disk
 
     if gb <= 0:
         raise ConfigError(f"gb={gb:g}; expected above 0")
+    examples, _ = splits.drop_splits(read_examples(data, label_column=None), drop_splits)
     with watching_the_disk(output, lambda: "Make room; the same call continues"), _bar("pack") as progress:
         packed = make_shards(
-            read_examples(data, label_column=None),
+            examples,
             output,
             shard_bytes=max(1, round(gb * _GIGABYTE)),
             audio=audio.value,
