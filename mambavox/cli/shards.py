@@ -40,6 +40,9 @@ def make_command(
         typer.Option(help="Cut recordings that are longer than so many seconds into equal pieces."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order in which recordings are packed.")] = 0,
+    drop_splits: Annotated[
+        str | None, typer.Option(help="Values of the split column whose recordings are left out, by commas.")
+    ] = None,
     in_order: Annotated[bool, typer.Option("--in-order", help="Pack recordings in their own order.")] = False,
     on_error: _OnError = "raise",
     num_workers: _Workers = None,
@@ -48,16 +51,17 @@ def make_command(
 
     Example: mambavox shards make clips --output tars
     """
-    from mambavox.data import read_examples
+    from mambavox.data import read_examples, splits
     from mambavox.data.shards.pack import make_shards
     from mambavox.errors import ConfigError
     from mambavox.files import watching_the_disk
 
     if gb <= 0:
         raise ConfigError(f"gb={gb:g}; expected above 0")
+    examples, _ = splits.drop_splits(read_examples(data, label_column=None), drop_splits)
     with watching_the_disk(output, lambda: "Make room; the same call continues"), _bar("pack") as progress:
         packed = make_shards(
-            read_examples(data, label_column=None),
+            examples,
             output,
             shard_bytes=max(1, round(gb * _GIGABYTE)),
             audio=audio,

@@ -303,7 +303,7 @@ def stated_format(content: Path | bytes) -> tuple[int, int] | None:
     try:
         with soundfile.SoundFile(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
             return int(file.samplerate), int(file.channels)
-    except (soundfile.LibsndfileError, TypeError, OSError):
+    except (soundfile.LibsndfileError, TypeError, ValueError, OSError):
         return None
 
 

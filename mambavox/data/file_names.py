@@ -31,6 +31,10 @@ def find_file(folder: Path, name: str, where: str) -> Path:
     if "\0" in name:
         raise DataError(f"{where} holds a NUL character; expected the path of an audio file")
     try:
+        os.fsencode(name)
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where} is {name!r}, which no file can be called; expected the path of a file") from error
+    try:
         path = folder / Path(name).expanduser()
     except RuntimeError as error:  # ~nobody
         raise DataError(f"{where} is {name!r}, and nobody here has that name: expected the path of a file") from error
@@ -39,6 +43,14 @@ def find_file(folder: Path, name: str, where: str) -> Path:
     if name.strip() != name and _exists(stripped := folder / name.strip()):
         return stripped
     return path if name.isascii() else _found_in_another_form(folder, path)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long
+        return False
 
 
 def _found_in_another_form(folder: Path, path: Path) -> Path:

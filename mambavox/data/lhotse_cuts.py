@@ -36,7 +36,7 @@ def flatten_cut(row: Mapping[str, Any], folder: Path, place: str) -> dict[str, A
             f"{place}: its recording is altered ({', '.join(altered)}), which is not done here; save its audio "
             "(lhotse's CutSet.save_audios), and the new cuts"
         )
-    sources = recording["sources"]
+    sources = recording.get("sources")
     source = sources[0] if isinstance(sources, list) and len(sources) == 1 else None
     if not isinstance(source, Mapping) or source.get("type") != "file" or not isinstance(source.get("source"), str):
         raise DataError(f"{place}: its recording lies in {sources!r:.200}; expected one file")

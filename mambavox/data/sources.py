@@ -20,6 +20,7 @@ from mambavox.data.columns import listed
 from mambavox.data.datasets import CORPORA, SPEECH_CORPORA, Corpus
 from mambavox.data.example import Example
 from mambavox.data.examples import Examples, ListedExamples
+from mambavox.data.file_names import is_file
 from mambavox.data.hf_dataset import is_saved_dataset, load_hub, load_saved, read_hf_dataset
 from mambavox.data.kaldi import is_kaldi, read_kaldi
 from mambavox.data.keys import file_of
@@ -212,7 +213,7 @@ def _check_files(examples: list[Example], where: str) -> None:
         )
     found = {id(example): file for example in examples if (file := file_of(example)) is not None}
     files = dict.fromkeys(found.values())
-    missing = [file for file in files if not file.is_file()]
+    missing = [file for file in files if not is_file(file)]
     if missing:
         raise DataError(f"{where}: {len(missing)} of {len(files)} audio files do not exist: {listed(missing)}")
     # Links to one file are one recording; but where the hub's files lie, they link to what has the same content.

@@ -185,13 +185,17 @@ class EpochTrainer(RunTrainer):
         valid_line: the figures of the valid split in words.
         console: where progress goes, or ``None``.
         schedule: ``lr_scheduler_type`` and what goes with it.
+        options: further keywords of ``Trainer``.
+
+    Attributes:
         classes: class of each recording that is learned from, to hear all classes equally often; ``None``: each
             recording is heard once an epoch.
-        options: further keywords of ``Trainer``.
 
     Raises:
         ConfigError: the device that was asked for is not there, or early stopping has nothing to watch.
     """
+
+    classes: Sequence[int] | None = None
 
     def __init__(
         self,
@@ -208,7 +212,6 @@ class EpochTrainer(RunTrainer):
         console: Console | None,
         schedule: Mapping[str, Any],
         evaluation_batch: int | None = None,
-        classes: Sequence[int] | None = None,
         **options: Any,
     ) -> None:
         if config.patience is not None and not len(valid):
@@ -234,7 +237,6 @@ class EpochTrainer(RunTrainer):
             **options,
         )
         self.config = config
-        self.classes = classes
         # Some hosts take **kwargs and pass the number of items on to layers that have no use for it.
         self.model_accepts_loss_kwargs = False
         self.divergence = Divergence(console)

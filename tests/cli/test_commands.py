@@ -15,6 +15,7 @@ from tiny import FAMILIES
 from tiny_corpora import write_urbansound8k
 from typer.testing import CliRunner
 
+from mambavox import files as atomic
 from mambavox.cli import app
 from mambavox.cli.flags import parse_options
 from mambavox.training.classify.config import ClassifyConfig
@@ -313,13 +314,13 @@ def test_options_of_the_method() -> None:
 def test_a_full_disk_is_told(
     command: list[str], file: str, tones: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Path.write_bytes
+    create = atomic._create
 
-    def full(self: Path, content: bytes) -> int:
-        if file in self.name:
+    def full(path: Path) -> int:
+        if file in path.name:
             raise OSError(28, "No space left on device")
-        return write(self, content)
+        return create(path)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(atomic, "_create", full)
     _, err = _run(*command, tones, "--output", tmp_path / "out", code=1)
     assert "the disk is full. Make room" in err.replace("\n", " ")

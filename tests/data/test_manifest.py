@@ -1,6 +1,7 @@
 """Manifests: the three formats, labels, and messages that name the line and the column."""
 
 import json
+import random
 import unicodedata
 
 import pytest
@@ -124,6 +125,7 @@ def test_another_encoding_is_named(tmp_path):
         ("m.jsonl", '{"path": "a.wav", "label": ' + "9" * 5000 + "}", r"line 1: holds a number of 5000 digits"),
         ("m.jsonl", '{"path": "~nosuchuser/a.wav", "label": 1}', r"line 1: 'path' is '~nosuchuser/a\.wav', and nobody"),
         ("m.jsonl", '{"path": "a\\u0000.wav", "label": 1}', r"line 1: 'path' holds a NUL character"),
+        ("m.jsonl", '{"path": "\\ud800.wav", "label": 1}', r"line 1: 'path' is .*, which no file can be called"),
         ("m.jsonl", '{"path": "' + "a" * (1 << 24) + '"}', r"line 1: is longer than 16777216 characters"),
         ("m.csv", "path,label\na.wav,x\nb.wav, \n", r"no 'label' in line 3 \(1 of 2 rows\)"),
         ("m.jsonl", '{"path": "a.wav", "label": NaN}\n{"path": "b.wav", "label": "x"}', r"no 'label' in line 1"),
@@ -161,3 +163,20 @@ def test_a_file_is_found_in_either_form_of_its_letters(tmp_path, listed, there):
         assert example.audio == file
     (example,) = read_manifest(write(tmp_path / "m.csv", "label,path\nx,m\u00fc\u00df/g\u00f6ne.wav\n"))
     assert example.audio == tmp_path / "m\u00fc\u00df/g\u00f6ne.wav"  # is told as missing, as it was written
+
+
+def test_whatever_a_manifest_holds_is_read_or_refused_in_words(tmp_path):
+    write(tmp_path / "a.wav", "")
+    draw = random.Random(0)
+    names = ["path", "audio", "label", "start", "end", "offset", "duration", "channel", "recording", "tracks", " label"]
+    values = [None, True, -1, 0.5, 1e308, float("nan"), 10**30, "", "a.wav", "0.1", "nan", [], {}, [1], "\0", "\ud800"]
+    read = 0
+    for _ in range(200):
+        strange = [{draw.choice(names): draw.choice(values) for _ in range(draw.randint(0, 3))} for _ in range(2)]
+        rows = [{"path": "a.wav", "label": "x", **row} for row in strange]
+        path = write(tmp_path / "m.jsonl", "\n".join(map(json.dumps, rows)))
+        try:
+            read += len(read_manifest(path)) == 2
+        except DataError as error:
+            assert str(error).startswith(str(path))
+    assert read > 20

@@ -217,6 +217,7 @@ RECORDING = cut(0, 1)["recording"]
         ({"recording": {**RECORDING, "sources": [{"type": "url", "source": "https://x"}]}}, "expected one file"),
         ({"recording": {**RECORDING, "sources": 3}}, "expected one file"),
         ({"recording": None, "tracks": []}, "is a mix of cuts"),
+        ({"recording": {}, "tracks": []}, "expected one file"),
         ({"supervisions": [3]}, "its supervisions cannot be read"),
         ({"duration": 2}, "'duration' is 2, and .* ends at 1.000 s"),
     ],

@@ -146,6 +146,12 @@ def test_missing_audio_is_listed(tmp_path, write_tone):
         read_examples(tmp_path / "m.csv")
 
 
+def test_a_name_too_long_for_a_file_is_of_none(tmp_path):
+    (tmp_path / "m.csv").write_text(f"path,label\n{'a' * 300}.wav,x\n")
+    with pytest.raises(DataError, match=r"1 of 1 audio files do not exist"):
+        read_examples(tmp_path / "m.csv")
+
+
 def test_a_long_list_is_cut_short(tmp_path):
     (tmp_path / "m.csv").write_text("path,label\n" + "".join(f"{number}.wav,x\n" for number in range(50)))
     with pytest.raises(DataError, match=r"19\.wav and 30 more"):

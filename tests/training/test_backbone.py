@@ -147,5 +147,5 @@ def test_the_papers_positions(backbone: Callable[[str], str]) -> None:
 
 @pytest.mark.parametrize("option", [{"pooling": "mean"}, {"position_embeddings": "zero"}])
 def test_the_papers_settings_are_asts(backbone: Callable[[str], str], option: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="is no AST; expected host and kept"):
+    with pytest.raises(ConfigError, match="is no AST; expected backbone and kept"):
         load_backbone(backbone("whisper"), LABELS, **option)

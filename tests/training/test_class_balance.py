@@ -17,6 +17,7 @@ from mambavox.cli.application import app
 from mambavox.errors import ConfigError, DataWarning
 from mambavox.runs.result import RunResult
 from mambavox.training.classify.config import ClassifyConfig
+from mambavox.training.classify.data import notes_on_classes
 from mambavox.training.classify.objective import (
     class_weights,
     mean_cross_entropy,
@@ -156,6 +157,13 @@ def test_a_run_tells_and_treats_unbalanced_classes(
     done = CliRunner().invoke(app, ["evaluate", str(tmp_path / "weights"), "--split", "valid"])
     assert done.exit_code == 0 and ", F1 " in done.output, done.output
     assert RunResult.load(tmp_path / "weights").scores == results["weights"].scores
+
+
+def test_classes_of_nearly_the_same_name_are_told() -> None:
+    with pytest.warns(DataWarning, match=r"capitals or spaces alone: 'dog' and 'Dog', 'a b' and 'A  b'; are they"):
+        (note,) = notes_on_classes(["dog", "cat", "Dog", "a b", "A  b"], ClassifyConfig(data="x"))
+    assert note.startswith("classes that differ")
+    assert notes_on_classes(["dog", "cat"], ClassifyConfig(data="x")) == []
 
 
 def test_another_task_has_other_figures() -> None:

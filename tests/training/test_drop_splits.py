@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from typer.testing import CliRunner
 
+from mambavox.cli.application import app
 from mambavox.errors import ConfigError, DataError
 from mambavox.training.classify import data as labelled
 from mambavox.training.configs import CONFIGS
@@ -53,6 +55,14 @@ def test_every_task_leaves_them_out(folder: Path) -> None:
         read_examples(config("pretrain", folder))
     examples = read_examples(config("pretrain", folder, drop_splits="smoke,extra"))
     assert len(hold_back(examples, 0.1, 0).train) == 4 and len(examples) == 6
+
+
+def test_shards_are_packed_without_them(folder: Path, tmp_path: Path) -> None:
+    command = ["shards", "make", str(folder), "--output", str(tmp_path / "tars")]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 1 and "(--drop-splits)" in refused.stderr
+    done = CliRunner().invoke(app, [*command, "--drop-splits", "smoke,extra"])
+    assert done.exit_code == 0 and done.stdout.startswith("8 recordings"), done.output
 
 
 def test_values_that_are_not_there_or_all_there_is(folder: Path) -> None:

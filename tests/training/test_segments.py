@@ -129,9 +129,10 @@ def test_the_commands_hear_stretches(runs: dict[str, Path], sources: dict[str, s
         assert len(said[1]) == 14 and said[1][1]["file"].endswith("long.wav 0.500-1.050 s")
         assert [row["predictions"] for row in said[0]] == [row["predictions"] for row in said[1]]
         below = json.loads(_run("predict", runs["files"], sources["files"], "--json"))  # a flat folder is just read
-        assert {row["file"]: row["predictions"] for row in below} == {
-            row["file"]: row["predictions"] for row in said[0]
-        }
+        found, expected = ({row["file"]: row["predictions"] for row in rows} for rows in (below, said[0]))
+        assert found == expected
+        told = CliRunner().invoke(app, ["predict", str(runs["files"]), sources["files"]]).stderr
+        assert told.startswith("warning: ") and told.count("\n") == 1 and "1 .jsonl" in told  # on one line
         return
     for whole in ("60", "0.1"):  # seconds: at once, and block by block
         options = ("--model", runs["files"], "--whole-seconds", whole, "--format", "json,txt", "--output")

@@ -7,6 +7,7 @@ from typing import Any
 
 from mambavox.data.columns import listed, require_column, to_labels
 from mambavox.data.example import Example
+from mambavox.data.file_names import is_file
 from mambavox.data.manifest import read_rows
 from mambavox.data.protocol import Protocol
 from mambavox.errors import DataError
@@ -140,7 +141,7 @@ def check_listed(files: Sequence[tuple[str, Path]]) -> None:
         if file in place_of:
             raise DataError(f"{place}: {file} is already in {place_of[file]}; expected each recording in one line")
         place_of[file] = place
-    missing = [f"{file} ({place})" for file, place in place_of.items() if not file.is_file()]
+    missing = [f"{file} ({place})" for file, place in place_of.items() if not is_file(file)]
     if missing:
         raise DataError(
             f"{len(missing)} of {len(files)} listed recordings do not exist: {listed(missing)}; "

@@ -145,12 +145,11 @@ def make_shards(
     order = np.arange(len(keys)) if seed is None else np.random.default_rng(seed).permutation(len(keys))
     digest = blake2b("\n".join(keys).encode(), digest_size=16).hexdigest()
     packing = Packing(len(keys), digest, audio, shard_bytes, cut_seconds, seed, finished=False)
+    parts, names = parts_by_split(examples), _member_names(keys)  # what is wrong is told before anything is written
     _begin(folder, packing)
-    parts = parts_by_split(examples)
     groups: dict[str, list[int]] = {}
     for place in order.tolist():
         groups.setdefault(parts[place] if parts else _UNNAMED, []).append(place)
-    names = _member_names(keys)
     made: list[ShardIndex] = []
     with ThreadPoolExecutor(num_workers or min(os.cpu_count() or 1, 8)) as pool:
         for part, places in sorted(groups.items()):

@@ -22,6 +22,7 @@ from mambavox.data import (
     split_by_protocol,
     take_shots,
 )
+from mambavox.data.columns import listed
 from mambavox.data.segments import notes_on_segments
 from mambavox.data.splits import drop_splits
 from mambavox.errors import ConfigError, DataError, DataWarning
@@ -74,7 +75,7 @@ def load_labelled(config: ClassifyConfig, console: Console | None = None) -> Run
 
 
 def notes_on_classes(targets: Sequence[str], config: ClassifyConfig) -> list[str]:
-    """A sentence about classes of very different size, and on what is done about it.
+    """Sentences about names of classes that are nearly the same, and about classes of very different size.
 
     Args:
         targets: class of each training recording.
@@ -84,9 +85,16 @@ def notes_on_classes(targets: Sequence[str], config: ClassifyConfig) -> list[str
         DataWarning: there are such classes, and nothing is done about it.
     """
     counts = Counter(targets)
+    spelled: dict[str, list[str]] = {}
+    for label in counts:
+        spelled.setdefault(" ".join(label.casefold().split()), []).append(label)
+    alike = [" and ".join(map(repr, labels)) for labels in spelled.values() if len(labels) > 1]
+    notes = [f"classes that differ in capitals or spaces alone: {listed(alike)}; are they the same?"] if alike else []
+    for note in notes:
+        warnings.warn(f"{config.data}: {note}", DataWarning, stacklevel=3)
     (largest, most), (smallest, fewest) = max(counts.items(), key=_size), min(counts.items(), key=_size)
     if most < _UNBALANCED * fewest:
-        return []
+        return notes
     note = f"unbalanced classes: train has {most} recordings of {largest} and {fewest} of {smallest}"
     if config.class_balance == "none":
         mend = (
@@ -94,9 +102,9 @@ def notes_on_classes(targets: Sequence[str], config: ClassifyConfig) -> list[str
             "by it (--metric-for-best-model macro_f1), or count the classes alike (--class-balance weights or sampling)"
         )
         warnings.warn(f"{config.data}: {note}; {mend}", DataWarning, stacklevel=3)
-        return [f"{note}; nothing is done about it (--class-balance)"]
+        return [*notes, f"{note}; nothing is done about it (--class-balance)"]
     how = {"weights": "weighted in the loss", "sampling": "drawn equally often"}[config.class_balance]
-    return [f"{note}; the classes are {how} (--class-balance {config.class_balance})"]
+    return [*notes, f"{note}; the classes are {how} (--class-balance {config.class_balance})"]
 
 
 def _size(item: tuple[str, int]) -> int:

@@ -124,10 +124,10 @@ class ClassifyTask(AdaptTask[ClassifyConfig, EpochTrainer]):
             valid_line=partial(_valid_line, metric=metric),
             console=self.console,
             schedule={"lr_scheduler_type": "cosine"},
-            classes=targets if balance == "sampling" else None,
             compute_metrics=partial(valid_figures, metric=metric),
             compute_loss_func=loss,
         )
+        trainer.classes = targets if balance == "sampling" else None
         if self.front is not None:
             self._cache(trainer, self.front)
         return trainer
