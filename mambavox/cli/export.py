@@ -81,13 +81,19 @@ def export_command(
 def _load_whisper(model: str, backbone: str | None, language: str | None) -> tuple["WhisperTranscriber", str | None]:
     """A Whisper, and the code of the language that it writes."""
     from mambavox.asr.whisper import WhisperTranscriber
+    from mambavox.asr.whisper_language import known_languages
 
     # The graph encodes the whole window, also of a run that was trained with less of it.
     transcriber = WhisperTranscriber.from_pretrained(model, backbone=backbone, device="cpu", trim_encoder=False)
     (own,) = transcriber.languages.values()
-    if language is not None:
-        transcriber.switch(language)
-    return transcriber, language or own
+    spoken = language or own
+    if spoken is not None:
+        transcriber.switch(spoken)
+    elif known_languages(transcriber.host):
+        raise ConfigError(
+            f"{model}: knows several languages, and writes one when exported; expected its code: --language"
+        )
+    return transcriber, spoken
 
 
 def _export_ctranslate2(

@@ -103,3 +103,5 @@ def test_flags_of_the_other_kind(tmp_path: Path) -> None:
     )
     assert done.exit_code == 2 and "--block-seconds is for CTC models" in " ".join(done.output.split())
     assert not (tmp_path / "x").exists()
+    done = CliRunner().invoke(app, ["export", "--model", whisper, "--output", str(tmp_path / "x")])
+    assert done.exit_code == 1 and "knows several languages" in done.output and not (tmp_path / "x").exists()
