@@ -43,8 +43,7 @@ def export_command(
         ),
     ] = "onnx",
     quantization: Annotated[
-        Quantization | None,
-        typer.Option(help="In what CTranslate2's weights are written (default: float32)."),
+        Quantization | None, typer.Option(help="In what CTranslate2's weights are written (default: float32).")
     ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="Where the backbone under an adapter lies now (default: where it was).")
