@@ -26,7 +26,8 @@ class WhisperDecoding:
     Attributes:
         num_beams: beams of the search; 1 is greedy.
         temperatures: the first is searched with (0: the likeliest text; above: drawn at random, the same on every
-            call); each further one where the text before it fails a threshold or repeats itself without end.
+            call); each further one where the text before it fails a threshold or repeats itself without end. Where
+            all fail, the likeliest is kept.
         compression_ratio_threshold: a text that zlib shrinks by more fails; ``None``: none does.
         logprob_threshold: a text whose tokens have a lower mean log probability fails; ``None``: none does.
         no_speech_threshold: where "no speech" has a higher probability, and the text fails ``logprob_threshold`` (or
@@ -69,8 +70,12 @@ class WhisperDecoding:
 
     def fails(self, text: str, logprob: float) -> bool:
         """Whether a text is to be searched with the next temperature."""
-        ratio, least = self.compression_ratio_threshold, self.logprob_threshold
-        return (ratio is not None and compression_ratio(text) > ratio) or (least is not None and logprob < least)
+        return self.repeats(text) or (self.logprob_threshold is not None and logprob < self.logprob_threshold)
+
+    def repeats(self, text: str) -> bool:
+        """Whether a text shrinks by more than the threshold."""
+        ratio = self.compression_ratio_threshold
+        return ratio is not None and compression_ratio(text) > ratio
 
 
 CAREFUL = WhisperDecoding(

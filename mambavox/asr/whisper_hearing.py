@@ -1,5 +1,6 @@
 """A batch of windows through a Whisper: encoded once, searched, judged, aligned."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -135,18 +136,34 @@ class WindowHearing:
         asked = replace(asked, languages=languages)
         probabilities = first.softmax(-1)
         silence = None if self.timestamp_begin is None else probabilities[:, self.timestamp_begin - 2].tolist()
-        temperature, *higher = self.decoding.temperatures
-        found = self._search(encoded, asked, temperature)
-        heard = self._judge(encoded, frames, found, silence, asked)
-        for temperature in higher:
-            for row, item in enumerate(heard):
-                if item.repeats or (item.tokens and self.decoding.fails(item.text, item.logprob)):
-                    # Alone, so that a row is drawn as it is in any other batch.
-                    one, its = encoded[row : row + 1], asked.take([row])
-                    no_speech = None if silence is None else silence[row : row + 1]
-                    again = self._search(one, its, temperature)
-                    heard[row] = self._judge(one, frames[row : row + 1], again, no_speech, its)[0]
+        first_one, *higher = self.decoding.temperatures
+
+        def hear(rows: Sequence[int], temperature: float) -> list[Heard]:
+            chosen, its = encoded[list(rows)], asked.take(rows)
+            no_speech = None if silence is None else [silence[row] for row in rows]
+            found = self._search(chosen, its, temperature)
+            return self._judge(chosen, [frames[row] for row in rows], found, no_speech, its)
+
+        # What is drawn is drawn alone, so that a row is the same in any batch.
+        batches = [[row] for row in range(len(features))] if first_one > 0 else [range(len(features))]
+        heard = [item for rows in batches for item in hear(rows, first_one)]
+        for row, item in enumerate(heard):
+            tried = [item]
+            for temperature in higher:
+                if not self._failed(tried[-1]):
+                    break
+                tried += hear([row], temperature)
+            # Where all have failed, the last is drawn most wildly, and seldom the best.
+            heard[row] = tried[-1] if not self._failed(tried[-1]) else max(tried, key=self._rank)
         return heard
+
+    def _failed(self, heard: Heard) -> bool:
+        return heard.repeats or (bool(heard.tokens) and self.decoding.fails(heard.text, heard.logprob))
+
+    def _rank(self, heard: Heard) -> tuple[bool, bool, float]:
+        """By which one of several failed texts is better than another."""
+        logprob = -math.inf if math.isnan(heard.logprob) else heard.logprob
+        return not heard.repeats, not self.decoding.repeats(heard.text), logprob
 
     def _encode(self, features: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
         """States of the encoder, and the logits ``(batch, tokens)`` of what comes first in a text."""

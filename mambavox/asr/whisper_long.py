@@ -100,7 +100,9 @@ class LongFormHearing:
 
     def _cut(self, waveform: Waveform) -> list[tuple[int, int]]:
         spans = [(0, len(waveform))] if self._detector is None else self._detector(waveform, self._rate)
-        return cut_windows(waveform, spans, self._window, self._rate)
+        windows = cut_windows(waveform, spans, self._window, self._rate)
+        # Nothing is said in digital silence, whatever a Whisper makes of it.
+        return [(start, end) for start, end in windows if waveform[start:end].any()]
 
     def _hear_windows(self, windows: Sequence[tuple[Recording, int, int]]) -> Iterator[tuple[Recording, int, int]]:
         """Hear windows; gives those that have to be heard again, in halves."""

@@ -1,12 +1,18 @@
 """``mambavox export``: recognisers for other runtimes."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
 from mambavox.cli.console import ERR, OUT
 from mambavox.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mambavox.asr.whisper import WhisperTranscriber
+
+Quantization: TypeAlias = Literal["float32", "float16", "int8"]
+"""As ``mambavox.asr.whisper_ctranslate2.Quantization``, which takes seconds to import."""
 
 
 def export_command(
@@ -29,6 +35,16 @@ def export_command(
     language: Annotated[
         str | None, typer.Option(help="A Whisper as it is: code of the language (default: that of the run).")
     ] = None,
+    format: Annotated[
+        Literal["onnx", "ctranslate2"],
+        typer.Option(
+            help="Whisper: onnx takes every adapter; ctranslate2, for faster-whisper, those that change weights, such "
+            "as lora (extra ctranslate2)."
+        ),
+    ] = "onnx",
+    quantization: Annotated[
+        Quantization | None, typer.Option(help="In what CTranslate2's weights are written (default: float32).")
+    ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="Where the backbone under an adapter lies now (default: where it was).")
     ] = None,
@@ -46,26 +62,60 @@ def export_command(
     if recogniser_task(model, "mambavox export") == "whisper":
         if block_seconds is not None:
             raise typer.BadParameter("--block-seconds is for CTC models; a Whisper hears whole windows")
-        _export_whisper(model, output, backbone, language)
+        if quantization is not None and format == "onnx":
+            raise typer.BadParameter("--quantization is for --format ctranslate2; ONNX is written in float32")
+        transcriber, spoken = _load_whisper(model, backbone, language)
+        if format == "onnx":
+            _export_onnx(transcriber, output, spoken)
+        else:
+            _export_ctranslate2(transcriber, output, spoken, quantization or "float32")
     else:
+        if format != "onnx" or quantization is not None:
+            raise typer.BadParameter("--format ctranslate2 and --quantization are for a Whisper, not for a CTC model")
         if language is not None:
             raise typer.BadParameter("--language is for a Whisper; a CTC model knows its own language only")
         _export_ctc(model, output, backbone, block_seconds)
 
 
-def _export_whisper(model: str, output: Path, backbone: str | None, language: str | None) -> None:
+def _load_whisper(model: str, backbone: str | None, language: str | None) -> tuple["WhisperTranscriber", str | None]:
+    """A Whisper, and the code of the language that it writes."""
     from mambavox.asr.whisper import WhisperTranscriber
-    from mambavox.asr.whisper_export import check_whisper, export_whisper
+    from mambavox.asr.whisper_language import known_languages
 
     # The graph encodes the whole window, also of a run that was trained with less of it.
     transcriber = WhisperTranscriber.from_pretrained(model, backbone=backbone, device="cpu", trim_encoder=False)
     (own,) = transcriber.languages.values()
-    if language is not None:
-        transcriber.switch(language)
+    spoken = language or own
+    if spoken is not None:
+        transcriber.switch(spoken)
+    elif known_languages(transcriber.host):
+        raise ConfigError(
+            f"{model}: knows several languages, and writes one when exported; expected its code: --language"
+        )
+    return transcriber, spoken
+
+
+def _export_ctranslate2(
+    transcriber: "WhisperTranscriber", output: Path, language: str | None, quantization: Quantization
+) -> None:
+    from mambavox.asr.whisper_ctranslate2 import check_ctranslate2, export_ctranslate2
+
+    export_ctranslate2(transcriber.model, transcriber.processor, output, quantization)
+    OUT.print(f"{output}: for CTranslate2 and faster-whisper, in {quantization}", markup=False)
+    window = transcriber.window // int(transcriber.processor.feature_extractor.hop_length)
+    same = check_ctranslate2(transcriber.host, output, language, window)
+    if not same and quantization == "float32":
+        raise ConfigError(f"{output}: CTranslate2 writes another text than torch; expected the same in float32")
+    OUT.print(f"it writes {'the same' if same else 'another'} text of noise {'as' if same else 'than'} torch")
+
+
+def _export_onnx(transcriber: "WhisperTranscriber", output: Path, language: str | None) -> None:
+    from mambavox.asr.whisper_export import check_whisper, export_whisper
+
     extractor = transcriber.processor.feature_extractor
     window = transcriber.window // int(extractor.hop_length)
     description = export_whisper(
-        transcriber.model, output, language or own, sampling_rate=transcriber.sampling_rate, window=window
+        transcriber.model, output, language, sampling_rate=transcriber.sampling_rate, window=window
     )
     extractor.save_pretrained(output)
     transcriber.processor.tokenizer.save_pretrained(output)

@@ -51,6 +51,9 @@ def test_speech_is_found(recordings: Path) -> None:
     assert spans[0][0] >= 40_000 and spans[-1][1] <= len(speech) + 56_000
     assert sum(end - start for start, end in spans) > 0.7 * len(speech)
     assert detector(silence, 16_000) == []
+    edge = silence[:8_000]
+    near = detector(np.concatenate([edge, speech, edge]), 16_000)
+    assert near[0][0] == 0 and near[-1][1] == len(speech) + 16_000, "half a second at the edges is left"
     with pytest.raises(ConfigError, match="hears 16000 Hz, and the model 8000 Hz"):
         detector(silence, 8_000)
 

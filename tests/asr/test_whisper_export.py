@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from mambavox.adapters import apply_method
 from mambavox.asr.whisper import load_whisper
+from mambavox.asr.whisper_ctranslate2 import check_ctranslate2, export_ctranslate2, generate, merge_adapter
 from mambavox.asr.whisper_export import OnnxWhisper, check_whisper, doubling_scan, export_whisper
+from mambavox.asr.whisper_language import add_language, prefix_ids
 from mambavox.cli.application import app
 from mambavox.errors import ConfigError
 from mambavox.ops.selective_scan import selective_scan
@@ -67,6 +69,33 @@ def test_the_graphs_write_what_the_model_writes(tmp_path: Path) -> None:
         export_whisper(model, tmp_path / "onnx", "de", 16_000, 100)
 
 
+@pytest.mark.parametrize("quantization", ["float32", "int8"])
+def test_ctranslate2_writes_what_a_merged_model_writes(tmp_path: Path, quantization: str) -> None:
+    pytest.importorskip("ctranslate2")
+    host, processor = load_whisper(str(save_whisper(tmp_path / "whisper")))
+    new = add_language(host, processor.tokenizer, "ckb")
+    model = apply_method(host, "lora", {"r": 4}, token_rows=[new]).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    # CTranslate2 has rules of its own for timestamps that an untrained model writes where none are asked for.
+    config = host.generation_config
+    config.suppress_tokens = list(range(int(config.eos_token_id) + 1, host.config.vocab_size))
+    features = torch.randn(1, 16, 100)
+    options = {"language": "<|ckb|>", "task": "transcribe", "do_sample": False, "force_unique_generate_call": True}
+    expected = model.generate(input_features=features, max_new_tokens=12, **options)[0, 4:].tolist()
+    export_ctranslate2(model, processor, tmp_path / "ct2", quantization)
+    assert {"model.bin", "tokenizer.json", "preprocessor_config.json"} <= {f.name for f in (tmp_path / "ct2").iterdir()}
+    found = generate(tmp_path / "ct2", features.numpy(), prefix_ids(host, "ckb"), 16)
+    assert len(found) > 4 and (found == expected[: len(found)] or quantization == "int8")
+    assert check_ctranslate2(host, tmp_path / "ct2", "ckb", 100) or quantization == "int8"
+
+
+def test_an_adapter_beside_the_weights_is_not_merged(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="of mambadapter computes beside the weights and cannot be merged"):
+        merge_adapter(adapted(tmp_path / "whisper"))
+
+
 def test_flags_of_the_other_kind(tmp_path: Path) -> None:
     whisper = str(save_whisper(tmp_path / "whisper"))
     done = CliRunner().invoke(
@@ -74,3 +103,5 @@ def test_flags_of_the_other_kind(tmp_path: Path) -> None:
     )
     assert done.exit_code == 2 and "--block-seconds is for CTC models" in " ".join(done.output.split())
     assert not (tmp_path / "x").exists()
+    done = CliRunner().invoke(app, ["export", "--model", whisper, "--output", str(tmp_path / "x")])
+    assert done.exit_code == 1 and "knows several languages" in done.output and not (tmp_path / "x").exists()

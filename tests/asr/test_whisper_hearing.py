@@ -103,22 +103,32 @@ def test_a_batch_of_windows_says_what_each_says_alone(transcriber: WhisperTransc
     assert len(together[0].notes) >= 3, "cut at twelve tokens in each window"
 
 
-def test_a_failed_search_is_tried_again_alike_in_every_batch(transcriber: WhisperTranscriber) -> None:
+def test_a_failed_search_is_tried_again_alike_in_every_batch(
+    transcriber: WhisperTranscriber, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sounds = [tone(0.4 + 0.1 * number, 300.0 * (number + 1)) for number in range(3)]
-    never = WhisperDecoding(temperatures=(0.0, 0.8), logprob_threshold=0.0)
-    again = transcriber.transcribe(sounds, "de", decoding=never)
-    assert [item.text for item in again] != [item.text for item in transcriber.transcribe(sounds, "de")]
+    greedy = transcriber.transcribe(sounds, "de")
+    drawn = transcriber.transcribe(sounds, "de", decoding=WhisperDecoding(temperatures=(0.8,)))
+    assert [item.text for item in drawn] != [item.text for item in greedy]
     state = torch.random.get_rng_state()
-    assert transcriber.transcribe(sounds[1:2], "de", decoding=never)[0] == again[1]
+    assert transcriber.transcribe(sounds[1:2], "de", decoding=WhisperDecoding(temperatures=(0.8,)))[0] == drawn[1]
     assert torch.equal(state, torch.random.get_rng_state())
     content = WhisperDecoding(temperatures=(0.0, 0.8), logprob_threshold=-99.0)
-    assert transcriber.transcribe(sounds, "de", decoding=content) == transcriber.transcribe(sounds, "de")
+    assert transcriber.transcribe(sounds, "de", decoding=content) == greedy
+    never = WhisperDecoding(temperatures=(0.0, 0.8), logprob_threshold=0.0)
+    assert transcriber.transcribe(sounds, "de", decoding=never) == greedy, "all fail: the likeliest is kept"
+    texts = {item.text for item in greedy}
+    monkeypatch.setattr(WhisperDecoding, "fails", lambda self, text, logprob: text in texts)
+    again = transcriber.transcribe(sounds, "de", decoding=never)
+    assert [item.text for item in again] == [item.text for item in drawn]
 
 
 def test_silence_is_left_out(transcriber: WhisperTranscriber) -> None:
     always = WhisperDecoding(no_speech_threshold=0.0)
     (heard,) = transcriber.transcribe([tone(2.6)], "de", decoding=always, timestamps=True)
     assert heard.text == "" and heard.segments == () and heard.seconds == pytest.approx(2.6)
+    (heard,) = transcriber.transcribe([np.zeros(RATE, np.float32)], "de")
+    assert heard.text == "", "digital silence"
 
 
 def test_what_is_longer_than_the_decoder_takes_is_heard_in_halves(
