@@ -177,7 +177,6 @@ def quality_command(
         tell_of_no_plots()
     if as_json:
         print_json([row.to_mapping() for row in rows])
-        return
-    OUT.print(markdown(rows), markup=False)
-    if output is not None:
-        OUT.print(f"quality.md, quality.json and quality.png are in {output}", markup=False)
+    else:
+        where = f"\nquality.md, quality.json and quality.png are in {output}" if output else ""
+        OUT.print(markdown(rows) + where, markup=False)

@@ -28,7 +28,7 @@ from torch import nn
 from mambavox.adapters.weight_decay import no_weight_decay
 from mambavox.files import to_json, write_atomically
 from mambavox.runs.folder import METRICS_FILE
-from mambavox.training.engine import EpochProgress
+from mambavox.training.callbacks import EpochProgress
 from mambavox.training.run import run
 from mambavox.training.whisper import task
 from mambavox.training.whisper.config import WhisperConfig

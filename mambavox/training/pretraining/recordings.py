@@ -197,15 +197,7 @@ def load_recordings(
     kept_bytes = 0
 
     def read(example: Example) -> _Read:
-        """The samples, if anybody needs them, and their number or what is wrong."""
-        samples_then = known.get(example.name)
-        if isinstance(samples_then, int) and kept_bytes + _SAMPLE_BYTES * samples_then > cache_bytes:
-            return None, samples_then
-        try:
-            samples = quantise(example.read())
-        except AudioError as error:
-            return None, str(error)
-        return samples, len(samples)
+        return _read_or_remember(example, known.get(example.name), cache_bytes - kept_bytes)
 
     usable: list[int] = []
     lengths: list[int] = []
@@ -238,6 +230,17 @@ def load_recordings(
     warn_of_lengths(chosen, [length / SAMPLING_RATE for length in lengths])
     places = np.arange(len(usable))
     return Recordings(chosen, chosen.keys, places, np.array(lengths, np.int64), kept, problems, short, found)
+
+
+def _read_or_remember(example: Example, samples_then: int | str | None, room: float) -> _Read:
+    """The samples, if there is room for them or nobody knows how many they are, and their number or what is wrong."""
+    if isinstance(samples_then, int) and _SAMPLE_BYTES * samples_then > room:
+        return None, samples_then
+    try:
+        samples = quantise(example.read())
+    except AudioError as error:
+        return None, str(error)
+    return samples, len(samples)
 
 
 def _none_usable(number: int, short: int, min_samples: int, problems: Sequence[AudioProblem] = ()) -> str:
