@@ -232,6 +232,18 @@ def test_recordings_without_a_transcript_can_be_skipped(whisper: str, sayings: s
     assert len(data.train) == 7 and ["low_0" in row["name"] for row in data.left_out] == [True]
 
 
+def test_transcripts_that_the_decoder_cannot_take_can_be_skipped(whisper: str, sayings: str, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (Path(sayings) / "manifest.jsonl").read_text().splitlines()]
+    rows[0]["sentence"] = "low " * 500
+    rows = [{**row, "path": str(Path(sayings) / row["path"])} for row in rows]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chosen = config(whisper, str(tmp_path / "manifest.jsonl"), tmp_path / "run", epochs=1)
+    with pytest.raises(DataError, match=r"transcripts of 1 recordings have more than .*--on-error skip"):
+        train(chosen)
+    result = train(chosen.replace(on_error="skip"))
+    assert result.recordings["train"] == 7 and "the decoder takes" in result.left_out[0]["reason"]
+
+
 def test_a_multilingual_whisper_must_be_told_the_language(whisper: str, sayings: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no language is given, and .* knows 2; .*--language"):
         train(config(whisper, sayings, tmp_path / "run", language=None))

@@ -57,7 +57,7 @@ class TranscriptDataset(FeatureDataset):
         if long:
             raise DataError(
                 f"transcripts of {len(long)} recordings have more than the {max_tokens} tokens that the decoder takes: "
-                f"{listed(long)}; cut those recordings into shorter ones"
+                f"{listed(long)}; cut those recordings into shorter ones, or leave them out with --on-error skip"
             )
 
     def __getitem__(self, index: int) -> dict[str, Any]:

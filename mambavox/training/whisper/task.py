@@ -20,13 +20,13 @@ from mambavox.asr.whisper_language import (
     prefix_ids,
 )
 from mambavox.asr.whisper_window import TrimmedEncoder
-from mambavox.errors import ConfigError
+from mambavox.errors import ConfigError, DataError
 from mambavox.hub import load_config, load_extractor
 from mambavox.runs.card import CardText
 from mambavox.runs.result import RunResult
 from mambavox.training.front_end import FrontEnd, longest_seconds
 from mambavox.training.recognition import prediction_rows, score_split
-from mambavox.training.splits import RunData
+from mambavox.training.splits import RunData, Split
 from mambavox.training.task import AdaptTask, Scored
 from mambavox.training.transcripts import load_transcripts
 from mambavox.training.whisper.config import WhisperConfig
@@ -74,6 +74,9 @@ class WhisperTask(AdaptTask[WhisperConfig, WhisperTrainer]):
         if config.trim_encoder:
             TrimmedEncoder(host)
         front_end = FrontEnd(self.processor.feature_extractor, host.config, self.window)
+        most = host.config.max_target_positions
+        for name, split in self.data.splits.items():
+            self.data.splits[name] = self._fitting(name, split, most - len(prefix) - 1)
         self.datasets = {
             name: TranscriptDataset(
                 split.examples,
@@ -81,22 +84,39 @@ class WhisperTask(AdaptTask[WhisperConfig, WhisperTrainer]):
                 front_end,
                 prefix=prefix,
                 tokenizer=tokenizer,
-                max_tokens=host.config.max_target_positions,
+                max_tokens=most,
                 spec_augment=config.spec_augment and name == "train",
                 seed=config.seed,
             )
             for name, split in self.data.splits.items()
         }
         longest = max(len(tokens) for dataset in self.datasets.values() for tokens in dataset.tokens)
-        most = host.config.max_target_positions - len(prefix)
         self.generation = {
             **generation_options(host, config.language),
-            "max_new_tokens": min(config.max_new_tokens or math.ceil(1.5 * longest), most),
+            "max_new_tokens": min(config.max_new_tokens or math.ceil(1.5 * longest), most - len(prefix)),
             "num_beams": config.num_beams,
             "stopping_criteria": [RepetitionGuard()],
         }
         self.repeats: dict[str, int] = {}
         return model
+
+    def _fitting(self, name: str, split: Split, most: int) -> Split:
+        """The recordings whose transcripts the decoder can take; where they may be skipped, the others are told of."""
+        if self.config.on_error == "raise":
+            return split
+        written, kept = as_written(split.written, self.config.language), []
+        for row, (example, text) in enumerate(zip(split.examples, written, strict=True)):
+            tokens = len(self.processor.tokenizer(text, add_special_tokens=False).input_ids)
+            if tokens <= most:
+                kept.append(row)
+                continue
+            reason = f"its transcript has {tokens} tokens and the decoder takes {most}"
+            self.data.left_out.append({"name": example.name, "split": name, "reason": reason})
+        if not kept and len(split):
+            raise DataError(
+                f"{self.config.data}: no transcript of the split {name} fits into the {most} tokens of the decoder"
+            )
+        return split if len(kept) == len(split) else split.take(kept)
 
     def make_trainer(self) -> WhisperTrainer:
         """Cross-entropy of tokens, a line to the final learning rate, the best epoch by an error rate."""
