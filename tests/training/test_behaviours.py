@@ -38,6 +38,7 @@ from mambavox.runs.plots import plots_in
 from mambavox.runs.result import RunResult
 from mambavox.training.configs import CONFIGS
 from mambavox.training.engine import RunTrainer
+from mambavox.training.pretraining.progress import read_history
 from mambavox.training.run import run
 
 TASKS = ("classify", "ctc", "whisper", "pretrain")
@@ -377,4 +378,9 @@ def test_two_processes_learn_what_one_learns(make: Make, tmp_path: Path) -> None
     for name, tensor in weights.items():
         torch.testing.assert_close(others[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
     assert together.recordings == alone.recordings and together.scores.keys() == alone.scores.keys()
+    if config.task == "pretrain":
+        histories = [read_history(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
+        for row, other in zip(*histories, strict=True):
+            for name in row.keys() - {"hours_an_hour", "eval_hours_an_hour", "eval_seconds"}:
+                assert row[name] == pytest.approx(other[name], rel=1e-3), name
     assert done.stdout.count("saved in ") == 1, "the first process speaks"

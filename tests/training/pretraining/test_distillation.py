@@ -131,8 +131,8 @@ def test_a_student_comes_near_its_teacher(speech: str, teacher: str, tmp_path: P
 
 
 def test_killed_and_continued(speech: str, teacher: str, tmp_path: Path) -> None:
-    config = run(speech, tmp_path / "broken", teacher, steps=60, save_every=10, log_every=10, layerdrop=0.3)
-    _kill_after(config, "checkpoint-20", tmp_path / "log")
+    config = run(speech, tmp_path / "broken", teacher, steps=24, save_every=4, log_every=4, layerdrop=0.3)
+    _kill_after(config, "checkpoint-8", tmp_path / "log")
     assert not (tmp_path / "broken" / "metrics.json").exists()
     checkpoint = load_file(next((tmp_path / "broken" / "checkpoints").glob("*/model.safetensors")))
     assert {name.partition(".")[0] for name in checkpoint} == {"mamba_hubert", "heads"}  # and no teacher
@@ -140,7 +140,7 @@ def test_killed_and_continued(speech: str, teacher: str, tmp_path: Path) -> None
     # Another cache and other evaluations change nothing that is learned.
     train(config.replace(output=str(tmp_path / "whole"), cache_gb=0.0, num_workers=1))
     assert_same(tmp_path / "broken", tmp_path / "whole")
-    train(config.replace(output=str(tmp_path / "seldom"), eval_every=60))
+    train(config.replace(output=str(tmp_path / "seldom"), eval_every=24))
     weights, others = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "seldom"))
     assert all(torch.equal(weights[name], others[name]) for name in weights)
 

@@ -6,12 +6,9 @@ import subprocess
 import sys
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from rich.console import Console
-from safetensors.torch import load_file
 from training.devices import pretend_two_gpus
 from training.pretraining.conftest import tiny_run
 from transformers import TrainingArguments
@@ -20,10 +17,6 @@ from mambavox.errors import ConfigError
 from mambavox.runs.result import RunResult
 from mambavox.training.pretraining.config import PretrainConfig
 from mambavox.training.pretraining.objective import pretraining_arguments
-from mambavox.training.pretraining.progress import read_history
-from mambavox.training.run import run as train
-
-_NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "feat_proj_dropout", "layerdrop"), 0.0)
 
 
 def _together(
@@ -53,30 +46,6 @@ def _together(
         subprocess.CompletedProcess(process.args, process.returncode, output)
         for process, output in zip(processes, outputs, strict=True)
     ]
-
-
-def test_two_processes_learn_what_one_does(speech: str, tmp_path: Path) -> None:
-    options: dict[str, Any] = {**_NO_DROPOUT, "steps": 6, "log_every": 1}
-    alone = tiny_run(speech, tmp_path / "alone", **options)
-    assert alone.batches_a_step == 2
-    train(alone)
-    together = alone.replace(output=str(tmp_path / "together"))
-    for process in _together(together, tmp_path):
-        assert process.returncode == 0, process.stdout
-    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("alone", "together")]
-    for key, expected in weights[0].items():
-        torch.testing.assert_close(weights[1][key], expected, rtol=1e-5, atol=1e-5, msg=key)
-    start = train(alone.replace(output=str(tmp_path / "start"), steps=1, learning_rate=1e-9))
-    assert start.details["steps"] == 1
-    fresh = load_file(tmp_path / "start" / "model.safetensors")
-    moved = max(float((weights[0][key] - fresh[key]).abs().max()) for key in fresh)
-    assert moved > 1e-3  # what is compared has been trained
-    first, second = (read_history(tmp_path / name / "metrics.jsonl") for name in ("alone", "together"))
-    assert len(first) == len(second) > 6
-    for one, two in zip(first, second, strict=True):
-        assert one.keys() == two.keys()
-        for name in one.keys() - {"hours_an_hour", "eval_hours_an_hour", "eval_seconds"}:
-            assert one[name] == pytest.approx(two[name], rel=1e-4), name
 
 
 def test_each_process_leaves_out_other_layers(speech: str, tmp_path: Path) -> None:

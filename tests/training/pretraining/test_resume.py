@@ -62,9 +62,9 @@ def _kill_after(config: PretrainConfig, checkpoint: str, log: Path, *flags: str)
 
 
 def test_killed_twice(speech: str, tmp_path: Path) -> None:
-    config = tiny_run(speech, tmp_path / "broken", steps=160, save_every=20, log_every=10, num_workers=1)
-    _kill_after(config, "checkpoint-40", tmp_path / "first")
-    _kill_after(config, "checkpoint-80", tmp_path / "second", "--resume")
+    config = tiny_run(speech, tmp_path / "broken", steps=80, save_every=10, log_every=10, num_workers=1)
+    _kill_after(config, "checkpoint-20", tmp_path / "first")
+    _kill_after(config, "checkpoint-40", tmp_path / "second", "--resume")
     assert not RunFolder(config.output_path).is_finished
     train(config, resume=True)
     # Loading in this process, and another cache, change nothing.

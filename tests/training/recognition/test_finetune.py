@@ -173,7 +173,7 @@ def test_limits_of_seconds(spoken, tiny_mamba, tmp_path):
         ({"backbone": "/nowhere/at/all"}, ConfigError, "^/nowhere/at/all: there is no such folder"),
         ({"backbone": "nowhere/at-all"}, ConfigError, "could not be fetched"),
         ({"method": "nothing"}, ConfigError, "method=nothing; expected"),
-        ({"method": "mambadapter"}, HostError, "no sublayer fits where='encoder', placement='ffn'; the host has"),
+        ({"method": "mambadapter"}, HostError, "no sublayer fits where='encoder', placement='ffn'; the backbone has"),
         (
             {"train_split": "train-clean-100"},
             DataError,
