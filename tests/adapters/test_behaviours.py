@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from adapters.conftest import NOT_SILENT, Host, logits, train_step, train_without_dropout, trainable
+from adapters.conftest import (
+    HOSTS,
+    METHOD_OPTIONS,
+    NOT_SILENT,
+    OWN_METHODS,
+    Host,
+    logits,
+    train_step,
+    train_without_dropout,
+    trainable,
+)
 from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers.integrations.peft import PeftAdapterMixin
@@ -226,10 +236,11 @@ def test_half_precision_host_keeps_a_float32_adapter(host: Host, own_method: Met
     assert not torch.equal(logits(model, inputs), expected)
 
 
-def test_an_adapter_takes_the_hosts_precision_where_peft_is_told_so(host: Host, own_method: Method) -> None:
+@pytest.mark.parametrize("name", sorted(OWN_METHODS))
+def test_an_adapter_takes_the_hosts_precision_where_peft_is_told_so(name: str) -> None:
     """``autocast_adapter_dtype=False``, as peft's own methods do."""
-    name, options = own_method
-    chosen = METHODS[name].config
+    options = next(options for method, options in METHOD_OPTIONS.values() if method == name)
+    chosen, host = METHODS[name].config, next(host for host in HOSTS if host.name == "whisper")
     assert chosen is not None
     model = get_peft_model(host.model().to(torch.bfloat16), chosen(**options), autocast_adapter_dtype=False)
     assert {p.dtype for p in trainable(model).values()} == {torch.bfloat16}

@@ -12,14 +12,12 @@ from mambavox.errors import ConfigError
 
 
 def test_passes_of_ours_and_of_transformers(tmp_path):
-    report = measure_training("nano", encoders=("mamba", PEER), lengths=(0.5, 1.0), threads=1, repeats=1)
-    assert [(row.encoder, row.length) for row in report.rows] == [
-        (encoder, length) for encoder in ("mamba", PEER) for length in (0.5, 1.0)
-    ]
+    report = measure_training("nano", encoders=("mamba", PEER), lengths=(0.5,), threads=1, repeats=1)
+    assert [(row.encoder, row.length) for row in report.rows] == [("mamba", 0.5), (PEER, 0.5)]
     assert all(row.timing is not None and row.timing.median > 0 and row.bytes >= 0 for row in report.rows)
     report.write(tmp_path)
     rows = json.loads((tmp_path / "training.json").read_text())["rows"]
-    assert rows[1]["audio_seconds_a_second"] == pytest.approx(1.0 / rows[1]["timing"]["seconds"][0])
+    assert rows[1]["audio_seconds_a_second"] == pytest.approx(0.5 / rows[1]["timing"]["seconds"][0])
     assert (tmp_path / "training.png").stat().st_size > 1000
     assert "| 0.5 | 1.00 |" in (tmp_path / "training.md").read_text()
 

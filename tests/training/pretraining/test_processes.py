@@ -18,6 +18,8 @@ from mambavox.runs.result import RunResult
 from mambavox.training.pretraining.config import PretrainConfig
 from mambavox.training.pretraining.objective import pretraining_arguments
 
+_NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "feat_proj_dropout", "layerdrop"), 0.0)
+
 
 def _together(
     config: PretrainConfig, folder: Path, script: str = "ddp_worker.py", *flags: str
