@@ -32,7 +32,7 @@ quickstart: .venv/usable
 	$(BIN)/mambavox quickstart --output runs/quickstart --overwrite $(QUICKSTART)
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest --numprocesses auto
 
 # Everything on a real Whisper: minutes, and 280 MB of memory for each process.
 test-real: setup
