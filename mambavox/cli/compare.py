@@ -21,7 +21,7 @@ class CompareOptions:
 
     preset: Annotated[
         Literal["table1", "table2", "scaling", "ablation", "surface", "few-shot", "latency"] | None,
-        typer.Option(help="A comparison of the MambAdapter paper; without it, give --methods."),
+        typer.Option(help="A ready comparison, mostly the MambAdapter paper's; without it, give --methods."),
     ] = None
     task: Annotated[
         list[str] | None,

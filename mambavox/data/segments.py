@@ -227,10 +227,10 @@ def warn_of_unused(
 
 
 def notes_on_segments(parts: Mapping[str, Sequence[Example]]) -> list[str]:
-    """Sentences for the user on stretches of files: that there are some, and which parts hear the same sound.
+    """Sentences for the user on stretches of files: that there are some, and which splits hear the same sound.
 
     Args:
-        parts: the recordings of each part, ``train`` among them.
+        parts: the recordings of each split, ``train`` among them.
     """
     intervals = {part: [_interval(example) for example in examples] for part, examples in parts.items()}
     segments = [example.audio for part in parts.values() for example in part if isinstance(example.audio, AudioSegment)]

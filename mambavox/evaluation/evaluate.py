@@ -18,6 +18,7 @@ from mambavox.errors import ConfigError, RunError
 from mambavox.evaluation.classifier import AudioClassifier
 from mambavox.runs.config import AdaptConfig, TranscriptConfig
 from mambavox.runs.folder import read_run
+from mambavox.runs.plots import count_confusions
 from mambavox.runs.result import RunResult
 from mambavox.training.classify import data as labelled
 from mambavox.training.classify.config import ClassifyConfig
@@ -320,9 +321,8 @@ def _score_classes(name: str, split: Split, classifier: AudioClassifier, batch: 
     else:
         logits = classifier.logits(split.examples, batch)
         found, predicted = probabilities(logits), logits.argmax(axis=1)
-    confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)
-    np.add.at(confusion, (targets, predicted), 1)
     crop = classifier.front_end.crop_seconds
     longer = sum(seconds > crop for seconds in split.seconds)
     rows = class_rows(name, split, predicted, found, labels)
+    confusion = count_confusions(rows, labels)
     return Classification(score(targets, predicted, labels).to_mapping(), labels, confusion, crop, longer, whole, rows)

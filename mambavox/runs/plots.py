@@ -1,6 +1,6 @@
 """The plots that a run leaves of itself: learning curves, confusions of classes, errors of transcripts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,13 +60,8 @@ def draw_run(
     """
     if not can_draw():
         return NO_MATPLOTLIB
-    try:
-        plot_learning_curve(curve, best_epoch, title, folder / CURVE_FILE)
-    except OSError:
-        raise
-    except Exception as error:
-        return f"no plots are drawn: {error}"
-    return draw_predictions(folder, splits, labels, title)
+    problem = _attempted(lambda: plot_learning_curve(curve, best_epoch, title, folder / CURVE_FILE))
+    return problem or draw_predictions(folder, splits, labels, title)
 
 
 def draw_predictions(
@@ -91,14 +86,18 @@ def draw_predictions(
     reported = {name: rows for name, rows in splits.items() if name not in ("train", "valid")} or dict(splits)
     if not reported:
         return None
+    if labels is None:
+        return _attempted(lambda: plot_errors(reported, title, folder / ERRORS_FILE))
+    rows = [row for rows in reported.values() for row in rows]
+    counts = count_confusions(rows, labels)
+    heading = f"{title}, {'/'.join(reported)}: {int(np.trace(counts))} of {len(rows)} are right"
+    return _attempted(lambda: plot_confusion(counts, labels, heading, folder / CONFUSION_FILE))
+
+
+def _attempted(draw: Callable[[], Any]) -> str | None:
+    """Draw, and say why it cannot be done; a folder that cannot be written into is still an error."""
     try:
-        if labels is None:
-            plot_errors(reported, title, folder / ERRORS_FILE)
-        else:
-            rows = [row for rows in reported.values() for row in rows]
-            counts = count_confusions(rows, labels)
-            heading = f"{title}, {'/'.join(reported)}: {int(np.trace(counts))} of {len(rows)} are right"
-            plot_confusion(counts, labels, heading, folder / CONFUSION_FILE)
+        draw()
     except OSError:
         raise
     except Exception as error:

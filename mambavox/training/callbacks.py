@@ -7,7 +7,7 @@ from typing import Any
 
 from peft import PeftModel
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -111,24 +111,21 @@ class GradientCheck(TrainerCallback):
             )
 
 
-class EpochProgress(TrainerCallback):
-    """A line for each epoch and, on a terminal, a bar.
+class TrainingBar(TrainerCallback):
+    """A bar on a terminal, one step for each update.
 
     Args:
-        console: where they go.
-        epochs: number of them.
-        valid_line: the figures of the valid split in words.
+        console: where it goes.
+        columns: further columns of ``rich.progress``, before the time that remains.
     """
 
-    def __init__(self, console: Console, epochs: int, valid_line: Callable[[Mapping[str, float]], str]) -> None:
+    def __init__(self, console: Console, *columns: ProgressColumn) -> None:
         self.console = console
-        self.epochs = epochs
-        self.valid_line = valid_line
-        self.loss = math.nan
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
+            *columns,
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -144,6 +141,26 @@ class EpochProgress(TrainerCallback):
         """Move it."""
         self.progress.update(self.task, completed=state.global_step)
 
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Take the bar away."""
+        self.progress.stop()
+
+
+class EpochProgress(TrainingBar):
+    """A line for each epoch and, on a terminal, a bar.
+
+    Args:
+        console: where they go.
+        epochs: number of them.
+        valid_line: the figures of the valid split in words.
+    """
+
+    def __init__(self, console: Console, epochs: int, valid_line: Callable[[Mapping[str, float]], str]) -> None:
+        super().__init__(console)
+        self.epochs = epochs
+        self.valid_line = valid_line
+        self.loss = math.nan
+
     def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Tell the loss, where no evaluation follows."""
         logs = kwargs["logs"]
@@ -155,10 +172,6 @@ class EpochProgress(TrainerCallback):
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Tell the loss and the figures of the valid split."""
         self._tell(state, f"  valid {self.valid_line(kwargs['metrics'])}")
-
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        """Take the bar away."""
-        self.progress.stop()
 
     def _tell(self, state: TrainerState, valid: str) -> None:
         line = f"epoch {round(state.epoch or 0)}/{self.epochs}  loss {self.loss:.4f}{valid}"

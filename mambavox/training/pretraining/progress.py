@@ -5,11 +5,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-import rich.progress
 from rich.console import Console
+from rich.progress import TimeElapsedColumn
 from transformers import TrainerCallback, TrainerState
 
 from mambavox.files import write_atomically
+from mambavox.training.callbacks import TrainingBar
 from mambavox.training.pretraining.figures import Figures
 
 
@@ -51,7 +52,7 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) and math.isfinite(value) else value
 
 
-class Progress(TrainerCallback):
+class Progress(TrainingBar):
     """A bar on a terminal, and lines of figures.
 
     Args:
@@ -60,26 +61,8 @@ class Progress(TrainerCallback):
     """
 
     def __init__(self, console: Console, figures: Figures) -> None:
-        self.console, self.figures = console, figures
-        self.progress = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TimeElapsedColumn(),
-            rich.progress.TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Show the bar."""
-        self.task = self.progress.add_task("training", total=state.max_steps, completed=state.global_step)
-        self.progress.start()
-
-    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Move it."""
-        self.progress.update(self.task, completed=state.global_step)
+        super().__init__(console, TimeElapsedColumn())
+        self.figures = figures
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Tell figures."""
@@ -97,7 +80,3 @@ class Progress(TrainerCallback):
             self.console.print(
                 f"{state.global_step}/{state.max_steps}  valid: {self.figures.valid_line(valid)}", markup=False
             )
-
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        """Take the bar away."""
-        self.progress.stop()
