@@ -86,12 +86,19 @@ def draw_predictions(
     reported = {name: rows for name, rows in splits.items() if name not in ("train", "valid")} or dict(splits)
     if not reported:
         return None
+    return _attempted(lambda: _draw_reported(folder, reported, labels, title))
+
+
+def _draw_reported(
+    folder: Path, reported: Mapping[str, Sequence[Mapping[str, Any]]], labels: Sequence[str] | None, title: str
+) -> None:
     if labels is None:
-        return _attempted(lambda: plot_errors(reported, title, folder / ERRORS_FILE))
+        plot_errors(reported, title, folder / ERRORS_FILE)
+        return
     rows = [row for rows in reported.values() for row in rows]
     counts = count_confusions(rows, labels)
     heading = f"{title}, {'/'.join(reported)}: {int(np.trace(counts))} of {len(rows)} are right"
-    return _attempted(lambda: plot_confusion(counts, labels, heading, folder / CONFUSION_FILE))
+    plot_confusion(counts, labels, heading, folder / CONFUSION_FILE)
 
 
 def _attempted(draw: Callable[[], Any]) -> str | None:
