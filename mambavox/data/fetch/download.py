@@ -90,7 +90,7 @@ def download(url: str, path: Path, progress: Progress = lambda done, total: None
         time.sleep(_PAUSE * 2**tries if tries else 0)
     if not _size(part):
         raise DataError(
-            f"{url}: cannot be reached ({_words(reason)}); look after the connection, and give the same command again"
+            f"{url}: cannot be reached ({_words(reason)}); check the connection, and give the same command again"
         ) from reason
     raise DataError(
         f"{url}: broke off ({_words(reason)}) after {_size(part):,} bytes, which are kept in {part}; give the same "
