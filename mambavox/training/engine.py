@@ -289,6 +289,8 @@ class EpochTrainer(RunTrainer):
         return round((self.state.best_global_step or self.state.global_step) / max(steps, 1e-9))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return  # Trainer comes here in every process, and only one may write
         folder = Path(output_dir or self.args.output_dir)
         save_trained(self.model, folder)
         if self.rank_allocation is not None:

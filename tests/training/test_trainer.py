@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from torch import nn
 from training.devices import pretend_two_gpus
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from mambavox.adapters import apply_method
 from mambavox.training.classify.backbone import load_backbone
 from mambavox.training.classify.config import ClassifyConfig
 from mambavox.training.classify.objective import score
+from mambavox.training.engine import EpochTrainer
 from mambavox.training.modes import set_training_mode
 from mambavox.training.parameter_groups import parameter_groups
 from mambavox.training.run import run as train
@@ -91,6 +92,25 @@ def test_one_process_takes_one_of_several_gpus(
     with pytest.raises(ZeroDivisionError):
         train(config)
     assert used == [(1, 3)]
+
+
+def test_only_one_process_writes_a_checkpoint(
+    backbone: Callable[[str], str], tones: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``Trainer`` calls ``_save`` in every process: two of them would write the same files at a time."""
+    written = []
+    save = EpochTrainer._save
+
+    def saved_by_two(self: EpochTrainer, output_dir: str | None = None, *rest: object) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainingArguments, "should_save", False)
+            save(self, str(tmp_path / "other"))
+        written.append((tmp_path / "other").exists())
+        save(self, output_dir)
+
+    monkeypatch.setattr(EpochTrainer, "_save", saved_by_two)
+    train(ClassifyConfig(data=tones, output=str(tmp_path / "run"), backbone=backbone("ast"), epochs=1, device="cpu"))
+    assert written == [False]
 
 
 def _batches(trainer: Trainer) -> tuple[int, int]:
