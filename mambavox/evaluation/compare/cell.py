@@ -17,6 +17,7 @@ from mambavox.training.configs import config_class
 # Where things lie, and how they are loaded, changes no result.
 _INDIFFERENT = ("data", "output", "backbone", "num_workers", "tensorboard", "plots")
 _NAME_LENGTH = 120
+_NO_DEFAULT = object()
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,14 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Readable name and a hash of everything that determines the result."""
+        """Readable name and a hash of everything that determines the result.
+
+        Settings at their defaults are left out of it, so that a setting that is added later loses no finished cell.
+        """
         config = self.config
+        defaults = type(config)().to_mapping()
         facts = {
-            "config": {key: value for key, value in config.to_mapping().items() if key not in _INDIFFERENT},
+            "config": {key: value for key, value in self.settings.items() if value != defaults.get(key, _NO_DEFAULT)},
             "data": self.data_fingerprint,
             "backbone": self.backbone_fingerprint,
             "version": __version__,
@@ -55,6 +60,11 @@ class Cell:
             f"seed{config.seed}",
         ]
         return f"{re.sub(r'[^A-Za-z0-9_.=-]+', '_', '-'.join(words))[:_NAME_LENGTH]}-{digest[:16]}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The flat keys of the configuration that can change the result."""
+        return {key: value for key, value in self.config.to_mapping().items() if key not in _INDIFFERENT}
 
     def to_mapping(self) -> dict[str, Any]:
         """For JSON."""
@@ -168,25 +178,28 @@ class CellStore:
         """Run folder of a cell that is under way."""
         return self.folder / "work" / key
 
-    def read(self, key: str) -> CellResult | None:
+    def read(self, cell: Cell) -> CellResult | None:
         """A cell's result; ``None`` where there is none yet.
 
         Raises:
-            RunError: the file is cut off, was changed, or holds something else.
+            RunError: the file is cut off, was changed, or holds something else; or a default was another then.
         """
-        path = self.path(key)
+        path = self.path(cell.key)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["checksum"] != _checksum(content["result"]):
                 raise ValueError("its checksum is another")
             result = CellResult(**content["result"])
-            if result.key != key:
+            if result.key != cell.key:
                 raise ValueError(f"it is the result of {result.key}")
-            return result
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(f"{path}: is damaged ({error}); the cell is computed again") from error
+        for key, value in json.loads(json.dumps(cell.settings)).items():
+            if result.config.get(key, value) != value:
+                raise RunError(f"{path}: was computed with {key}={result.config[key]}; the cell is computed again")
+        return result
 
     def write(self, result: CellResult) -> None:
         """Keep a cell's result, and forget that it ever failed."""

@@ -133,6 +133,6 @@ def _row(variant: Variant, config: PretrainedConfig) -> dict[str, Any]:
 
 def _is_done(store: CellStore, cell: Cell) -> bool:
     try:
-        return store.read(cell.key) is not None
+        return store.read(cell) is not None
     except RunError:
         return False

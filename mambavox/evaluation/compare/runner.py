@@ -31,7 +31,7 @@ def waiting_cells(cells: Sequence[Cell], store: CellStore, console: Console) -> 
     waiting = {}
     for cell in cells:
         try:
-            if store.read(cell.key) is None:
+            if store.read(cell) is None:
                 waiting[cell.key] = cell
         except RunError as error:
             console.print(f"{error}", style="yellow", markup=False)
@@ -139,7 +139,7 @@ class _Progress:
         with self.lock:
             self.number += 1
             line = f"[{self.number}/{self.total}] {cell.key.rsplit('-', 1)[0]}: "
-            result = None if error else self.store.read(cell.key)
+            result = None if error else self.store.read(cell)
             if result is None:
                 line += f"FAILED: {(error or 'no result').splitlines()[-1]}"
             elif result.diverged:

@@ -160,7 +160,7 @@ def choose_rate(plan: Plan, store: CellStore, task: Task, variant: Variant) -> R
     quality: dict[float, tuple[float, float]] = {}
     scores: dict[float, float] = {}
     for cell, rate in zip(plan.search_cells(task, variant), rates, strict=True):
-        result = store.read(cell.key)
+        result = store.read(cell)
         if result is not None and result.metric in result.valid:
             score = result.valid[result.metric]
             scores[rate] = score
@@ -194,7 +194,7 @@ def summarise(plan: Plan, store: CellStore) -> Summary:
         for variant in plan.grid.variants:
             rate = choose_rate(plan, store, task, variant)
             cells = [] if rate.best is None else plan.final_cells(task, variant, rate.best)
-            results = [store.read(cell.key) for cell in cells]
+            results = [store.read(cell) for cell in cells]
             good = [result for result in results if result is not None and result.diverged is None]
             failures = _failures(plan, store, task, variant, cells, results)
             scores[task.name, variant.name] = Score(
@@ -265,7 +265,7 @@ def _failures(
 ) -> tuple[str, ...]:
     if not cells:
         searched = plan.search_cells(task, variant)
-        reasons = {_reason(store, cell, store.read(cell.key)) for cell in searched}
+        reasons = {_reason(store, cell, store.read(cell)) for cell in searched}
         return (f"every learning rate failed: {'; '.join(sorted(reasons))}",)
     return tuple(
         f"{f'fold {cell.fold}, ' if cell.fold else ''}seed {cell.config.seed}: {_reason(store, cell, result)}"

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mambavox.errors import RunError
 from mambavox.evaluation.compare import cell as cell_module
 from mambavox.evaluation.compare.cell import Cell, CellStore
 from mambavox.evaluation.compare.fingerprint import backbone_fingerprint, data_fingerprint
+from mambavox.runs.fields import option
 from mambavox.training.classify.config import ClassifyConfig
 
 CONFIG = ClassifyConfig(data="x", method="lora", method_options={"r": 2}, learning_rate=1e-3, seed=7, test_fold="2")
@@ -56,17 +58,42 @@ def test_where_things_lie_does_not(changes: dict[str, Any]) -> None:
     assert make(config=CONFIG.replace(**changes)).key == make().key
 
 
+def test_a_setting_that_is_added_loses_no_cell(tmp_path: Path) -> None:
+    """The file of a cell that was computed before the setting was there is found, and is still that of this cell."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Later(ClassifyConfig):
+        added: int = option(1, "A setting that is new.", group="Data")
+
+    now, later = make(), make(config=Later.from_mapping(CONFIG.to_mapping()))
+    assert later.key == now.key != make(config=later.config.replace(added=2)).key
+    store = CellStore(tmp_path)
+    store.write(imagined_result(now, [True]))
+    assert store.read(later) is not None
+
+
+def test_a_default_that_was_changed_is_told(tmp_path: Path) -> None:
+    store, cell = CellStore(tmp_path), make()
+    result = imagined_result(cell, [True])
+    store.write(replace(result, config={**result.config, "epochs": cell.config.epochs + 1}))
+    with pytest.raises(
+        RunError, match=f"was computed with epochs={cell.config.epochs + 1}; the cell is computed again"
+    ):
+        store.read(cell)
+
+
 def test_a_cell_survives_json() -> None:
     assert Cell.from_mapping(json.loads(json.dumps(make().to_mapping()))) == make()
 
 
 def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
-    store, result = CellStore(tmp_path), imagined_result(make(), [True, False])
-    assert store.read(result.key) is None
+    store, cell = CellStore(tmp_path), make()
+    result = imagined_result(cell, [True, False])
+    assert store.read(cell) is None
     store.write_failure(result.key, "no luck")
     assert store.failure(result.key) == "no luck"
     store.write(result)
-    assert store.read(result.key) == result
+    assert store.read(cell) == result
     assert store.failure(result.key) is None
     assert [path.name for path in (tmp_path / "cells").iterdir()] == [f"{result.key}.json"]
 
@@ -91,11 +118,12 @@ def _swap(path: Path) -> None:
     "damage", [_halve, _improve, _swap, lambda path: path.write_text("{}"), lambda p: p.write_text("")]
 )
 def test_a_damaged_result_is_named_and_not_believed(tmp_path: Path, damage: Callable[[Path], None]) -> None:
-    store, result = CellStore(tmp_path), imagined_result(make(), [True, False])
+    store, cell = CellStore(tmp_path), make()
+    result = imagined_result(cell, [True, False])
     store.write(result)
     damage(store.path(result.key))
     with pytest.raises(RunError, match=rf"{result.key}.json: is damaged"):
-        store.read(result.key)
+        store.read(cell)
 
 
 def test_the_datas_fingerprint(tones: str, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_all_folds_and_seeds_at_the_best_rate(
     store = CellStore(tmp_path)
     cells = make_plan(compared).final_cells(compared.tasks[0], variant, score.rate.best)
     assert [(cell.config.seed, cell.fold) for cell in cells] == [(s, f) for s in (0, 1) for f in ("1", "2", "3")]
-    results = [store.read(cell.key) for cell in cells]
+    results = [store.read(cell) for cell in cells]
     accuracies = [result.measure.score for result in results if result]
     assert score.values[0] == pytest.approx(sum(accuracies[:3]) / 3)
     assert not any((tmp_path / "work").iterdir())
@@ -50,7 +50,7 @@ def test_a_cell_is_the_run_that_its_configuration_says(
     compare(compared, tmp_path)
     plan, (variant, _) = make_plan(compared), compared.variants
     (cell,) = plan.final_cells(compared.tasks[0], variant, 0.01)
-    result = CellStore(tmp_path).read(cell.key)
+    result = CellStore(tmp_path).read(cell)
     assert result is not None
     alone = train(ClassifyConfig.from_mapping({**result.config, "output": str(tmp_path / "alone")}))
     assert sum(result.measure.values) == alone.scores["test"]["correct"]

@@ -1,6 +1,7 @@
 """Workers that are processes: what dies, what is killed, what goes on."""
 
 import io
+import json
 import multiprocessing
 import os
 import signal
@@ -38,7 +39,7 @@ def test_a_process_that_dies_is_replaced(plan: Plan, tmp_path: Path, monkeypatch
     store, stream = CellStore(tmp_path), io.StringIO()
     cells = [cell for task, variant in plan.pairs() for cell in plan.final_cells(task, variant, 0.01)]
     run_cells(cells, store, 1, Console(file=stream, width=300))
-    results = [store.read(cell.key) for cell in cells]
+    results = [store.read(cell) for cell in cells]
     assert [result is None for result in results] == [False, True, False]
     assert "its process ended with 9" in (store.failure(cells[1].key) or "")
     assert "FAILED: its process ended with 9" in stream.getvalue()
@@ -57,7 +58,7 @@ def test_each_worker_has_a_gpu_of_its_own(plan: Plan, tmp_path: Path, monkeypatc
         left.put(cell)
         worker.work_off(left, runner._Progress(1, store, Console(quiet=True)))
         worker.dismiss()
-    results = [store.read(cell.key) for cell in cells]
+    results = [store.read(cell) for cell in cells]
     assert [result.device.split()[1] for result in results if result] == ["4", "7"]
 
 
@@ -118,8 +119,8 @@ def test_sigkill_in_the_middle(
     names = {path.name for path in cells.iterdir()}
     assert names == {path.name for path in (tmp_path / "whole" / "cells").iterdir()}
     for name in names:
-        broken, whole = (CellStore(tmp_path / output).read(Path(name).stem) for output in ("broken", "whole"))
-        assert broken is not None
-        assert whole is not None
-        assert (broken.measures, broken.valid) == (whole.measures, whole.valid)
+        broken, whole = (
+            json.loads((tmp_path / output / "cells" / name).read_text())["result"] for output in ("broken", "whole")
+        )
+        assert (broken["measures"], broken["valid"]) == (whole["measures"], whole["valid"])
     assert not any((tmp_path / "broken" / "work").iterdir())
