@@ -27,7 +27,7 @@ setup: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-# Four methods; all sixteen: make quickstart QUICKSTART=--all
+# Four methods; all of them: make quickstart QUICKSTART=--all
 quickstart: .venv/usable
 	$(BIN)/mambavox quickstart --output runs/quickstart --overwrite $(QUICKSTART)
 

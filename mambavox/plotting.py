@@ -42,6 +42,7 @@ class Style:
 
 METHOD_STYLES = {
     "mambadapter": Style("#D55E00", "o"),
+    "mambadapter-residual": Style("#F0A07A", (5, 1, 0), "--", "//"),
     "bottleneck": Style("#0072B2", "s"),
     "lora": Style("#009E73", "^"),
     "linear": Style("#888888", "X"),

@@ -27,7 +27,7 @@ from mambavox.adapters.hosts import (
     lora_targets,
     train_all,
 )
-from mambavox.adapters.mambadapter import MambAdapterConfig
+from mambavox.adapters.mambadapter import RESIDUAL, MambAdapterConfig
 from mambavox.adapters.mixture import MixtureOfAdaptersConfig
 from mambavox.adapters.prefix import PrefixConfig
 from mambavox.adapters.prompt import PromptConfig
@@ -98,6 +98,13 @@ METHODS: dict[str, Method] = {
             "a Mamba block beside each feed-forward sublayer, between projections that all layers share",
             5e-3,
             MambAdapterConfig,
+        ),
+        Method(
+            "mambadapter-residual",
+            "a bottleneck adapter with small Mamba blocks inside beside each feed-forward sublayer",
+            5e-3,
+            MambAdapterConfig,
+            lambda model: dict(RESIDUAL),
         ),
         Method(
             "bottleneck",

@@ -35,7 +35,7 @@ from mambavox.runs.folder import METRICS_FILE, is_run, read_run, task_of
 
 BASE = "__base__"
 """Name of the Whisper without an adapter."""
-_OF_ROWS = ("mambadapter", "bottleneck", "conformer", "convpass", "moa", "lora")
+_OF_ROWS = ("mambadapter", "mambadapter-residual", "bottleneck", "conformer", "convpass", "moa", "lora")
 """Methods whose adapters may differ from row to row of a batch."""
 AUTO = "auto"
 """As the language: the one whose transcript is the likeliest."""

@@ -20,7 +20,7 @@ class CompareOptions:
     """What the command takes, as typer wants it."""
 
     preset: Annotated[
-        Literal["table1", "table2", "scaling", "ablation", "surface", "few-shot", "latency"] | None,
+        Literal["table1", "table2", "scaling", "ablation", "surface", "few-shot", "whisper-base", "latency"] | None,
         typer.Option(help="A ready comparison, mostly the MambAdapter paper's; without it, give --methods."),
     ] = None
     task: Annotated[
@@ -142,6 +142,7 @@ def _with_rates(grid: "Grid", text: str | None) -> "Grid":
     if text is None:
         return grid
     words = [word.strip() for word in text.split(",") if word.strip()]
+    grid = replace(grid, variants=tuple(replace(variant, learning_rate=None) for variant in grid.variants))
     try:
         if all(word.startswith("x") for word in words):
             return replace(grid, learning_rates=(), rate_factors=tuple(float(word[1:]) for word in words))

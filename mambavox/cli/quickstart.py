@@ -12,7 +12,8 @@ def quickstart_command(
     output: Annotated[Path, typer.Option(help="folder to write")] = Path("runs/quickstart"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier quickstart there")] = False,
     every: Annotated[
-        bool, typer.Option("--all", help="compare all sixteen methods, in six minutes, not four in two")
+        bool,
+        typer.Option("--all", help="compare every method, which takes six minutes, instead of four, which take two"),
     ] = False,
     clips_per_word: Annotated[int, typer.Option(min=4, help="recordings of each of the 12 commands")] = 60,
     epochs: Annotated[int, typer.Option(min=1, help="passes over the training split")] = 6,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 METHOD_NAMES = (
     "mambadapter",
+    "mambadapter-residual",
     "bottleneck",
     "conformer",
     "convpass",

@@ -61,6 +61,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora-32": ("lora", {"r": 32, "lora_alpha": 64}),
     "lora-16": ("lora", {"r": 16, "lora_alpha": 32}),
     "conformer-40": ("conformer", {"bottleneck_dim": 40}),
+    "full": ("full", {}),
     # The paper's block, and with the straight path.
     "paper-64": ("mambadapter", {"bottleneck_dim": 64}),
     "shared-64-block-64": ("mambadapter", {"bottleneck_dim": 64, **STRAIGHT}),
@@ -78,7 +79,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "shared-64-block-64-small": ("mambadapter", {"bottleneck_dim": 64, **SMALL, **STRAIGHT}),
     "own-48-block-48-small": ("mambadapter", {"bottleneck_dim": 48, "sharing": "none", **SMALL, **STRAIGHT}),
 }
-"""Method and options of each variant; ``train_norms`` is off throughout."""
+"""Method and options of each variant; ``train_norms`` is off but for full fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Cell:
         options = {**options, **dict(self.options)}
         if self.dropout:
             options["lora_dropout" if method == "lora" else "dropout"] = self.dropout
-        return method, options if method == "lora" else {"train_norms": False, **options}
+        return method, options if method in ("lora", "full") else {"train_norms": False, **options}
 
 
 def cells(stage: str) -> list[Cell]:
@@ -149,6 +150,12 @@ def cells(stage: str) -> list[Cell]:
             Cell("own-48-block-48-small", language="ckb"),
         ],
         "rates": [Cell(name, rate=rate) for rate in (1e-3, 1e-2) for name in (own, "bottleneck-64", "lora-32")],
+        "regular-ckb": [Cell(name, language="ckb", **masked) for name in (own, "bottleneck-64")],
+        "other-rates": [
+            *(Cell("full", rate=rate) for rate in (3e-5, 1e-4, 3e-4)),
+            *(Cell("conformer-40", rate=rate) for rate in (1e-3, 3e-3, 1e-2)),
+            *(Cell("paper-64", rate=rate) for rate in (3e-4, 1e-3, 3e-3)),
+        ],
         "parts": [Cell(own, part_rates=(("block", 0.3),)), Cell(own, part_rates=(("block", 3.0),))],
     }
     if stage not in stages:

@@ -17,13 +17,21 @@ from mambavox.errors import ConfigError, HostError
 
 
 def test_every_method_says_what_it_is() -> None:
-    own = "mambadapter bottleneck conformer convpass bitfit prefix prompt moa gc-lora"
+    own = "mambadapter mambadapter-residual bottleneck conformer convpass bitfit prefix prompt moa gc-lora"
     assert list(METHODS) == f"{own} lora dora vera adalora ia3 linear full".split()
     for name, method in METHODS.items():
         assert method.name == name and method.summary and 0 < method.learning_rate < 0.1
     assert {"bottleneck_dim", "placement", "d_state", "dropout"} <= set(METHODS["mambadapter"].options())
     assert {"r", "lora_alpha", "use_dora", "target_modules"} <= set(METHODS["lora"].options())
     assert not {"peft_type", "modules_to_save", "task_type"} & set(METHODS["bottleneck"].options())
+
+
+def test_mambadapters_residual_form_is_a_set_of_its_options() -> None:
+    adapted = apply_method(make_whisper_seq2seq(), "mambadapter-residual", {"d_state": 4}, check=False)
+    config = adapted.peft_config["default"]
+    assert isinstance(config, MambAdapterConfig)
+    assert (config.residual, config.mixer_dim, config.sharing, config.d_state) == ("gelu", 16, "none", 4)
+    assert MambAdapterConfig().residual == "none"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mambavox.cli import app
+from mambavox.cli.compare import CompareOptions, _grid
 from mambavox.evaluation.compare import compare as compare_module
 from mambavox.evaluation.compare.worker import run_cell
 
@@ -43,6 +44,11 @@ def test_a_dry_run_lists_the_cells(flags: tuple[str, ...], tmp_path: Path) -> No
     assert lines[0] == "search: tones, seed 0, rate 0.001, linear: 0 parameters, to do"
     assert lines[5].startswith("final: tones, seed 0, its best rate, lora r=2: ")
     assert not (tmp_path / "out").exists()
+
+
+def test_rates_that_are_given_come_before_those_of_a_preset() -> None:
+    grid = _grid(CompareOptions(preset="whisper-base", learning_rates="1e-4"), {})
+    assert {grid.rates(variant) for variant in grid.variants} == {(1e-4,)}
 
 
 def test_a_comparison(flags: tuple[str, ...], tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ class Grid:
                 self._base(variant, kind)
 
     def _check_settings(self) -> None:
-        kinds = list(dict.fromkeys(task.kind for task in self.tasks)) or ["classify"]
+        kinds = list(dict.fromkeys(task.kind for task in self.tasks)) or list(ADAPT_TASKS)
         checked: list[tuple[str, Iterable[str], list[str]]] = [("every task", self.settings, kinds)]
         checked += [(task.name, task.settings.keys() - {"backbone"}, [task.kind]) for task in self.tasks]
         for where, settings, kinds in checked:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from mambavox.adapters.mambadapter import RESIDUAL
+from mambavox.errors import ConfigError
 from mambavox.evaluation.compare.grid import Grid, Task, Variant
 from mambavox.runs.learning_rates import WHISPER_GRID
 from mambavox.training.whisper.presets import PRESETS as WHISPER_PRESETS
@@ -155,9 +157,49 @@ def table2(tasks: Sequence[Task]) -> Grid:
     return replace(grid, remarks=("The rates fall to zero; the paper's fall to different small ones.",))
 
 
+def whisper_base(tasks: Sequence[Task]) -> Grid:
+    """Table 2's question on Whisper base with twelve minutes of speech a language, which two CPU cores can answer.
+
+    The adapters have at most 1 % of the model's parameters (728,772; the bottleneck adapter's), and the two forms of
+    MambAdapter no more than any; one more row has a third of them. The rates are those with the lowest loss on
+    Upper Sorbian's valid split out of three or more, with none at an edge (``docs/results/adapter-study.md``).
+
+    Args:
+        tasks: of kind ``whisper``, one a language.
+
+    Raises:
+        ConfigError: a task is of another kind.
+    """
+    for task in tasks:
+        if task.kind != "whisper":
+            raise ConfigError(f"task {task.name} is of kind {task.kind}; expected {task.name}=whisper:{task.data}")
+    own = {**RESIDUAL, "train_norms": False}
+    paper = {"bottleneck_dim": 117, "d_state": 16, "d_conv": 8, "expand": 2, "train_norms": False}
+    variants = (
+        Variant("full fine-tuning", "full", {}, 1e-4),
+        Variant("LoRA", "lora", {"r": 59, "lora_alpha": 118}, 3e-3),
+        Variant("bottleneck", "bottleneck", {"bottleneck_dim": 118, "train_norms": False}, 3e-3),
+        Variant("conformer", "conformer", {"bottleneck_dim": 76, "kernel_size": 31, "train_norms": False}, 3e-3),
+        Variant("MambAdapter, paper", "mambadapter", paper, 1e-3),
+        Variant("MambAdapter, residual", "mambadapter", {**own, "bottleneck_dim": 115}, 3e-3),
+        Variant("MambAdapter, residual, a third", "mambadapter", {**own, "bottleneck_dim": 36}, 3e-3),
+    )
+    settings = {
+        "train_seconds": 720.0,
+        "epochs": 5,
+        "batch_size": 4,
+        "length_buckets": True,
+        "trim_encoder": True,
+        "metric_for_best_model": "loss",
+        "precision": "float32",
+    }
+    return Grid("whisper-base", variants, tuple(tasks), "openai/whisper-base", settings=settings)
+
+
 PRESETS: Mapping[str, Callable[[Sequence[Task]], Grid]] = {
     "table1": table1,
     "table2": table2,
+    "whisper-base": whisper_base,
     "scaling": scaling,
     "ablation": ablation,
     "surface": surface,

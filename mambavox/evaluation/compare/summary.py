@@ -251,7 +251,9 @@ def _reference(grid: Grid, folds: Mapping[str, Sequence[FoldValues]], config: Ad
         return grid.reference if grid.reference in folds else None
     sign = 1 if HIGHER_IS_BETTER[metric_of(config)] else -1
     means = {name: sign * float(np.mean([fold.by_seed.mean() for fold in own])) for name, own in folds.items()}
-    baselines = [variant.name for variant in grid.variants if variant.method != OUR_METHOD and variant.name in means]
+    baselines = [
+        variant.name for variant in grid.variants if not variant.method.startswith(OUR_METHOD) and variant.name in means
+    ]
     return max(baselines, key=lambda name: means[name], default=None)
 
 

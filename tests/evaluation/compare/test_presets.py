@@ -4,13 +4,23 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import torch
+from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from mambavox.adapters import METHODS
+from mambavox.adapters import METHODS, apply_method, trainable_parameters
 from mambavox.errors import ConfigError
 from mambavox.evaluation.compare.faithful import DEVIATIONS, RECIPES, make_faithful
 from mambavox.evaluation.compare.grid import Task, Variant
 from mambavox.evaluation.compare.listing import list_variants
-from mambavox.evaluation.compare.presets import PRESETS, ablation, choose_variants, few_shot, scaling, table1
+from mambavox.evaluation.compare.presets import (
+    PRESETS,
+    ablation,
+    choose_variants,
+    few_shot,
+    scaling,
+    table1,
+    whisper_base,
+)
 
 # Figure 2 of the paper, from the plot in the authors' repository: trained parameters by width.
 FIGURE_2 = {
@@ -86,7 +96,8 @@ def test_the_rows_of_table_1() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_a_grid_of_known_methods(name: str) -> None:
-    grid = PRESETS[name](TASKS)
+    tasks = [replace(task, kind="whisper", settings={}) for task in TASKS] if name == "whisper-base" else TASKS
+    grid = PRESETS[name](tasks)
     assert {variant.method for variant in grid.variants} <= METHODS.keys()
     assert len(grid.tasks) == (10 if name == "few-shot" else 2)
     assert len(PRESETS[name](()).variants) == len(grid.variants) > 4
@@ -102,6 +113,28 @@ def test_the_ablation_changes_one_thing_at_a_time() -> None:
     counts = {row["variant"]: row["parameters"] for row in list_variants(grid)}
     assert counts["no sharing"] - counts["MambAdapter"] == 276_144 + 12 - 64_824
     assert counts["no Mamba"] == 64_824 - 12 * 2_136
+
+
+def test_the_adapters_for_whisper_base_have_at_most_one_percent_of_it() -> None:
+    sizes = {"d_model": 512, "encoder_attention_heads": 8, "decoder_attention_heads": 8, "vocab_size": 51865}
+    layers = {
+        f"{stack}_{what}": n for stack in ("encoder", "decoder") for what, n in (("layers", 6), ("ffn_dim", 2048))
+    }
+    counts = {}
+    for variant in whisper_base(()).variants:
+        with torch.device("meta"):
+            model = WhisperForConditionalGeneration(WhisperConfig(**sizes, **layers))
+        adapted = apply_method(model, variant.method, variant.options, head=[], check=False)
+        counts[variant.name] = trainable_parameters(adapted)["adapter"]
+    assert counts.pop("full fine-tuning") == 71_825_920
+    third = counts.pop("MambAdapter, residual, a third")
+    assert all(0.98 * 728_772 < count <= 728_772 for count in counts.values()) and third < 728_772 / 3
+    assert counts["MambAdapter, residual"] < counts["bottleneck"] == 728_772 <= 0.0101 * 72_593_920
+
+
+def test_a_preset_for_whisper_refuses_other_tasks() -> None:
+    with pytest.raises(ConfigError, match="task esc50 is of kind classify; expected esc50=whisper:"):
+        whisper_base(TASKS)
 
 
 def test_few_shot_columns() -> None:
